@@ -1,0 +1,30 @@
+"""Fwd2Bot for LLaVA: the language model condenses an image into k summary tokens, and answers from them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .config import Fwd2BotConfig
+    from .hosts import add_fwd2bot
+    from .load import load_fwd2bot, register
+    from .trainer import Fwd2BotTrainer, Fwd2BotTrainingArguments
+
+_WHERE = {
+    "Fwd2BotConfig": ".config",
+    "add_fwd2bot": ".hosts",
+    "load_fwd2bot": ".load",
+    "register": ".load",
+    "Fwd2BotTrainer": ".trainer",
+    "Fwd2BotTrainingArguments": ".trainer",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:  # `fwd2bot --help` need not wait for torch
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name], __name__), name)

@@ -1,0 +1,151 @@
+"""The numbers of the method, each with its meaning and its source, to and from JSON.
+
+Sources: "paper" = arXiv 2503.21757; "VladVA" = arXiv 2412.04378, the same group's discriminative recipe; "our choice" = the
+paper does not say (its ranks, weights, temperature and pooling are not public).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "fwd2bot_config.json"
+STAGES = ("compress", "answer")
+POOLINGS = ("mean", "last", "first")
+BRIDGES = ("none", "scale", "linear")
+ADAPTERS = ("stage", "shared", "none")
+
+
+def _field(default: Any, help: str, source: str) -> Any:
+    factory = (
+        {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
+    )
+    return field(**factory, metadata={"help": f"{help} [{source}]", "source": source})
+
+
+@dataclass
+class Fwd2BotConfig:
+    """Configuration of Fwd2Bot. `dataclasses.fields(Fwd2BotConfig)` carries the help and the source of every field."""
+
+    num_summary_tokens: int = _field(16, "k: how many summary tokens an image is condensed into.", "paper: 16 and 32")
+    nested_k: list[int] | None = _field(
+        None,
+        "Prefix lengths, one drawn per batch while training, so that one model and one cache serve every budget "
+        "(e.g. 1,2,4,8,16). None trains the full length alone.",
+        "our choice",
+    )
+    image_prompt: str = _field("Summarize the image in a few words.", "Prompt after the dense tokens.", "paper")
+    text_prompt: str = _field("Summarize the text in a few words.", "Prompt after a caption's tokens.", "our choice")
+    pooling: str = _field("mean", "How a summary becomes one vector for retrieval: mean, last or first.", "our choice")
+    bridge: str = _field(
+        "none",
+        "What stands between a summary and the answer pass: none (fed straight back), scale (a gain per channel) or "
+        "linear (a matrix); both start at identity.",
+        "paper: none is named; measured in design.md, fact 9",
+    )
+    adapters: str = _field(
+        "stage",
+        "stage: one LoRA adapter per stage; shared: one for both; none: no adapter, the language model itself trains.",
+        "paper: stage",
+    )
+    contrastive_weight: float = _field(1.0, "Weight of the contrastive loss.", "our choice")
+    answer_weight: float = _field(1.0, "Weight of the answer loss.", "our choice")
+    distill_weight: float = _field(
+        0.0, "Weight of KL(base with dense tokens || answer pass) on the answer tokens; 0 turns it off.", "our choice"
+    )
+    temperature_init: float = _field(0.07, "First temperature of the contrastive loss; it is learned.", "CLIP's")
+    lora_r: int = _field(64, "LoRA rank of each adapter.", "our choice; VladVA: 16")
+    lora_alpha: int = _field(128, "LoRA alpha of each adapter.", "our choice; VladVA: 16")
+    lora_dropout: float = _field(0.0, "LoRA dropout. Above 0 the two passes see different masks.", "our choice")
+    lora_targets: list[str] = _field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "Names of the linear layers, inside the language model's blocks only, that get LoRA.",
+        "VladVA: all linear layers of the language model",
+    )
+    contrastive_chunk: int | None = _field(
+        None,
+        "Images (and captions) per chunk of the compress pass. Each chunk is recomputed in backward, so that the number "
+        "of negatives is not bound by memory; gradients are unchanged. None keeps all activations.",
+        "GradCache, arXiv 2101.06983",
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_summary_tokens, bool) or not isinstance(self.num_summary_tokens, int):
+            raise ValueError(f"num_summary_tokens must be a whole number, got {self.num_summary_tokens!r}.")
+        if self.num_summary_tokens < 1:
+            raise ValueError(
+                f"num_summary_tokens must be at least 1, got {self.num_summary_tokens}. To run the base without "
+                "Fwd2Bot use `with model.fwd2bot_disabled():`, or train without --fwd2bot."
+            )
+        if self.nested_k is not None:
+            self.nested_k = sorted(set(self.nested_k))
+            if not self.nested_k or not all(1 <= j <= self.num_summary_tokens for j in self.nested_k):
+                raise ValueError(
+                    f"nested_k must hold numbers from 1 to num_summary_tokens={self.num_summary_tokens}, "
+                    f"got {self.nested_k}."
+                )
+        for name, allowed in (("pooling", POOLINGS), ("bridge", BRIDGES), ("adapters", ADAPTERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("contrastive_weight", "answer_weight", "distill_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        if not 0 < self.temperature_init < float("inf"):
+            raise ValueError(f"temperature_init must be above 0, got {self.temperature_init}.")
+        if self.adapters != "none" and (self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1):
+            raise ValueError(
+                f"LoRA needs lora_r >= 1, lora_alpha > 0 and 0 <= lora_dropout < 1, got {self.lora_r}, "
+                f"{self.lora_alpha}, {self.lora_dropout}."
+            )
+        self.lora_targets = list(self.lora_targets)
+        if self.adapters != "none" and not self.lora_targets:
+            raise ValueError("lora_targets is empty: name at least one linear layer, or set adapters='none'.")
+        if self.contrastive_chunk is not None and self.contrastive_chunk < 1:
+            raise ValueError(f"contrastive_chunk must be at least 1, or None, got {self.contrastive_chunk}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fwd2BotConfig:
+        """Raises ValueError on a name that this version does not know, rather than drop it without a word."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"Unknown Fwd2Bot settings: {', '.join(sorted(unknown))}. They may come from a newer llava_fwd2bot."
+            )
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the settings alone as JSON; `model.save_pretrained` writes them within the checkpoint."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Fwd2BotConfig:
+        return cls.from_dict(read_json(path))
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object from `path`; ValueError with the place of the fault when it is none."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). It is damaged: restore it or save it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object. It is damaged: restore it.")
+    return values
+
+
+def write_json(path: str | os.PathLike, values: dict[str, Any]) -> None:
+    """Writes beside `path`, then renames: a full disk leaves what was there before."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

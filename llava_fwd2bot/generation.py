@@ -1,0 +1,91 @@
+"""`generate` from pixels or from stored summaries, with the ids that the base would return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _WholePrompt:
+    """A streamer between generate and the user's: the first ids it gets are the prompt, which must be the caller's."""
+
+    def __init__(self, streamer: Any, prompt: Tensor) -> None:
+        self.streamer, self.prompt = streamer, prompt
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt is not None:
+            value, self.prompt = self.prompt, None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+class Fwd2BotGenerationMixin:
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """The base's `generate`, with `summary=` [M, k, D] as an alternative to `pixel_values=`, and `num_tokens=` j ≤ k.
+
+        The prompt in the answer is the caller's, placeholders included, so that code which slices it off by its length
+        works unchanged. `max_length` and `min_length` count that prompt as well. Padding may be on either side.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        summary, num_tokens = kwargs.pop("summary", None), kwargs.pop("num_tokens", None)
+        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
+        if not self._fwd2bot_enabled or (summary is None and not image_inputs):
+            if summary is not None:
+                raise ValueError("Fwd2Bot is disabled here: the base knows no summaries.")
+            if input_ids is not None:
+                kwargs["input_ids"] = input_ids
+            return super().generate(generation_config=generation_config, **image_inputs, **kwargs)
+        if input_ids is None:
+            raise ValueError("generate needs input_ids that say where the images stand.")
+        if kwargs.get("past_key_values") is not None or kwargs.get("inputs_embeds") is not None:
+            raise ValueError("A prompt with images takes neither past_key_values nor inputs_embeds.")
+        attention_mask = kwargs.pop("attention_mask", None)
+        if attention_mask is None:
+            attention_mask = self._mask_from_padding(input_ids, generation_config, kwargs)
+        summary, lengths = self._summaries(summary, image_inputs, num_tokens)
+        plan = self._collapse(input_ids, attention_mask, summary, lengths)
+        rows, mask = self._answer_rows(plan, input_ids, summary, side="left")  # [B, L, D], [B, L]
+        # the ids that go along keep logits processors (repetition penalty, …) and lengths as they are in the base
+        short, _ = plan.pad(input_ids.flatten()[plan.origin], side="left")  # [B, L]
+        pad = self._generation_setting("pad_token_id", generation_config, kwargs)
+        short = short.masked_fill(~mask, 0 if pad is None else pad)
+        shorter_by = input_ids.shape[1] - short.shape[1]
+        for name in ("max_length", "min_length"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = max(kwargs[name] - shorter_by, 0)
+            elif generation_config is not None and getattr(generation_config, name, None):
+                kwargs[name] = max(getattr(generation_config, name) - shorter_by, 0)
+        if kwargs.get("streamer") is not None:
+            kwargs["streamer"] = _WholePrompt(kwargs["streamer"], input_ids.cpu())
+        out = super().generate(
+            input_ids=short,
+            inputs_embeds=rows,
+            attention_mask=mask.long(),
+            generation_config=generation_config,
+            **kwargs,
+        )
+        sequences = out if isinstance(out, Tensor) else out.sequences
+        prompt = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0).to(sequences.device)
+        sequences = torch.cat([prompt, sequences[:, short.shape[1] :]], dim=1)
+        if isinstance(out, Tensor):
+            return sequences
+        out.sequences = sequences
+        return out
+
+    def _mask_from_padding(self, input_ids: Tensor, generation_config: Any, kwargs: dict[str, Any]) -> Tensor:
+        # as generate itself does: padding is told from the ids where the pad token cannot also be an end of text
+        pad = self._generation_setting("pad_token_id", generation_config, kwargs)
+        ends = self._generation_setting("eos_token_id", generation_config, kwargs)
+        ends = ends if isinstance(ends, (list, tuple)) else [ends]
+        if pad is None or pad in ends:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long()
+
+    def _generation_setting(self, name: str, generation_config: Any, kwargs: dict[str, Any]) -> Any:
+        value = kwargs.get(name, getattr(generation_config, name, None))
+        return getattr(self.generation_config, name, None) if value is None else value

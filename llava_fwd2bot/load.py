@@ -1,0 +1,140 @@
+"""Opening a Fwd2Bot checkpoint: its base, float or quantised, then what was trained."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .checkpoint import check_base, load_weights, read_checkpoint
+from .config import CONFIG_NAME
+from .hosts import host_class, install
+
+# names that belong to the checkpoint's own place on a hub, not to its base
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+_AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "adapter_kwargs", "subfolder")
+
+
+def register() -> None:
+    """Lets transformers' AutoConfig, AutoModelForImageTextToText and AutoProcessor open Fwd2Bot checkpoints."""
+    from .hosts import llava
+
+    llava.register()
+
+
+def load_fwd2bot(
+    path: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    *,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    **loading: Any,
+) -> tuple[nn.Module, Any]:
+    """The model and the processor of a Fwd2Bot checkpoint.
+
+    Args:
+        path: the checkpoint's folder, or its name on the hub.
+        base: the base, where it is no longer at the place that the checkpoint names.
+        load_in_4bit, load_in_8bit: quantise the language model's linear layers with bitsandbytes (extra `[quantized]`);
+            vision tower, projector, head and summary tokens stay as they are. Fields of BitsAndBytesConfig may follow.
+        loading: passed to the base's `from_pretrained` (dtype, device_map, attn_implementation, …).
+
+    Returns:
+        (model, processor), the model in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint there, damaged, or `base` is not the base it was trained on.
+        ImportError: bitsandbytes is needed and missing.
+    """
+    from transformers import AutoProcessor
+
+    register()
+    path = local_folder(path, loading)
+    quantization = quantization_config(load_in_4bit, load_in_8bit, loading)
+    if quantization is not None:
+        loading["quantization_config"] = quantization
+    model = open_checkpoint(path, base=base, **loading)
+    own = any((path / name).is_file() for name in ("processor_config.json", "tokenizer_config.json"))
+    processor = AutoProcessor.from_pretrained(path if own else model.name_or_path)
+    return model, processor
+
+
+def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = None, **loading: Any) -> nn.Module:
+    """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
+    path = local_folder(path, loading)
+    for name in _HUB + _AUTO:
+        loading.pop(name, None)
+    settings = read_checkpoint(path)
+    source = base_of(path, base, settings)
+    host = host_class(settings["base"]["fingerprint"]["class"])
+    quantization = loading.get("quantization_config")
+    if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
+        quantization.llm_int8_skip_modules = list(host.quantization_skip)
+    model = host.base_class.from_pretrained(source, **loading)
+    install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
+    check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
+    load_weights(model, path)
+    return model.eval()
+
+
+def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
+    """`path` itself, or the folder that the hub's copy of it was brought to."""
+    if Path(path).exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
+
+
+def base_of(
+    path: str | os.PathLike, base: str | os.PathLike | None = None, settings: dict[str, Any] | None = None
+) -> str:
+    """Where the base of the checkpoint at `path` is: as given, as named, or at the same place beside the checkpoint.
+
+    Raises:
+        FileNotFoundError: the checkpoint names a folder that is not there any more, or no base at all.
+    """
+    if base is not None:
+        return str(base)
+    named = (settings or read_checkpoint(path))["base"]
+    relative = named.get("relative_path")
+    for folder in (relative and Path(path) / relative, relative and Path(named["name_or_path"])):
+        if folder and folder.is_dir():
+            return str(folder.resolve())
+    if relative or not named["name_or_path"]:
+        where = named["name_or_path"] or "a model that had no name"
+        raise FileNotFoundError(2, f"The base of {path} is missing. Pass where it is now: base=…", where)
+    return named["name_or_path"]
+
+
+def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[str, Any]) -> Any:
+    """A BitsAndBytesConfig, or None; takes its fields out of `options`.
+
+    Raises:
+        ImportError: bitsandbytes is missing; the message names the extra.
+        ValueError: both widths at once, or fields without a width.
+    """
+    from transformers import BitsAndBytesConfig
+
+    fields = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}
+    given = {name: options.pop(name) for name in list(options) if name in fields}
+    if load_in_4bit and load_in_8bit:
+        raise ValueError("Choose one of load_in_4bit and load_in_8bit.")
+    if not (load_in_4bit or load_in_8bit):
+        if given:
+            raise ValueError(f"{', '.join(sorted(given))} need load_in_4bit=True or load_in_8bit=True.")
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(
+            "Quantised loading needs bitsandbytes, which is not installed: pip install 'llava_fwd2bot[quantized]'"
+        )
+    return BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, **given)
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether a Fwd2Bot checkpoint, rather than a base, is at `path`."""
+    return (Path(path) / CONFIG_NAME).is_file()

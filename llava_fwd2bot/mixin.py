@@ -1,0 +1,471 @@
+"""Fwd2BotMixin: compress, embed, forward, generate, over a host's four hooks.
+
+    class Fwd2BotLlava(Fwd2BotMixin, LlavaForConditionalGeneration): …
+
+The mixin is put on a loaded model by changing the class of that one model (`add_fwd2bot`). Shapes as in bottleneck.py;
+C rows with a caption, V vocabulary, j ≤ k summary tokens in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
+
+from .adapters import StageAdapters, TrainedCopy
+from .bottleneck import Collapsed, SummaryTokens, collapse, compress_pass, embed
+from .config import Fwd2BotConfig
+from .generation import Fwd2BotGenerationMixin
+from .losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss, gather_with_grad
+
+
+@dataclass
+class Fwd2BotOutput(ModelOutput):
+    """What `forward` gives for a batch with labels or captions; a loss that the batch does not feed is None.
+
+    `logits` [B, T, V] stand at the caller's positions. Only those whose next token is labelled are computed, the rest are
+    zeros; None with `return_logits=False`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    answer_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    distill_loss: Tensor | None = None
+    temperature: Tensor | None = None
+    retrieval_accuracy: Tensor | None = None
+
+
+class Fwd2BotMixin(Fwd2BotGenerationMixin):
+    # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
+    accepts_loss_kwargs = False
+    image_input_names: tuple[str, ...] = ("pixel_values",)
+
+    # ------------------------------------------------------------------ what a host gives
+    def _language_model(self) -> nn.Module:
+        """The bare decoder: takes `inputs_embeds`, answers `.last_hidden_state`."""
+        raise NotImplementedError
+
+    def _dense_tokens(self, **image_inputs: Any) -> list[Tensor]:
+        """V: the projected tokens of each image, M × [n_i, D]."""
+        raise NotImplementedError
+
+    def _image_token_id(self) -> int:
+        raise NotImplementedError
+
+    def _projector_slot(self) -> tuple[nn.Module, str]:
+        """Where the projector hangs: its parent module and its name there."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ setting up
+    def _init_fwd2bot(
+        self,
+        config: Fwd2BotConfig,
+        image_prompt_ids: list[int],
+        text_prompt_ids: list[int],
+        train_projector: bool = False,
+    ) -> None:
+        from .checkpoint import fingerprint
+
+        self._base_fingerprint = fingerprint(self)
+        self.requires_grad_(False)
+        self.fwd2bot_config = config
+        self._fwd2bot_enabled = True
+        embeddings = self.get_input_embeddings().weight
+        self.fwd2bot = SummaryTokens(config, embeddings, image_prompt_ids, text_prompt_ids)
+        if embeddings.dtype == torch.float64:
+            self.fwd2bot.double()
+        self._stages = StageAdapters(self._language_model(), config)
+        if config.adapters == "none":
+            self._language_model().requires_grad_(True)
+            self.get_output_embeddings().requires_grad_(True)
+        if train_projector:
+            self._train_projector()
+        for module in self.modules():  # checkpointing that was on before
+            if getattr(module, "gradient_checkpointing", False):
+                module._gradient_checkpointing_func = self._stages.checkpoint_safe(module._gradient_checkpointing_func)
+
+    def _train_projector(self) -> None:
+        parent, name = self._projector_slot()
+        original = getattr(parent, name)
+        if not isinstance(original, TrainedCopy):
+            trained = copy.deepcopy(original)
+            trained = trained.requires_grad_(True)
+            if next(trained.parameters()).dtype != torch.float64:
+                trained = trained.float()
+            setattr(parent, name, TrainedCopy(original, trained))
+
+    def trained_projector(self) -> nn.Module | None:
+        """The projector that was trained, or None where the base's own is in use."""
+        parent, name = self._projector_slot()
+        projector = getattr(parent, name)
+        return projector.copy if isinstance(projector, TrainedCopy) else None
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        safe = self._stages.checkpoint_safe(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=safe, **kwargs)
+
+    @contextmanager
+    def fwd2bot_disabled(self) -> Iterator[None]:
+        """Within it the model is the base, bit for bit.
+
+        Raises:
+            ValueError: the language model itself was trained (`adapters="none"`), so that no base is left in it.
+        """
+        if self.fwd2bot_config.adapters == "none":
+            raise ValueError(
+                'With adapters="none" the language model itself is trained: load the base by its own name instead.'
+            )
+        parent, name = self._projector_slot()
+        projector = getattr(parent, name)
+        before = self._fwd2bot_enabled
+        self._fwd2bot_enabled = False
+        if isinstance(projector, TrainedCopy):
+            projector.enabled = False
+        try:
+            with self._stages.use(None):
+                yield
+        finally:
+            self._fwd2bot_enabled = before
+            if isinstance(projector, TrainedCopy):
+                projector.enabled = before
+
+    # ------------------------------------------------------------------ compress pass
+    def compress(
+        self, pixel_values: Tensor | None = None, *, num_tokens: int | None = None, **image_inputs: Any
+    ) -> Tensor:
+        """The summaries S of images, [M, k, D].
+
+        Args:
+            pixel_values: as the host's processor gives them, with its other image inputs by keyword.
+            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; they are the first j rows of S.
+        """
+        if pixel_values is None:
+            raise ValueError("compress needs pixel_values, as the processor gives them.")
+        return self._compress_images({"pixel_values": pixel_values, **image_inputs}, num_tokens)[0]
+
+    def _compress_images(
+        self, image_inputs: dict[str, Any], num_tokens: int | None = None
+    ) -> tuple[Tensor, list[int]]:
+        dense = self._dense_tokens(**image_inputs)
+        return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
+
+    def compress_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
+    ) -> Tensor:
+        """The summaries of texts by the same pass, text in the place of V: [C, T] → [C, k, D]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"The texts in rows {empty} are empty: there is nothing to compress.")
+        words = self.get_input_embeddings()
+        contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
+        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        k = self.fwd2bot_config.num_summary_tokens
+        j = k if num_tokens is None else num_tokens
+        if not 1 <= j <= k:
+            raise ValueError(f"num_tokens must be from 1 to this model's k = {k}, got {j}.")
+        if not self._fwd2bot_enabled:
+            raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
+
+        def run(*contexts: Tensor) -> Tensor:
+            with self._stages.use("compress"):
+                prompt = self.get_input_embeddings()(prompt_ids)
+                return compress_pass(self._language_model(), contexts, prompt, self.fwd2bot.tokens[:j])
+
+        chunk = self.fwd2bot_config.contrastive_chunk
+        if chunk is None or len(contexts) <= chunk or not (self.training and torch.is_grad_enabled()):
+            return run(*contexts)
+        # a checkpointed chunk is GradCache: forward keeps the summaries alone, backward recomputes chunk by chunk
+        chunks = [contexts[at : at + chunk] for at in range(0, len(contexts), chunk)]
+        return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in chunks])
+
+    # ------------------------------------------------------------------ retrieval
+    def embed_image(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        summary: Tensor | None = None,
+        num_tokens: int | None = None,
+        **image_inputs: Any,
+    ) -> Tensor:
+        """Unit vectors of images, [M, D], from pixels or from summaries already at hand."""
+        if summary is None:
+            summary = self.compress(pixel_values, num_tokens=num_tokens, **image_inputs)
+        return embed(summary[:, :num_tokens], self.fwd2bot_config.pooling)
+
+    def embed_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
+    ) -> Tensor:
+        """Unit vectors of texts, [C, D]; the dot product with `embed_image` is the cosine that training compares."""
+        return embed(self.compress_text(input_ids, attention_mask, num_tokens=num_tokens), self.fwd2bot_config.pooling)
+
+    # ------------------------------------------------------------------ both passes
+    def _summaries(
+        self, summary: Tensor | None, image_inputs: dict[str, Any], num_tokens: int | None
+    ) -> tuple[Tensor | None, list[int] | None]:
+        """S of the batch's images [M, j, D] (None without images), and n of each image where it is known."""
+        if summary is not None:
+            if image_inputs:
+                raise ValueError("Give either summary or pixel_values, not both.")
+            size = self.get_input_embeddings().weight.shape[1]
+            if summary.dim() != 3 or summary.shape[-1] != size or summary.shape[1] < 1:
+                raise ValueError(f"summary must be [images, tokens, {size}], got {list(summary.shape)}.")
+            if num_tokens is not None and not 1 <= num_tokens <= summary.shape[1]:
+                raise ValueError(f"num_tokens must be from 1 to the {summary.shape[1]} given, got {num_tokens}.")
+            return summary[:, :num_tokens], None
+        if not image_inputs:
+            return None, None
+        nested = self.fwd2bot_config.nested_k
+        if num_tokens is None and nested and self.training:
+            num_tokens = nested[int(torch.randint(len(nested), ()))]
+        return self._compress_images(image_inputs, num_tokens)
+
+    def _collapse(
+        self, input_ids: Tensor, attention_mask: Tensor | None, summary: Tensor | None, lengths: list[int] | None
+    ) -> Collapsed:
+        images, k = (0, 1) if summary is None else summary.shape[:2]
+        return collapse(input_ids, attention_mask, self._image_token_id(), images, k, lengths)
+
+    def _answer_rows(
+        self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None, side: str = "right"
+    ) -> tuple[Tensor, Tensor]:
+        """The rows that the answer pass reads [B, L, D], and their mask [B, L]."""
+        words = self.get_input_embeddings()(input_ids.flatten()[plan.origin].masked_fill(plan.is_summary, 0))
+        if summary is not None:
+            summary = self.fwd2bot.bridge(summary.to(self.fwd2bot.tokens.dtype)).to(words.device)
+        return plan.pad(plan.embeds(words, summary), side)
+
+    def _backbone_forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        summary: Tensor | None = None,
+        num_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The answer pass in the place of the host's own backbone, in and out at the caller's positions.
+
+        Trainers that run the backbone themselves and apply the head to what they need (TRL) come through here.
+        """
+        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
+        has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if not self._fwd2bot_enabled or (summary is None and not image_inputs):
+            if self._fwd2bot_enabled and input_ids is not None and not has_past:
+                self._collapse(input_ids, attention_mask, None, None)  # placeholders without an image are an error
+            return self._host_backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                **image_inputs,
+                **kwargs,
+            )
+        if has_past or position_ids is not None or input_ids is None:
+            raise ValueError(
+                "A batch with images needs input_ids, and neither past_key_values nor position_ids: collapsing the image "
+                "placeholders changes the positions. Use generate() to continue a text."
+            )
+        summary, lengths = self._summaries(summary, image_inputs, num_tokens)
+        plan = self._collapse(input_ids, attention_mask, summary, lengths)
+        rows, mask = self._answer_rows(plan, input_ids, summary)
+        kwargs["return_dict"] = True
+        out = self._host_backbone(inputs_embeds=rows, past_key_values=past_key_values, **kwargs)
+        out.last_hidden_state = plan.spread(out.last_hidden_state[mask], input_ids.shape)
+        return out
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        caption_input_ids: Tensor | None = None,
+        caption_attention_mask: Tensor | None = None,
+        summary: Tensor | None = None,
+        num_tokens: int | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Both passes and both losses on the standard batch, in which each image stands as n placeholders.
+
+        Args:
+            input_ids, attention_mask, labels: [B, T], padded on either side; rows may hold several images, or none.
+            pixel_values (and the host's other image inputs): images in the order of their placeholders.
+            summary: [M, k, D] from `compress`, instead of pixel_values.
+            caption_input_ids, caption_attention_mask: [B, L]; row i captions the first image of row i, a row of zeros in
+                the mask has no caption. Without input_ids, row i captions image i.
+            num_tokens: j ≤ k. While training with `nested_k`, drawn at random where not given.
+
+        Returns:
+            Fwd2BotOutput with labels or captions, otherwise the host's own output with logits at the caller's positions.
+
+        Raises:
+            ValueError: images and placeholders do not match; a caption without an image; nothing to learn from.
+        """
+        if not self._fwd2bot_enabled or (labels is None and caption_input_ids is None):
+            given = {
+                "pixel_values": pixel_values,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "labels": labels,
+                "summary": summary,
+                "num_tokens": num_tokens,
+            }
+            if not self._fwd2bot_enabled and (summary is not None or caption_input_ids is not None):
+                raise ValueError("Fwd2Bot is disabled here: the base knows neither summaries nor captions.")
+            given = {name: value for name, value in given.items() if value is not None}
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                logits_to_keep=logits_to_keep,
+                **given,
+                **kwargs,
+            )
+        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
+        summary, lengths = self._summaries(summary, image_inputs, num_tokens)
+        out = Fwd2BotOutput()
+        terms: list[Tensor] = []
+        if input_ids is not None:
+            plan = self._collapse(input_ids, attention_mask, summary, lengths)
+            image_row, batch = plan.image_row, len(input_ids)
+        else:
+            batch = len(caption_input_ids)
+            image_row = torch.arange(0 if summary is None else len(summary), device=caption_input_ids.device)
+        if labels is not None:
+            self._answer(
+                out, terms, input_ids, attention_mask, labels, summary, lengths, plan, image_inputs, return_logits
+            )
+        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        weight = self.fwd2bot_config.contrastive_weight
+        if caption_input_ids is not None or (distributed and weight > 0):
+            images, texts = self._pairs(summary, image_row, batch, caption_input_ids, caption_attention_mask)
+            images, texts = gather_with_grad(images), gather_with_grad(texts)  # every rank, even with no pair
+            if len(images):
+                scale = self.fwd2bot.logit_scale
+                if self.training:
+                    with torch.no_grad():
+                        scale.clamp_(max=MAX_LOGIT_SCALE)
+                out.contrastive_loss, out.retrieval_accuracy = contrastive_loss(images, texts, scale)
+                out.temperature = (-scale.detach()).exp()
+                terms.append(weight * out.contrastive_loss)
+        if not terms:
+            raise ValueError("This batch has neither a labelled token nor a caption: there is nothing to learn from.")
+        out.loss = sum(terms)
+        if distributed:  # DistributedDataParallel waits for every parameter, also those a text-only batch leaves out
+            out.loss = out.loss + sum(0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
+        return out
+
+    def _answer(
+        self,
+        out: Fwd2BotOutput,
+        terms: list[Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        summary: Tensor | None,
+        lengths: list[int] | None,
+        plan: Collapsed,
+        image_inputs: dict[str, Any],
+        return_logits: bool,
+    ) -> None:
+        """Adds the answer loss, and the distillation loss, of the rows that have labels."""
+        supervised = (labels[:, 1:] != -100).any(1)  # [B]
+        shape, at_rows = labels.shape, supervised.nonzero().flatten()
+        if not len(at_rows):
+            return
+        if len(at_rows) < len(labels):  # rows for the contrastive loss alone need no answer pass
+            if summary is not None:
+                used = supervised[plan.image_row]
+                summary = summary[used]
+                lengths = lengths and [n for n, use in zip(lengths, used.tolist(), strict=True) if use]
+                summary = summary if len(summary) else None
+            row_mask = None if attention_mask is None else attention_mask[at_rows]
+            plan = self._collapse(input_ids[at_rows], row_mask, summary, lengths)
+        origin = (at_rows[:, None] * shape[1] + torch.arange(shape[1], device=labels.device)).flatten()[plan.origin]
+        rows, mask = self._answer_rows(plan, input_ids[at_rows], summary)
+        hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]  # [N, D]
+        targets = labels.flatten()[origin].masked_fill(plan.is_summary, -100)  # [N]
+        targets = torch.cat([targets[1:], targets.new_tensor([-100])])
+        targets[plan.lengths.cumsum(0) - 1] = -100  # the end of a row does not predict the next row
+        labelled = (targets != -100).nonzero().flatten()
+        logits = self.get_output_embeddings()(hidden[labelled])  # the head runs where a label is, and nowhere else
+        out.answer_loss = answer_loss(logits, targets[labelled])
+        terms.append(self.fwd2bot_config.answer_weight * out.answer_loss)
+        if self.fwd2bot_config.distill_weight > 0:
+            with torch.no_grad(), self.fwd2bot_disabled():
+                teacher = self._host_backbone(
+                    input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **image_inputs
+                ).last_hidden_state
+                teacher = self.get_output_embeddings()(teacher.flatten(0, 1)[origin[labelled]])
+            out.distill_loss = distillation_loss(logits, teacher)
+            terms.append(self.fwd2bot_config.distill_weight * out.distill_loss)
+        if return_logits:
+            spread = logits.new_zeros(shape.numel(), logits.shape[-1]).index_copy(0, origin[labelled], logits)
+            out.logits = spread.view(*shape, -1)
+
+    def _pairs(
+        self,
+        summary: Tensor | None,
+        image_row: Tensor,
+        batch: int,
+        caption_ids: Tensor | None,
+        caption_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors of this rank's captioned images and of their captions, both [C, D]."""
+        if caption_ids is None:
+            none = self.fwd2bot.tokens.new_zeros(0, self.fwd2bot.tokens.shape[1])
+            return none, none
+        caption_mask = torch.ones_like(caption_ids) if caption_mask is None else caption_mask
+        if len(caption_ids) != batch:
+            raise ValueError(f"{len(caption_ids)} captions for {batch} rows: give every row one, or an all-zero mask.")
+        at = caption_mask.any(1).nonzero().flatten()  # rows with a caption
+        images = len(image_row)
+        first = torch.full((batch,), images, device=image_row.device)
+        first = first.scatter_reduce(0, image_row, torch.arange(images, device=image_row.device), "amin")[at]
+        if bool((first == images).any()):
+            raise ValueError(f"Row(s) {at[first == images].tolist()} have a caption, but no image for it.")
+        if not len(at):
+            return self._pairs(summary, image_row, batch, None, None)
+        texts = self.compress_text(caption_ids[at], caption_mask[at], num_tokens=summary.shape[1])
+        pooling = self.fwd2bot_config.pooling
+        return embed(summary[first], pooling), embed(texts, pooling)
+
+    # ------------------------------------------------------------------ disk
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Writes the Fwd2Bot checkpoint (design: config, R, one PEFT adapter per stage); the base is not copied.
+
+        Args:
+            processor: the processor to save beside it, so that AutoProcessor opens the checkpoint.
+            state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
+        """
+        from .checkpoint import save_checkpoint
+
+        save_checkpoint(self, save_directory, processor=kwargs.get("processor"), state_dict=kwargs.get("state_dict"))

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version: dict[str, str] = {}
+exec((here / "llava_fwd2bot" / "version.py").read_text(), version)
+
+setup(
+    name="llava_fwd2bot",
+    version=version["__version__"],
+    description="Fwd2Bot for LLaVA: images as a few summary tokens, for answers and for retrieval",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "transformers>=5.4,<6",
+        "peft>=0.18",
+        "accelerate>=1.1",
+        "einops>=0.6",
+        "sentencepiece>=0.1.99",
+        "safetensors>=0.4",
+        "pillow>=10",
+    ],
+    extras_require={
+        "quantized": ["bitsandbytes>=0.46"],
+        "quickstart": ["easy-vqa==1.0", "matplotlib>=3.8"],
+        "test": ["pytest>=8", "bitsandbytes>=0.46", "trl>=1.0", "easy-vqa==1.0", "ruff"],
+    },
+    entry_points={"console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"]},
+)
