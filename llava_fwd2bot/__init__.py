@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .config import Fwd2BotConfig
-    from .hosts import add_fwd2bot
-    from .load import load_fwd2bot, register
-    from .trainer import Fwd2BotTrainer, Fwd2BotTrainingArguments
+    from .config import Fwd2BotConfig as Fwd2BotConfig
+    from .hosts import add_fwd2bot as add_fwd2bot
+    from .load import load_fwd2bot as load_fwd2bot
+    from .load import register as register
+    from .trainer import Fwd2BotTrainer as Fwd2BotTrainer
+    from .trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
 
 _WHERE = {
     "Fwd2BotConfig": ".config",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,6 +22,11 @@ from torch import nn
 from .config import STAGES, Fwd2BotConfig
 
 PEFT_PREFIX = "base_model.model."
+
+
+def lora_target(names: Sequence[str]) -> str:
+    """A pattern, for PEFT to match against whole names, of the layers called so inside numbered blocks."""
+    return rf"layers\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
 
 
 class StageAdapters:
@@ -44,8 +49,7 @@ class StageAdapters:
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)
         self.stage: str | None = "answer"  # the stage at rest; None is the base
-        # PEFT matches a string against the whole name, from the module it is given
-        target = rf"(.*\.)?layers\.\d+\.(.*\.)?({'|'.join(map(re.escape, config.lora_targets))})"
+        target = r"(.*\.)?" + lora_target(config.lora_targets)
         if self.names and not any(re.fullmatch(target, name) for name, _ in language_model.named_modules()):
             raise ValueError(
                 f"No layer of {type(language_model).__name__} is called {', '.join(config.lora_targets)}: "
@@ -86,7 +90,7 @@ class StageAdapters:
 
     @contextmanager
     def use(self, stage: str | None) -> Iterator[None]:
-        """Makes `stage` ("compress", "answer", or None for the base) active, and puts back what was, whatever happens."""
+        """Makes `stage` ("compress", "answer", or None: the base) active, and puts back what was, whatever happens."""
         before = self.stage
         self._activate(stage)
         try:

@@ -3,9 +3,9 @@
     compress pass   [V ; prompt ; R] ──► S          (paper, equation 1)
     answer pass     [… S … question] ──► answer     (paper, equation 2)
 
-Shapes: B rows, T tokens of a row, M images, n dense tokens of an image, k summary tokens, D hidden size, N tokens of all
-rows without padding. Rows are padded on the right wherever order allows: the mask is causal, so real tokens never see the
-padding, no attention mask is needed, and the fast attention kernels stay usable.
+Shapes: B rows, T tokens of a row, M images, n dense tokens of an image, k summary tokens, D hidden size, N tokens of
+all rows without padding. Rows are padded on the right wherever order allows: the mask is causal, so real tokens never
+see the padding, no attention mask is needed, and the fast attention kernels stay usable.
 """
 
 from __future__ import annotations

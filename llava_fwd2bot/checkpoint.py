@@ -1,4 +1,4 @@
-"""A Fwd2Bot checkpoint on disk: small, without the base, refused where the base or a file is not the one it was made with.
+"""A Fwd2Bot checkpoint on disk: small, without the base, refused where the base or a file is another one.
 
 fwd2bot_config.json     settings, ids of the prompts, the base and its fingerprint, a hash of each file
 fwd2bot.safetensors     R, temperature, bridge, projector if it was trained
@@ -107,8 +107,8 @@ def save_checkpoint(
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
             getattr(error, "errno", None) or 5,
-            f"The checkpoint could not be saved ({reason}). What was there before is unchanged; choose a directory that "
-            "can be written, with enough space",
+            f"The checkpoint could not be saved ({reason}). What was there before is unchanged; choose a directory "
+            "that can be written, with enough space",
             str(directory),
         ) from error
 
@@ -212,9 +212,7 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
     for name, expected in hashes:
         file = directory / name
         if not file.is_file():
-            raise FileNotFoundError(
-                2, "A file of this Fwd2Bot checkpoint is missing: copy the whole folder", str(file)
-            )
+            raise FileNotFoundError(2, "A file of this Fwd2Bot checkpoint is missing: copy the whole folder", str(file))
         if _hash(file) != expected:
             raise ValueError(f"{file} is not the file that was saved (its hash differs): restore it from a good copy.")
     return settings
@@ -259,18 +257,33 @@ def _copy(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> Non
         parameter.copy_(tensors[name])
 
 
+def write_card(model: nn.Module, directory: str | os.PathLike, training: dict[str, Any]) -> None:
+    """Writes the model card again, with the figures of a training run."""
+    path = Path(directory) / "README.md"
+    card = _card(model, _base_entry(model, Path(directory).absolute()))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    path.write_text(f"{card}\n## Training\n\n| | |\n|---|---|\n{rows}\n", encoding="utf-8")
+
+
 def _card(model: nn.Module, base: dict[str, Any]) -> str:
     config = model.fwd2bot_config
-    name = Path(base["name_or_path"]).name if base.get("relative_path") else base["name_or_path"]
+    name = Path(base["name_or_path"]).name or "LLaVA"
+    tag = (
+        f"base_model: {base['name_or_path']}"
+        if name and "relative_path" not in base
+        else "base_model_relation: adapter"
+    )
+    trained = f"any of {config.nested_k}" if config.nested_k else str(config.num_summary_tokens)
     return f"""---
 library_name: llava_fwd2bot
-{f"base_model: {name}" if name and not base.get("relative_path") else "tags: [llava, fwd2bot]"}
+{tag}
+tags: [llava, fwd2bot]
 ---
 
-# {name or "LLaVA"} with Fwd2Bot, {config.num_summary_tokens} summary tokens
+# {name} with Fwd2Bot
 
-Condenses an image into {config.num_summary_tokens} summary tokens of {base["fingerprint"]["hidden_size"]} numbers, which
-the same language model answers from, and which are compared for retrieval (arXiv 2503.21757).
+Condenses an image into {config.num_summary_tokens} summary tokens of {base["fingerprint"]["hidden_size"]} numbers each.
+The same language model answers from them, and they are compared for retrieval (arXiv 2503.21757).
 
 ```python
 from llava_fwd2bot import load_fwd2bot
@@ -278,6 +291,6 @@ from llava_fwd2bot import load_fwd2bot
 model, processor = load_fwd2bot("path/of/this/folder")
 ```
 
-Adapters: {config.adapters}, LoRA rank {config.lora_r}. Prefixes trained: {config.nested_k or "the full length alone"}.
-All settings are in `{CONFIG_NAME}`. The base is not in this folder; it is `{name or "given at loading"}`.
+Summary tokens in use: {trained}. Adapters: {config.adapters}, LoRA rank {config.lora_r}. All settings are in
+`{CONFIG_NAME}`. The base is not in this folder: it is `{name}`.
 """

@@ -1,7 +1,7 @@
 """The numbers of the method, each with its meaning and its source, to and from JSON.
 
-Sources: "paper" = arXiv 2503.21757; "VladVA" = arXiv 2412.04378, the same group's discriminative recipe; "our choice" = the
-paper does not say (its ranks, weights, temperature and pooling are not public).
+Sources: "paper" = arXiv 2503.21757; "VladVA" = arXiv 2412.04378, the same group's discriminative recipe; "our choice" =
+the paper does not say (its ranks, weights, temperature and pooling are not public).
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ ADAPTERS = ("stage", "shared", "none")
 
 
 def _field(default: Any, help: str, source: str) -> Any:
-    factory = (
-        {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
-    )
+    factory = {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
     return field(**factory, metadata={"help": f"{help} [{source}]", "source": source})
 
 
@@ -68,8 +66,8 @@ class Fwd2BotConfig:
     )
     contrastive_chunk: int | None = _field(
         None,
-        "Images (and captions) per chunk of the compress pass. Each chunk is recomputed in backward, so that the number "
-        "of negatives is not bound by memory; gradients are unchanged. None keeps all activations.",
+        "Images (and captions) per chunk of the compress pass. Each chunk is recomputed in backward, so that the "
+        "number of negatives is not bound by memory; gradients are unchanged. None keeps all activations.",
         "GradCache, arXiv 2101.06983",
     )
 

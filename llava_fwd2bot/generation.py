@@ -26,7 +26,7 @@ class _WholePrompt:
 class Fwd2BotGenerationMixin:
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
-        """The base's `generate`, with `summary=` [M, k, D] as an alternative to `pixel_values=`, and `num_tokens=` j ≤ k.
+        """The base's `generate`; `summary=` [M, k, D] may stand for `pixel_values=`, and `num_tokens=` is j ≤ k.
 
         The prompt in the answer is the caller's, placeholders included, so that code which slices it off by its length
         works unchanged. `max_length` and `min_length` count that prompt as well. Padding may be on either side.

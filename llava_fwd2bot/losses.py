@@ -21,7 +21,7 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student), mean over the labelled tokens (our choice). Both [N, V] logits; no gradient to the teacher."""
+    """KL(teacher || student) of logits [N, V], mean over the tokens (our choice). No gradient to the teacher."""
     log_student = F.log_softmax(_wide(student), dim=-1)
     log_teacher = F.log_softmax(_wide(teacher.detach()), dim=-1)
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
@@ -46,10 +46,10 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> tupl
 
 
 def gather_with_grad(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in order of rank, [C, D] → [sum of C, D]; ranks may bring different numbers of them, or none.
+    """The rows of all ranks, in order of rank, [C, D] → [sum of C, D]; C may differ from rank to rank, and be 0.
 
-    Every rank must call it. Each rank then computes the loss over all pairs; the gradient of the gather sums over ranks,
-    and DistributedDataParallel's mean makes that the gradient of one rank with the whole batch.
+    Every rank must call it. Each rank then computes the loss over all pairs; the gradient of the gather sums over
+    ranks, and DistributedDataParallel's mean makes that the gradient of one rank with the whole batch.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows

@@ -12,40 +12,20 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import ModelOutput
 
 from .adapters import StageAdapters, TrainedCopy
 from .bottleneck import Collapsed, SummaryTokens, collapse, compress_pass, embed
 from .config import Fwd2BotConfig
 from .generation import Fwd2BotGenerationMixin
-from .losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss, gather_with_grad
+from .objective import Batch, Fwd2BotLossMixin
 
 
-@dataclass
-class Fwd2BotOutput(ModelOutput):
-    """What `forward` gives for a batch with labels or captions; a loss that the batch does not feed is None.
-
-    `logits` [B, T, V] stand at the caller's positions. Only those whose next token is labelled are computed, the rest are
-    zeros; None with `return_logits=False`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    answer_loss: Tensor | None = None
-    contrastive_loss: Tensor | None = None
-    distill_loss: Tensor | None = None
-    temperature: Tensor | None = None
-    retrieval_accuracy: Tensor | None = None
-
-
-class Fwd2BotMixin(Fwd2BotGenerationMixin):
+class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
     # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
     accepts_loss_kwargs = False
     image_input_names: tuple[str, ...] = ("pixel_values",)
@@ -149,15 +129,13 @@ class Fwd2BotMixin(Fwd2BotGenerationMixin):
 
         Args:
             pixel_values: as the host's processor gives them, with its other image inputs by keyword.
-            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; they are the first j rows of S.
+            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; the first j rows of S.
         """
         if pixel_values is None:
             raise ValueError("compress needs pixel_values, as the processor gives them.")
         return self._compress_images({"pixel_values": pixel_values, **image_inputs}, num_tokens)[0]
 
-    def _compress_images(
-        self, image_inputs: dict[str, Any], num_tokens: int | None = None
-    ) -> tuple[Tensor, list[int]]:
+    def _compress_images(self, image_inputs: dict[str, Any], num_tokens: int | None = None) -> tuple[Tensor, list[int]]:
         dense = self._dense_tokens(**image_inputs)
         return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
 
@@ -283,8 +261,8 @@ class Fwd2BotMixin(Fwd2BotGenerationMixin):
             )
         if has_past or position_ids is not None or input_ids is None:
             raise ValueError(
-                "A batch with images needs input_ids, and neither past_key_values nor position_ids: collapsing the image "
-                "placeholders changes the positions. Use generate() to continue a text."
+                "A batch with images needs input_ids, and neither past_key_values nor position_ids: collapsing the "
+                "image placeholders changes the positions. Use generate() to continue a text."
             )
         summary, lengths = self._summaries(summary, image_inputs, num_tokens)
         plan = self._collapse(input_ids, attention_mask, summary, lengths)
@@ -317,12 +295,12 @@ class Fwd2BotMixin(Fwd2BotGenerationMixin):
             input_ids, attention_mask, labels: [B, T], padded on either side; rows may hold several images, or none.
             pixel_values (and the host's other image inputs): images in the order of their placeholders.
             summary: [M, k, D] from `compress`, instead of pixel_values.
-            caption_input_ids, caption_attention_mask: [B, L]; row i captions the first image of row i, a row of zeros in
-                the mask has no caption. Without input_ids, row i captions image i.
+            caption_input_ids, caption_attention_mask: [B, L]; row i captions the first image of row i, a row of zeros
+                in the mask has no caption. Without input_ids, row i captions image i.
             num_tokens: j ≤ k. While training with `nested_k`, drawn at random where not given.
 
         Returns:
-            Fwd2BotOutput with labels or captions, otherwise the host's own output with logits at the caller's positions.
+            Fwd2BotOutput with labels or captions, otherwise the host's own output; logits at the caller's positions.
 
         Raises:
             ValueError: images and placeholders do not match; a caption without an image; nothing to learn from.
@@ -350,113 +328,8 @@ class Fwd2BotMixin(Fwd2BotGenerationMixin):
         image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
         if pixel_values is not None:
             image_inputs["pixel_values"] = pixel_values
-        summary, lengths = self._summaries(summary, image_inputs, num_tokens)
-        out = Fwd2BotOutput()
-        terms: list[Tensor] = []
-        if input_ids is not None:
-            plan = self._collapse(input_ids, attention_mask, summary, lengths)
-            image_row, batch = plan.image_row, len(input_ids)
-        else:
-            batch = len(caption_input_ids)
-            image_row = torch.arange(0 if summary is None else len(summary), device=caption_input_ids.device)
-        if labels is not None:
-            self._answer(
-                out, terms, input_ids, attention_mask, labels, summary, lengths, plan, image_inputs, return_logits
-            )
-        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        weight = self.fwd2bot_config.contrastive_weight
-        if caption_input_ids is not None or (distributed and weight > 0):
-            images, texts = self._pairs(summary, image_row, batch, caption_input_ids, caption_attention_mask)
-            images, texts = gather_with_grad(images), gather_with_grad(texts)  # every rank, even with no pair
-            if len(images):
-                scale = self.fwd2bot.logit_scale
-                if self.training:
-                    with torch.no_grad():
-                        scale.clamp_(max=MAX_LOGIT_SCALE)
-                out.contrastive_loss, out.retrieval_accuracy = contrastive_loss(images, texts, scale)
-                out.temperature = (-scale.detach()).exp()
-                terms.append(weight * out.contrastive_loss)
-        if not terms:
-            raise ValueError("This batch has neither a labelled token nor a caption: there is nothing to learn from.")
-        out.loss = sum(terms)
-        if distributed:  # DistributedDataParallel waits for every parameter, also those a text-only batch leaves out
-            out.loss = out.loss + sum(0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
-        return out
-
-    def _answer(
-        self,
-        out: Fwd2BotOutput,
-        terms: list[Tensor],
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor,
-        summary: Tensor | None,
-        lengths: list[int] | None,
-        plan: Collapsed,
-        image_inputs: dict[str, Any],
-        return_logits: bool,
-    ) -> None:
-        """Adds the answer loss, and the distillation loss, of the rows that have labels."""
-        supervised = (labels[:, 1:] != -100).any(1)  # [B]
-        shape, at_rows = labels.shape, supervised.nonzero().flatten()
-        if not len(at_rows):
-            return
-        if len(at_rows) < len(labels):  # rows for the contrastive loss alone need no answer pass
-            if summary is not None:
-                used = supervised[plan.image_row]
-                summary = summary[used]
-                lengths = lengths and [n for n, use in zip(lengths, used.tolist(), strict=True) if use]
-                summary = summary if len(summary) else None
-            row_mask = None if attention_mask is None else attention_mask[at_rows]
-            plan = self._collapse(input_ids[at_rows], row_mask, summary, lengths)
-        origin = (at_rows[:, None] * shape[1] + torch.arange(shape[1], device=labels.device)).flatten()[plan.origin]
-        rows, mask = self._answer_rows(plan, input_ids[at_rows], summary)
-        hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]  # [N, D]
-        targets = labels.flatten()[origin].masked_fill(plan.is_summary, -100)  # [N]
-        targets = torch.cat([targets[1:], targets.new_tensor([-100])])
-        targets[plan.lengths.cumsum(0) - 1] = -100  # the end of a row does not predict the next row
-        labelled = (targets != -100).nonzero().flatten()
-        logits = self.get_output_embeddings()(hidden[labelled])  # the head runs where a label is, and nowhere else
-        out.answer_loss = answer_loss(logits, targets[labelled])
-        terms.append(self.fwd2bot_config.answer_weight * out.answer_loss)
-        if self.fwd2bot_config.distill_weight > 0:
-            with torch.no_grad(), self.fwd2bot_disabled():
-                teacher = self._host_backbone(
-                    input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **image_inputs
-                ).last_hidden_state
-                teacher = self.get_output_embeddings()(teacher.flatten(0, 1)[origin[labelled]])
-            out.distill_loss = distillation_loss(logits, teacher)
-            terms.append(self.fwd2bot_config.distill_weight * out.distill_loss)
-        if return_logits:
-            spread = logits.new_zeros(shape.numel(), logits.shape[-1]).index_copy(0, origin[labelled], logits)
-            out.logits = spread.view(*shape, -1)
-
-    def _pairs(
-        self,
-        summary: Tensor | None,
-        image_row: Tensor,
-        batch: int,
-        caption_ids: Tensor | None,
-        caption_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Unit vectors of this rank's captioned images and of their captions, both [C, D]."""
-        if caption_ids is None:
-            none = self.fwd2bot.tokens.new_zeros(0, self.fwd2bot.tokens.shape[1])
-            return none, none
-        caption_mask = torch.ones_like(caption_ids) if caption_mask is None else caption_mask
-        if len(caption_ids) != batch:
-            raise ValueError(f"{len(caption_ids)} captions for {batch} rows: give every row one, or an all-zero mask.")
-        at = caption_mask.any(1).nonzero().flatten()  # rows with a caption
-        images = len(image_row)
-        first = torch.full((batch,), images, device=image_row.device)
-        first = first.scatter_reduce(0, image_row, torch.arange(images, device=image_row.device), "amin")[at]
-        if bool((first == images).any()):
-            raise ValueError(f"Row(s) {at[first == images].tolist()} have a caption, but no image for it.")
-        if not len(at):
-            return self._pairs(summary, image_row, batch, None, None)
-        texts = self.compress_text(caption_ids[at], caption_mask[at], num_tokens=summary.shape[1])
-        pooling = self.fwd2bot_config.pooling
-        return embed(summary[first], pooling), embed(texts, pooling)
+        batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs)
+        return self._losses(batch, summary, num_tokens, return_logits)
 
     # ------------------------------------------------------------------ disk
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -464,8 +337,11 @@ class Fwd2BotMixin(Fwd2BotGenerationMixin):
 
         Args:
             processor: the processor to save beside it, so that AutoProcessor opens the checkpoint.
+            is_main_process: False on the ranks that do not write.
             state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
         """
         from .checkpoint import save_checkpoint
 
+        if not kwargs.get("is_main_process", True):
+            return
         save_checkpoint(self, save_directory, processor=kwargs.get("processor"), state_dict=kwargs.get("state_dict"))

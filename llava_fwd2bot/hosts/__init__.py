@@ -38,8 +38,8 @@ def add_fwd2bot(
     Args:
         model: a base as `from_pretrained` gives it, float or quantised, e.g. LlavaForConditionalGeneration.
         config: the settings; None takes the defaults.
-        processor: the base's processor or tokenizer, which turns the prompts into ids. None looks for the tokenizer where
-            the model was loaded from; a model that came from nowhere gets no prompts, with a warning.
+        processor: the base's processor or tokenizer, which turns the prompts into ids. None looks for the tokenizer
+            where the model was loaded from; a model that came from nowhere gets no prompts, with a warning.
         train_projector: train a copy of the projector as well; the base keeps its own.
 
     Returns:

@@ -1,0 +1,517 @@
+"""LLaVA's conversation JSON and caption pairs -> the standard batch of transformers' LLaVA classes.
+
+A record is `{"id", "image": name or list (optional), "conversations": [{"from": "human" | "gpt", "value"}, ...],
+"caption": text or list (optional)}`. In the batch each picture stands as its n placeholder ids, as the host's
+processor writes them. The whole conversation is tokenised once and labels are set by character offsets, so there are
+no rounds to re-tokenise and LLaVA's "tokenization mismatch" cannot happen.
+
+Shapes: B rows, T tokens, L caption tokens, N pictures of a record, M pictures of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset, Sampler
+
+from .images import DEFAULT_MAX_PIXELS, ImageError, ImageReader, stack_pixels
+
+IGNORE_INDEX = -100
+PLACEHOLDER = "<image>"  # in the data, whatever the processor's own image token is
+SYSTEM_V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
+
+
+class ConversationFormatter:
+    """Turns a conversation into one text and the spans of its answers.
+
+    Args:
+        processor: the host's processor.
+        version: "v1" (LLaVA-1.5's, = "vicuna_v1"), "plain" (LLaVA's first training stage: picture, caption, newline)
+            or "auto" (the processor's chat template if it has one, else v1).
+    """
+
+    def __init__(self, processor: Any, version: str = "auto"):
+        if version == "auto":
+            version = "template" if getattr(processor, "chat_template", None) else "v1"
+        elif version not in ("v1", "vicuna_v1", "plain"):
+            raise ValueError(
+                f"conversation version {version!r} is not known here; known are 'v1' (or 'vicuna_v1'), 'plain' and "
+                "'auto' (the processor's chat template if it has one, else v1)"
+            )
+        self.version = "v1" if version == "vicuna_v1" else version
+        self.processor = processor
+        self.eos = processor.tokenizer.eos_token
+        if not self.eos and self.version != "plain":
+            raise ValueError("the tokenizer has no eos_token: a model trained without one never stops answering")
+
+    def __call__(self, turns: Sequence[dict], name: str = "conversation") -> tuple[str, list[tuple[int, int]]]:
+        """Format `turns` (human and gpt by turns).
+
+        Returns:
+            the text, with one image token per picture, and [start, end) of each answer, its end token included.
+
+        Raises:
+            ValueError: the chat template does not extend its own prefix, or "plain" got more than picture and caption.
+        """
+        self.check(turns, name)
+        text, spans, done = "", [], ""
+        for i in range(0, len(turns), 2):
+            prefix = self._render(turns[: i + 1], name)
+            whole = self._render(turns[: i + 2], name)
+            if not (prefix.startswith(done) and whole.startswith(prefix)):
+                raise ValueError(
+                    f"{name}: the chat template rewrites earlier turns (turn {i} is not a prefix of turn {i + 1}), so "
+                    "training and inference prompts would differ; use a template that only appends, or version 'v1'"
+                )
+            text += prefix[len(done) :]
+            answer, rest = self._close(whole[len(prefix) :], turns[i + 1]["value"].strip())
+            spans.append((len(text), len(text) + len(answer)))
+            text += answer + rest
+            done = whole
+        return text, spans
+
+    def check(self, turns: Sequence[dict], name: str) -> None:
+        """Raise ValueError if this version cannot hold `turns`."""
+        if self.version == "plain" and (len(turns) != 2 or PLACEHOLDER not in turns[0]["value"]):
+            raise ValueError(f"{name}: version 'plain' takes one human turn with {PLACEHOLDER} and one gpt turn only")
+
+    def prompt(self, question: str, num_images: int = 1) -> str:
+        """The inference prompt: exactly what stands before the first answer in training.
+
+        Pictures go before the question unless it already holds its `<image>`s. "plain" has no question: it is dropped.
+        """
+        present = question.count(PLACEHOLDER)
+        if present not in (0, num_images):
+            raise ValueError(f"the question holds {present} {PLACEHOLDER} but num_images is {num_images}")
+        value = question if present else f"{PLACEHOLDER}\n" * num_images + question
+        return self._render([{"from": "human", "value": value}], "prompt")
+
+    def _render(self, turns: Sequence[dict], name: str) -> str:
+        """The raw text of `turns`; after a human turn, with what asks for an answer."""
+        image_token = self.processor.image_token
+        if self.version == "plain":
+            images = image_token * turns[0]["value"].count(PLACEHOLDER)
+            return images + "".join(f"{turn['value'].strip()}\n" for turn in turns[1:])
+        if self.version == "v1":
+            text = f"{SYSTEM_V1} "
+            for turn in turns:
+                if turn["from"] == "human":
+                    question = _image_first(turn["value"]).replace(PLACEHOLDER, image_token)
+                    text += f"USER: {question} ASSISTANT:"
+                else:
+                    text += f" {turn['value'].strip()}{self.eos}"
+            return text
+        messages = [
+            {"role": "user", "content": _content(turn["value"])}
+            if turn["from"] == "human"
+            else {"role": "assistant", "content": [{"type": "text", "text": turn["value"].strip()}]}
+            for turn in turns
+        ]
+        asks = turns[-1]["from"] == "human"
+        try:
+            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        except Exception as error:  # templates refuse by raising, in jinja's own classes or any other
+            raise ValueError(f"{name}: the chat template failed: {error}") from error
+
+    def _close(self, chunk: str, answer: str) -> tuple[str, str]:
+        """Cut the assistant's chunk into what is learnt (answer and end token) and what the template adds after it."""
+        if self.version == "plain":
+            return chunk, ""
+        start = max(chunk.find(answer), 0) + len(answer)
+        end = chunk.find(self.eos, start)  # not one that is quoted inside the answer
+        if end >= 0:
+            return chunk[: end + len(self.eos)], chunk[end + len(self.eos) :]
+        return chunk.rstrip() + self.eos, ""
+
+
+def _image_first(value: str) -> str:
+    # One picture goes before the question, where LLaVA puts it; several stay where the text refers to them.
+    if value.count(PLACEHOLDER) == 1:
+        return f"{PLACEHOLDER}\n{value.replace(PLACEHOLDER, '').strip()}"
+    return value.strip()
+
+
+def _content(value: str) -> list[dict]:
+    # Newlines beside a picture go: templates add their own. Spaces stay where text runs on around several pictures.
+    content: list[dict] = []
+    pieces = value.strip().split(PLACEHOLDER)
+    said = False
+    for i, piece in enumerate(pieces):
+        if i:
+            content.append({"type": "image"})
+        piece = piece.strip() if len(pieces) <= 2 else piece.strip("\n")
+        if piece.strip():
+            content.append({"type": "text", "text": piece if said else piece.lstrip()})
+            said = True
+    return content
+
+
+@dataclass(slots=True)
+class _Row:
+    name: str
+    images: list[str]
+    turns: list[dict]
+    captions: list[str]
+
+
+def _read_json(path: str | Path) -> list[dict]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    lines = path.suffix == ".jsonl"
+    records = []
+    # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
+    for number, part in enumerate(text.split("\n") if lines else [text], start=1):
+        try:
+            records += [json.loads(part)] if part.strip() else []
+        except json.JSONDecodeError as error:
+            line = number if lines else error.lineno
+            hint = "; one object per line? Name it .jsonl" if error.msg == "Extra data" and not lines else ""
+            where = f"line {line}, column {error.colno} (char {error.pos})"
+            raise ValueError(f"{path}: not JSON at {where}: {error.msg}{hint}") from error
+    if not lines and records:
+        records = records[0]
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path}: should be a list of records (JSON objects)")
+    if not records:
+        raise ValueError(f"{path}: no records")
+    return records
+
+
+def _strings(value: Any, name: str, field: str) -> list[str]:
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in values):
+        raise ValueError(f"{name}: '{field}' should be a text or a list of texts, not {value!r}")
+    return [item for item in values if item.strip()]
+
+
+def _turns(record: dict, name: str, num_images: int) -> tuple[list[dict], bool]:
+    """The checked turns, and whether a leading gpt turn was dropped (LLaVA drops it too)."""
+    turns = record.get("conversations") or []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise ValueError(f"{name}: turn {i} should be {{'from': ..., 'value': text}}")
+        if turn.get("from") not in ("human", "gpt"):
+            raise ValueError(f"{name}: turn {i} is from {turn.get('from')!r}; known are 'human' and 'gpt'")
+    dropped = bool(turns) and turns[0]["from"] == "gpt"
+    turns = turns[1:] if dropped else turns
+    order = [turn["from"] for turn in turns]
+    if order != ["human", "gpt"] * (len(turns) // 2) or (dropped and not turns):
+        raise ValueError(f"{name}: turns should go human, gpt, human, gpt, ... and end with gpt, not {order}")
+    if any(PLACEHOLDER in turn["value"] for turn in turns[1::2]):
+        raise ValueError(f"{name}: {PLACEHOLDER} stands in an answer; it may only stand in a human turn")
+    found = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
+    if turns and found != num_images:
+        remedy = f"put '{PLACEHOLDER}\\n' before the question, once for each picture"
+        if found > num_images:
+            remedy = f"name the pictures in 'image', or take {PLACEHOLDER} out of the text"
+        raise ValueError(f"{name}: {found} {PLACEHOLDER} in the conversation but {num_images} image(s); {remedy}")
+    return turns, dropped
+
+
+class LlavaDataset(Dataset):
+    """LLaVA records and caption pairs as model inputs.
+
+    Args:
+        data_path: LLaVA's .json list or .jsonl; None for captions alone.
+        processor: the host's processor; its tokenizer must be a fast one.
+        image_folder: where the names of the pictures are looked for; files are opened at access, not here.
+        caption_data: .json or .jsonl of {"image", "caption"} or {"image", "captions": [...]}. A record with that
+            one picture gets the caption unless it has its own; pictures that no such record shows become extra rows.
+        version: see `ConversationFormatter`.
+        model_max_length: rows are cut to this many ids (placeholders counted), on the right.
+        max_pixels: see `open_image`.
+        caption_max_length: captions are cut to this many ids.
+        seed: with the epoch and the index, decides which of several captions a row gets.
+
+    Raises:
+        FileNotFoundError, ValueError: a data file is missing, malformed or empty, or a record is wrong (named).
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path | None,
+        processor: Any,
+        image_folder: str | Path | None = None,
+        caption_data: str | Path | None = None,
+        version: str = "auto",
+        model_max_length: int = 2048,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        caption_max_length: int = 77,
+        seed: int = 0,
+    ):
+        if data_path is None and caption_data is None:
+            raise ValueError("no data: give data_path, caption_data or both")
+        self.tokenizer = processor.tokenizer
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ValueError("labels need character offsets, which only a fast tokenizer gives; use one")
+        self.formatter = ConversationFormatter(processor, version)
+        self.reader = ImageReader(processor, image_folder, max_pixels)
+        self.model_max_length = model_max_length
+        self.caption_max_length = caption_max_length
+        self.seed = seed
+        # Shared memory: workers that outlive an epoch (persistent_workers) see set_epoch too.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self.rows = self._conversation_rows(data_path) if data_path is not None else []
+        if caption_data is not None:
+            self._add_captions(caption_data)
+
+    def _conversation_rows(self, path: str | Path) -> list[_Row]:
+        rows, dropped = [], []
+        for i, record in enumerate(_read_json(path)):
+            name = f"record {i}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")
+            images = _strings(record.get("image"), name, "image")
+            captions = _strings(record.get("caption"), name, "caption")
+            turns, first_dropped = _turns(record, name, len(images))
+            if not turns and not captions:
+                raise ValueError(f"{name}: neither 'conversations' nor 'caption'; there is nothing to learn from it")
+            if captions and not images:
+                raise ValueError(f"{name}: a 'caption' but no 'image' that it describes")
+            if turns:
+                self.formatter.check(turns, name)
+            dropped += [name] if first_dropped else []
+            rows.append(_Row(name, images, turns, captions))
+        if dropped:
+            message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {_few(dropped)}"
+            warnings.warn(message, stacklevel=3)
+        return rows
+
+    def _add_captions(self, path: str | Path) -> None:
+        captions: dict[str, list[str]] = {}
+        for i, entry in enumerate(_read_json(path)):
+            name = f"{path}: caption entry {i}"
+            images = _strings(entry.get("image"), name, "image")
+            texts = _strings(entry.get("caption", entry.get("captions")), name, "caption")
+            if len(images) != 1 or not texts:
+                raise ValueError(f"{name}: needs one 'image' and a 'caption' (or 'captions') that is not empty")
+            captions.setdefault(images[0], []).extend(texts)
+        alone = dict(captions)
+        for row in self.rows:
+            if len(row.images) == 1 and row.images[0] in captions:
+                row.captions = row.captions or captions[row.images[0]]
+                alone.pop(row.images[0], None)
+        self.rows += [_Row(f'caption of "{image}"', [image], [], texts) for image, texts in alone.items()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether any row can feed the contrastive loss."""
+        return any(row.captions for row in self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rough length of each row in words; opens no picture."""
+        return [
+            max(sum(len(turn["value"].split()) for turn in row.turns) + (WORDS_PER_IMAGE if row.images else 0), 1)
+            for row in self.rows
+        ]
+
+    @property
+    def modality_lengths(self) -> list[int]:
+        """`lengths`, negative for rows without a picture."""
+        return [n if row.images else -n for n, row in zip(self.lengths, self.rows, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose this epoch's captions: by (seed, epoch, index) alone, so a resumed run sees the same ones."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One row: record, input_ids [T], labels [T]; if any, pixel_values [N, 3, H, W], image_sizes, caption_ids [L].
+
+        Raises:
+            ImageError: a picture is missing or unusable; the message names record and file.
+            ValueError: the row does not fit model_max_length with its placeholders whole.
+        """
+        row = self.rows[index]
+        item: dict[str, Any] = {"record": row.name}
+        counts: list[int] = []
+        if row.images:
+            try:
+                pixels, counts = self.reader(row.images)
+            except ValueError as error:
+                kind = ImageError if isinstance(error, ImageError) else ValueError
+                raise kind(f"{row.name}: {error}") from error
+            item.update(pixels)
+        text, spans = self.reader.image_token * len(counts), []
+        if row.turns:
+            text, spans = self.formatter(row.turns, row.name)
+        item["input_ids"], item["labels"] = self._encode(text, spans, counts, row.name)
+        if row.captions:
+            choice = random.Random(f"{self.seed}-{int(self._epoch)}-{index}").choice(row.captions)
+            ids = self.tokenizer(choice.strip(), add_special_tokens=False, verbose=False)["input_ids"]
+            item["caption_ids"] = torch.tensor(ids[: self.caption_max_length])  # [L]
+        return item
+
+    def _encode(
+        self, text: str, spans: list[tuple[int, int]], counts: list[int], name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=not (bos and text.startswith(bos)),  # chat templates may write it themselves
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids = torch.tensor(encoded["input_ids"])  # [T'], one id per picture
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        # A token counts if it overlaps an answer: "▁word" may begin with a space that belongs to the prompt.
+        start, end = torch.tensor(encoded["offset_mapping"]).unbind(-1)
+        for first, last in spans:
+            inside = (start < last) & (torch.maximum(end, start + 1) > first)
+            labels[inside] = ids[inside]
+        is_image = ids == self.reader.image_token_id
+        if int(is_image.sum()) != len(counts):
+            raise ValueError(
+                f"{name}: its text came out with {int(is_image.sum())} image token(s) for {len(counts)} image(s); the "
+                f"text may quote {self.reader.image_token!r}, or the chat template may not write it for each picture"
+            )
+        labels[is_image] = IGNORE_INDEX
+        repeats = torch.ones_like(ids)
+        repeats[is_image] = torch.tensor(counts, dtype=torch.long)
+        ids, labels, is_image = (x.repeat_interleave(repeats) for x in (ids, labels, is_image))  # [T]
+        needed = int(is_image.nonzero()[-1]) + 1 if counts else 0
+        if needed > self.model_max_length:
+            raise ValueError(
+                f"{name}: its pictures end at token {needed}, beyond --model_max_length {self.model_max_length}, and "
+                "placeholders cannot be cut; raise --model_max_length or use fewer or smaller pictures"
+            )
+        length = self.model_max_length if spans else needed  # a caption's row ends with its picture
+        return ids[:length], labels[:length]
+
+
+class Fwd2BotCollator:
+    """Pads rows of `LlavaDataset` into one batch.
+
+    Args:
+        pad_token_id: fills `input_ids` and `caption_input_ids`; masks come from lengths, so it may be the eos.
+        padding_side: "right" or "left".
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str = "right"):
+        if pad_token_id is None:
+            raise ValueError("pad_token_id is None; set tokenizer.pad_token, to unk or eos if there is no other")
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side should be 'right' or 'left', not {padding_side!r}")
+        self.pad_token_id = pad_token_id
+        self.padding_side = padding_side
+        self._warned: set[str] = set()
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate B rows.
+
+        Returns:
+            input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] (and
+            image_sizes [M, 2]) in row order; where there are captions, caption_input_ids and caption_attention_mask
+            [B, L], the mask all zero for rows without one.
+
+        Raises:
+            ValueError: there is nothing to learn from in the whole batch.
+        """
+        self._check(items)
+        ids = [item["input_ids"] for item in items]
+        batch = {
+            "input_ids": self._pad(ids, self.pad_token_id),  # [B, T]
+            "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),  # [B, T]
+            "labels": self._pad([item["labels"] for item in items], IGNORE_INDEX),  # [B, T]
+        }
+        if pixels := [item["pixel_values"] for item in items if "pixel_values" in item]:
+            batch["pixel_values"] = stack_pixels(pixels)  # [M, 3, H, W]
+        if sizes := [item["image_sizes"] for item in items if "image_sizes" in item]:
+            batch["image_sizes"] = torch.cat(sizes)  # [M, 2]
+        if any("caption_ids" in item for item in items):
+            captions = [item.get("caption_ids", ids[0][:0]) for item in items]
+            batch["caption_input_ids"] = self._pad(captions, self.pad_token_id)  # [B, L]
+            batch["caption_attention_mask"] = self._pad([torch.ones_like(row) for row in captions], 0)  # [B, L]
+        return batch
+
+    def _check(self, items: Sequence[dict[str, Any]]) -> None:
+        # The loss predicts label t from token t - 1, so a label on the first token never counts.
+        idle = [
+            item["record"]
+            for item in items
+            if "caption_ids" not in item and not bool((item["labels"][1:] != IGNORE_INDEX).any())
+        ]
+        if len(idle) == len(items):
+            raise ValueError(
+                f"no token to learn from in the whole batch ({_few(idle)}). Likely reasons: --model_max_length cuts "
+                "the rows before their answers; the answers are empty; or --version does not fit the model's tokenizer"
+            )
+        for name in idle:
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"{name}: no token to learn from; is its answer beyond --model_max_length?", stacklevel=2)
+
+    def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+        width = max(len(row) for row in rows)
+        left = self.padding_side == "left"
+        gaps = [width - len(row) for row in rows]
+        return torch.stack(
+            [F.pad(row, (gap, 0) if left else (0, gap), value=value) for row, gap in zip(rows, gaps, strict=True)]
+        )
+
+
+class ModalityLengthSampler(Sampler[int]):
+    """Indices in an order whose steps (batch_size x world_size rows) hold one modality and similar lengths.
+
+    Rows are sorted by length within mega-batches of 50 steps only, and the steps are shuffled. What fills no whole
+    step comes last. Every index comes exactly once per epoch.
+
+    Args:
+        modality_lengths: `LlavaDataset.modality_lengths`: negative for rows without a picture.
+        batch_size: rows per process and step.
+        world_size: number of processes (times accumulation steps, if those should be of one modality too).
+        seed: with the epoch decides the order, so a resumed run sees the same one.
+    """
+
+    def __init__(self, modality_lengths: Sequence[int], batch_size: int, world_size: int = 1, seed: int = 0):
+        if batch_size < 1 or world_size < 1:
+            raise ValueError(f"batch_size and world_size should be at least 1, not {batch_size} and {world_size}")
+        self.modality_lengths = list(modality_lengths)
+        self.step = batch_size * world_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose this epoch's order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.modality_lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = random.Random(f"{self.seed}-{self.epoch}")
+        steps, rest = [], []
+        for has_image in (True, False):
+            indices = [i for i, length in enumerate(self.modality_lengths) if (length > 0) == has_image]
+            chance.shuffle(indices)
+            whole = len(indices) - len(indices) % self.step
+            rest += indices[whole:]
+            for start in range(0, whole, self.step * 50):
+                mega = indices[start : min(start + self.step * 50, whole)]
+                mega.sort(key=lambda i: abs(self.modality_lengths[i]), reverse=True)
+                steps += [mega[j : j + self.step] for j in range(0, len(mega), self.step)]
+        chance.shuffle(steps)
+        for step in [*steps, rest]:
+            yield from step
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

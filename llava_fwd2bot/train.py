@@ -1,0 +1,192 @@
+"""The training command: LLaVA's arguments and data; `--fwd2bot K` makes it Fwd2Bot.
+
+    fwd2bot train --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path llava_v1_5_mix665k.json \
+                  --image_folder ./data --output_dir my-fwd2bot --fwd2bot 16
+
+Without the flag it is a plain LLaVA LoRA fine-tune. `python -m llava_fwd2bot.train` is the same; torchrun and
+accelerate launch it on several processes.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .adapters import lora_target
+from .arguments import LlavaTrainingArguments, fwd2bot_config, parse
+from .checkpoint import write_card
+from .config import Fwd2BotConfig
+from .data import Fwd2BotCollator, LlavaDataset
+from .hosts import add_fwd2bot, host_class
+from .load import is_checkpoint, open_checkpoint, quantization_config
+from .trainer import Fwd2BotTrainer
+
+
+def train(argv: Sequence[str] | None = None) -> Path:
+    """Runs the command; gives the folder that holds the result.
+
+    Raises:
+        ValueError, OSError: an argument, the data or a folder is wrong; the message says which, and what to do.
+    """
+    model_args, data_args, args, fwd2bot_args = parse(argv)
+    config = fwd2bot_config(fwd2bot_args, args)
+    if config is not None and not args.lora_enable:
+        config.adapters = "none"
+    if config is not None and config.adapters == "none" and args.bits != 16:
+        raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
+    output = _writable(args.output_dir)
+    set_seed(args.seed)
+    processor = AutoProcessor.from_pretrained(_processor_source(model_args.model_name_or_path))
+    if data_args.image_aspect_ratio == "pad":
+        _pad_to_square(processor)
+    dataset = LlavaDataset(
+        data_args.data_path,
+        processor,
+        image_folder=data_args.image_folder,
+        caption_data=fwd2bot_args.fwd2bot_caption_data,
+        version=model_args.version,
+        model_max_length=args.model_max_length,
+        seed=args.seed,
+    )
+    if config is not None and config.contrastive_weight > 0 and not dataset.has_captions:
+        warnings.warn(
+            "There are no captions, so the contrastive loss is not trained, and the summaries will not serve "
+            "retrieval. Give --fwd2bot_caption_data, or a `caption` in the records; or silence this by "
+            "--fwd2bot_contrastive_weight 0.",
+            stacklevel=2,
+        )
+    model = load_for_training(model_args.model_name_or_path, args, config, processor)
+    trainer = Fwd2BotTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id),
+        processing_class=processor,
+    )
+    # as LLaVA: the same command goes on where it was stopped
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) or args.resume_from_checkpoint)
+    trainer.save_state()
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero() and config is not None:
+        write_card(
+            trainer.accelerator.unwrap_model(model), output, _training_figures(args, data_args, dataset, trainer)
+        )
+    trainer.log_metrics("train", result.metrics)
+    return output
+
+
+def load_for_training(
+    name: str, args: LlavaTrainingArguments, config: Fwd2BotConfig | None, processor: Any
+) -> nn.Module:
+    """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither (`--lora_enable False`)."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    loading: dict[str, Any] = {"dtype": dtype}
+    if args.attn_implementation:
+        loading["attn_implementation"] = args.attn_implementation
+    if args.cache_dir:
+        loading["cache_dir"] = args.cache_dir
+    if args.bits != 16:
+        four = args.bits == 4
+        fields = {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": args.quant_type}
+        fields = {**fields, "bnb_4bit_use_double_quant": args.double_quant} if four else {}
+        loading["quantization_config"] = quantization_config(four, not four, fields)
+        loading["device_map"] = {"": args.device}
+    if is_checkpoint(name):
+        if config is None:
+            raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
+        model = open_checkpoint(name, **loading)
+        if model.fwd2bot_config.num_summary_tokens != config.num_summary_tokens:
+            raise ValueError(f"{name} has k = {model.fwd2bot_config.num_summary_tokens}: --fwd2bot must be the same.")
+        return model.train()
+    if args.bits != 16:
+        loading["quantization_config"].llm_int8_skip_modules = list(host_class(_class_name(name)).quantization_skip)
+    model = AutoModelForImageTextToText.from_pretrained(name, **loading)
+    model.config.use_cache = False
+    if config is not None:
+        return add_fwd2bot(model, config, processor, train_projector=args.mm_projector_lr is not None)
+    return _plain(model, args)
+
+
+def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
+    """LLaVA's own fine-tune: LoRA in the language model's blocks, or the whole language model."""
+    projector = ["multi_modal_projector"] if args.mm_projector_lr is not None else None
+    if not args.lora_enable:
+        model.model.vision_tower.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(projector is not None)
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=args.lora_r or 64,
+        lora_alpha=args.lora_alpha or 16,  # LLaVA's defaults
+        lora_dropout=0.05 if args.lora_dropout is None else args.lora_dropout,
+        target_modules=r".*language_model\." + lora_target(Fwd2BotConfig().lora_targets),
+        modules_to_save=projector,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _processor_source(name: str) -> str:
+    if is_checkpoint(name) and not (Path(name) / "processor_config.json").is_file():
+        from .load import base_of
+
+        return base_of(name)
+    return name
+
+
+def _class_name(name: str) -> str:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(name))].__name__
+
+
+def _pad_to_square(processor: Any) -> None:
+    """LLaVA-1.5's padding with the mean colour; saved with the processor, so that inference does the same."""
+    settings = {**processor.image_processor.to_dict(), "do_pad": True}
+    for name in ("image_processor_type", "_processor_class"):
+        settings.pop(name, None)
+    from transformers import LlavaImageProcessorPil
+
+    processor.image_processor = LlavaImageProcessorPil(**settings)
+
+
+def _writable(directory: str) -> Path:
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"--output_dir cannot be written ({error.strerror}): choose another", directory
+        ) from error
+    return path
+
+
+def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer: Any) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for entry in trainer.state.log_history:
+        last.update({name: entry[name] for name in entry if name.endswith(("loss", "accuracy"))})
+    return {
+        "Data": Path(data_args.data_path).name if data_args.data_path else "captions alone",
+        "Rows": len(dataset),
+        "Steps": trainer.state.global_step,
+        "Batch": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "Learning rate": args.learning_rate,
+        **{f"Last {name.replace('_', ' ')}": value for name, value in last.items() if name != "train_loss"},
+    }
+
+
+if __name__ == "__main__":
+    train()
