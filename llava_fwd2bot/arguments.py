@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 
 from .config import Fwd2BotConfig
@@ -126,6 +127,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
     for i, word in enumerate(argv):
         if word.startswith("--load-") and word in ("--load-4bit", "--load-8bit"):
             argv[i : i + 1] = ["--bits", word[len("--load-")]]
+    # bf16 on a machine without an accelerator is refused unless this is said
+    if "--use_cpu" not in argv and not getattr(torch, "accelerator", torch.cuda).is_available():
+        argv += ["--use_cpu", "True"]
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, LlavaTrainingArguments, Fwd2BotArguments),
         prog="fwd2bot train",

@@ -139,7 +139,7 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
             if not name.startswith("fwd2bot.") and not name.startswith(f"{_projector_name(model)}.copy.")
         }
         type(model).base_class.save_pretrained(model, staging / "base", state_dict=weights)
-        base.update(name_or_path="base", relative_path="base", fingerprint=fingerprint(model))
+        base.update(trained="base", fingerprint=fingerprint(model))
     host = {**model.config.to_dict(), "model_type": type(model).config_class.model_type}
     host["architectures"] = [type(model).__name__]
     host.pop("quantization_config", None)

@@ -13,149 +13,18 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from .images import DEFAULT_MAX_PIXELS, ImageError, ImageReader, stack_pixels
+from .batching import IGNORE_INDEX, few
+from .conversation import PLACEHOLDER, ConversationFormatter
+from .images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 
-IGNORE_INDEX = -100
-PLACEHOLDER = "<image>"  # in the data, whatever the processor's own image token is
-SYSTEM_V1 = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
-
-
-class ConversationFormatter:
-    """Turns a conversation into one text and the spans of its answers.
-
-    Args:
-        processor: the host's processor.
-        version: "v1" (LLaVA-1.5's, = "vicuna_v1"), "plain" (LLaVA's first training stage: picture, caption, newline)
-            or "auto" (the processor's chat template if it has one, else v1).
-    """
-
-    def __init__(self, processor: Any, version: str = "auto"):
-        if version == "auto":
-            version = "template" if getattr(processor, "chat_template", None) else "v1"
-        elif version not in ("v1", "vicuna_v1", "plain"):
-            raise ValueError(
-                f"conversation version {version!r} is not known here; known are 'v1' (or 'vicuna_v1'), 'plain' and "
-                "'auto' (the processor's chat template if it has one, else v1)"
-            )
-        self.version = "v1" if version == "vicuna_v1" else version
-        self.processor = processor
-        self.eos = processor.tokenizer.eos_token
-        if not self.eos and self.version != "plain":
-            raise ValueError("the tokenizer has no eos_token: a model trained without one never stops answering")
-
-    def __call__(self, turns: Sequence[dict], name: str = "conversation") -> tuple[str, list[tuple[int, int]]]:
-        """Format `turns` (human and gpt by turns).
-
-        Returns:
-            the text, with one image token per picture, and [start, end) of each answer, its end token included.
-
-        Raises:
-            ValueError: the chat template does not extend its own prefix, or "plain" got more than picture and caption.
-        """
-        self.check(turns, name)
-        text, spans, done = "", [], ""
-        for i in range(0, len(turns), 2):
-            prefix = self._render(turns[: i + 1], name)
-            whole = self._render(turns[: i + 2], name)
-            if not (prefix.startswith(done) and whole.startswith(prefix)):
-                raise ValueError(
-                    f"{name}: the chat template rewrites earlier turns (turn {i} is not a prefix of turn {i + 1}), so "
-                    "training and inference prompts would differ; use a template that only appends, or version 'v1'"
-                )
-            text += prefix[len(done) :]
-            answer, rest = self._close(whole[len(prefix) :], turns[i + 1]["value"].strip())
-            spans.append((len(text), len(text) + len(answer)))
-            text += answer + rest
-            done = whole
-        return text, spans
-
-    def check(self, turns: Sequence[dict], name: str) -> None:
-        """Raise ValueError if this version cannot hold `turns`."""
-        if self.version == "plain" and (len(turns) != 2 or PLACEHOLDER not in turns[0]["value"]):
-            raise ValueError(f"{name}: version 'plain' takes one human turn with {PLACEHOLDER} and one gpt turn only")
-
-    def prompt(self, question: str, num_images: int = 1) -> str:
-        """The inference prompt: exactly what stands before the first answer in training.
-
-        Pictures go before the question unless it already holds its `<image>`s. "plain" has no question: it is dropped.
-        """
-        present = question.count(PLACEHOLDER)
-        if present not in (0, num_images):
-            raise ValueError(f"the question holds {present} {PLACEHOLDER} but num_images is {num_images}")
-        value = question if present else f"{PLACEHOLDER}\n" * num_images + question
-        return self._render([{"from": "human", "value": value}], "prompt")
-
-    def _render(self, turns: Sequence[dict], name: str) -> str:
-        """The raw text of `turns`; after a human turn, with what asks for an answer."""
-        image_token = self.processor.image_token
-        if self.version == "plain":
-            images = image_token * turns[0]["value"].count(PLACEHOLDER)
-            return images + "".join(f"{turn['value'].strip()}\n" for turn in turns[1:])
-        if self.version == "v1":
-            text = f"{SYSTEM_V1} "
-            for turn in turns:
-                if turn["from"] == "human":
-                    question = _image_first(turn["value"]).replace(PLACEHOLDER, image_token)
-                    text += f"USER: {question} ASSISTANT:"
-                else:
-                    text += f" {turn['value'].strip()}{self.eos}"
-            return text
-        messages = [
-            {"role": "user", "content": _content(turn["value"])}
-            if turn["from"] == "human"
-            else {"role": "assistant", "content": [{"type": "text", "text": turn["value"].strip()}]}
-            for turn in turns
-        ]
-        asks = turns[-1]["from"] == "human"
-        try:
-            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-        except Exception as error:  # templates refuse by raising, in jinja's own classes or any other
-            raise ValueError(f"{name}: the chat template failed: {error}") from error
-
-    def _close(self, chunk: str, answer: str) -> tuple[str, str]:
-        """Cut the assistant's chunk into what is learnt (answer and end token) and what the template adds after it."""
-        if self.version == "plain":
-            return chunk, ""
-        start = max(chunk.find(answer), 0) + len(answer)
-        end = chunk.find(self.eos, start)  # not one that is quoted inside the answer
-        if end >= 0:
-            return chunk[: end + len(self.eos)], chunk[end + len(self.eos) :]
-        return chunk.rstrip() + self.eos, ""
-
-
-def _image_first(value: str) -> str:
-    # One picture goes before the question, where LLaVA puts it; several stay where the text refers to them.
-    if value.count(PLACEHOLDER) == 1:
-        return f"{PLACEHOLDER}\n{value.replace(PLACEHOLDER, '').strip()}"
-    return value.strip()
-
-
-def _content(value: str) -> list[dict]:
-    # Newlines beside a picture go: templates add their own. Spaces stay where text runs on around several pictures.
-    content: list[dict] = []
-    pieces = value.strip().split(PLACEHOLDER)
-    said = False
-    for i, piece in enumerate(pieces):
-        if i:
-            content.append({"type": "image"})
-        piece = piece.strip() if len(pieces) <= 2 else piece.strip("\n")
-        if piece.strip():
-            content.append({"type": "text", "text": piece if said else piece.lstrip()})
-            said = True
-    return content
 
 
 @dataclass(slots=True)
@@ -288,7 +157,7 @@ class LlavaDataset(Dataset):
             dropped += [name] if first_dropped else []
             rows.append(_Row(name, images, turns, captions))
         if dropped:
-            message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {_few(dropped)}"
+            message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {few(dropped)}"
             warnings.warn(message, stacklevel=3)
         return rows
 
@@ -395,123 +264,3 @@ class LlavaDataset(Dataset):
             )
         length = self.model_max_length if spans else needed  # a caption's row ends with its picture
         return ids[:length], labels[:length]
-
-
-class Fwd2BotCollator:
-    """Pads rows of `LlavaDataset` into one batch.
-
-    Args:
-        pad_token_id: fills `input_ids` and `caption_input_ids`; masks come from lengths, so it may be the eos.
-        padding_side: "right" or "left".
-    """
-
-    def __init__(self, pad_token_id: int, padding_side: str = "right"):
-        if pad_token_id is None:
-            raise ValueError("pad_token_id is None; set tokenizer.pad_token, to unk or eos if there is no other")
-        if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side should be 'right' or 'left', not {padding_side!r}")
-        self.pad_token_id = pad_token_id
-        self.padding_side = padding_side
-        self._warned: set[str] = set()
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate B rows.
-
-        Returns:
-            input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] (and
-            image_sizes [M, 2]) in row order; where there are captions, caption_input_ids and caption_attention_mask
-            [B, L], the mask all zero for rows without one.
-
-        Raises:
-            ValueError: there is nothing to learn from in the whole batch.
-        """
-        self._check(items)
-        ids = [item["input_ids"] for item in items]
-        batch = {
-            "input_ids": self._pad(ids, self.pad_token_id),  # [B, T]
-            "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),  # [B, T]
-            "labels": self._pad([item["labels"] for item in items], IGNORE_INDEX),  # [B, T]
-        }
-        if pixels := [item["pixel_values"] for item in items if "pixel_values" in item]:
-            batch["pixel_values"] = stack_pixels(pixels)  # [M, 3, H, W]
-        if sizes := [item["image_sizes"] for item in items if "image_sizes" in item]:
-            batch["image_sizes"] = torch.cat(sizes)  # [M, 2]
-        if any("caption_ids" in item for item in items):
-            captions = [item.get("caption_ids", ids[0][:0]) for item in items]
-            batch["caption_input_ids"] = self._pad(captions, self.pad_token_id)  # [B, L]
-            batch["caption_attention_mask"] = self._pad([torch.ones_like(row) for row in captions], 0)  # [B, L]
-        return batch
-
-    def _check(self, items: Sequence[dict[str, Any]]) -> None:
-        # The loss predicts label t from token t - 1, so a label on the first token never counts.
-        idle = [
-            item["record"]
-            for item in items
-            if "caption_ids" not in item and not bool((item["labels"][1:] != IGNORE_INDEX).any())
-        ]
-        if len(idle) == len(items):
-            raise ValueError(
-                f"no token to learn from in the whole batch ({_few(idle)}). Likely reasons: --model_max_length cuts "
-                "the rows before their answers; the answers are empty; or --version does not fit the model's tokenizer"
-            )
-        for name in idle:
-            if name not in self._warned:
-                self._warned.add(name)
-                warnings.warn(f"{name}: no token to learn from; is its answer beyond --model_max_length?", stacklevel=2)
-
-    def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-        width = max(len(row) for row in rows)
-        left = self.padding_side == "left"
-        gaps = [width - len(row) for row in rows]
-        return torch.stack(
-            [F.pad(row, (gap, 0) if left else (0, gap), value=value) for row, gap in zip(rows, gaps, strict=True)]
-        )
-
-
-class ModalityLengthSampler(Sampler[int]):
-    """Indices in an order whose steps (batch_size x world_size rows) hold one modality and similar lengths.
-
-    Rows are sorted by length within mega-batches of 50 steps only, and the steps are shuffled. What fills no whole
-    step comes last. Every index comes exactly once per epoch.
-
-    Args:
-        modality_lengths: `LlavaDataset.modality_lengths`: negative for rows without a picture.
-        batch_size: rows per process and step.
-        world_size: number of processes (times accumulation steps, if those should be of one modality too).
-        seed: with the epoch decides the order, so a resumed run sees the same one.
-    """
-
-    def __init__(self, modality_lengths: Sequence[int], batch_size: int, world_size: int = 1, seed: int = 0):
-        if batch_size < 1 or world_size < 1:
-            raise ValueError(f"batch_size and world_size should be at least 1, not {batch_size} and {world_size}")
-        self.modality_lengths = list(modality_lengths)
-        self.step = batch_size * world_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose this epoch's order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.modality_lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        chance = random.Random(f"{self.seed}-{self.epoch}")
-        steps, rest = [], []
-        for has_image in (True, False):
-            indices = [i for i, length in enumerate(self.modality_lengths) if (length > 0) == has_image]
-            chance.shuffle(indices)
-            whole = len(indices) - len(indices) % self.step
-            rest += indices[whole:]
-            for start in range(0, whole, self.step * 50):
-                mega = indices[start : min(start + self.step * 50, whole)]
-                mega.sort(key=lambda i: abs(self.modality_lengths[i]), reverse=True)
-                steps += [mega[j : j + self.step] for j in range(0, len(mega), self.step)]
-        chance.shuffle(steps)
-        for step in [*steps, rest]:
-            yield from step
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

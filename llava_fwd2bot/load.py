@@ -59,7 +59,7 @@ def load_fwd2bot(
         loading["quantization_config"] = quantization
     model = open_checkpoint(path, base=base, **loading)
     own = any((path / name).is_file() for name in ("processor_config.json", "tokenizer_config.json"))
-    processor = AutoProcessor.from_pretrained(path if own else model.name_or_path)
+    processor = AutoProcessor.from_pretrained(path if own else base_of(path, base))
     return model, processor
 
 
@@ -69,7 +69,8 @@ def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = No
     for name in _HUB + _AUTO:
         loading.pop(name, None)
     settings = read_checkpoint(path)
-    source = base_of(path, base, settings)
+    trained = settings["base"].get("trained")  # adapters="none": the checkpoint brings the language model along
+    source = str(path / trained) if trained else base_of(path, base, settings)
     host = host_class(settings["base"]["fingerprint"]["class"])
     quantization = loading.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:

@@ -1,6 +1,6 @@
 """The training command: LLaVA's arguments and data; `--fwd2bot K` makes it Fwd2Bot.
 
-    fwd2bot train --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path llava_v1_5_mix665k.json \
+    fwd2bot train --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path llava_v1_5_mix665k.json \\
                   --image_folder ./data --output_dir my-fwd2bot --fwd2bot 16
 
 Without the flag it is a plain LLaVA LoRA fine-tune. `python -m llava_fwd2bot.train` is the same; torchrun and
@@ -22,9 +22,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .adapters import lora_target
 from .arguments import LlavaTrainingArguments, fwd2bot_config, parse
+from .batching import Fwd2BotCollator
 from .checkpoint import write_card
 from .config import Fwd2BotConfig
-from .data import Fwd2BotCollator, LlavaDataset
+from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
 from .load import is_checkpoint, open_checkpoint, quantization_config
 from .trainer import Fwd2BotTrainer
@@ -76,9 +77,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
     trainer.save_state()
     trainer.save_model(str(output))
     if trainer.is_world_process_zero() and config is not None:
-        write_card(
-            trainer.accelerator.unwrap_model(model), output, _training_figures(args, data_args, dataset, trainer)
-        )
+        figures = _training_figures(args, data_args, dataset, trainer)
+        write_card(trainer.accelerator.unwrap_model(model), output, figures)
     trainer.log_metrics("train", result.metrics)
     return output
 
@@ -86,7 +86,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
 def load_for_training(
     name: str, args: LlavaTrainingArguments, config: Fwd2BotConfig | None, processor: Any
 ) -> nn.Module:
-    """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither (`--lora_enable False`)."""
+    """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     loading: dict[str, Any] = {"dtype": dtype}
     if args.attn_implementation:

@@ -1,6 +1,6 @@
 """Fwd2BotTrainer: transformers' Trainer, plus what two losses, new tokens and two adapters ask for.
 
-The methods are a mixin, so that a host's own trainer can have them too. Without Fwd2Bot on the model it trains the base.
+The methods are a mixin, so that a host's own trainer can have them too. A model without Fwd2Bot trains as the base.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from .batching import ModalityLengthSampler
 from .checkpoint import load_weights, read_checkpoint
-from .data import ModalityLengthSampler
 
 _METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
 

@@ -60,7 +60,10 @@ def toy_base(processor: LlavaProcessor, dtype: torch.dtype = torch.float32, seed
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=DENSE,
     )
-    return LlavaForConditionalGeneration(config).to(dtype).eval()
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)  # at the default scale a frozen head cannot tell tokens apart, whatever trains
+    return model.to(dtype).eval()
 
 
 def shake(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:

@@ -1,0 +1,137 @@
+"""Conversations as text: the host's chat template, or LLaVA's own formats, with the spans of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+PLACEHOLDER = "<image>"  # in the data, whatever the processor's own image token is
+SYSTEM_V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+class ConversationFormatter:
+    """Turns a conversation into one text and the spans of its answers.
+
+    Args:
+        processor: the host's processor.
+        version: "v1" (LLaVA-1.5's, = "vicuna_v1"), "plain" (LLaVA's first training stage: picture, caption, newline)
+            or "auto" (the processor's chat template if it has one, else v1).
+    """
+
+    def __init__(self, processor: Any, version: str = "auto"):
+        if version == "auto":
+            version = "template" if getattr(processor, "chat_template", None) else "v1"
+        elif version not in ("v1", "vicuna_v1", "plain"):
+            raise ValueError(
+                f"conversation version {version!r} is not known here; known are 'v1' (or 'vicuna_v1'), 'plain' and "
+                "'auto' (the processor's chat template if it has one, else v1)"
+            )
+        self.version = "v1" if version == "vicuna_v1" else version
+        self.processor = processor
+        self.eos = processor.tokenizer.eos_token
+        if not self.eos and self.version != "plain":
+            raise ValueError("the tokenizer has no eos_token: a model trained without one never stops answering")
+
+    def __call__(self, turns: Sequence[dict], name: str = "conversation") -> tuple[str, list[tuple[int, int]]]:
+        """Format `turns` (human and gpt by turns).
+
+        Returns:
+            the text, with one image token per picture, and [start, end) of each answer, its end token included.
+
+        Raises:
+            ValueError: the chat template does not extend its own prefix, or "plain" got more than picture and caption.
+        """
+        self.check(turns, name)
+        text, spans, done = "", [], ""
+        for i in range(0, len(turns), 2):
+            prefix = self._render(turns[: i + 1], name)
+            whole = self._render(turns[: i + 2], name)
+            if not (prefix.startswith(done) and whole.startswith(prefix)):
+                raise ValueError(
+                    f"{name}: the chat template rewrites earlier turns (turn {i} is not a prefix of turn {i + 1}), so "
+                    "training and inference prompts would differ; use a template that only appends, or version 'v1'"
+                )
+            text += prefix[len(done) :]
+            answer, rest = self._close(whole[len(prefix) :], turns[i + 1]["value"].strip())
+            spans.append((len(text), len(text) + len(answer)))
+            text += answer + rest
+            done = whole
+        return text, spans
+
+    def check(self, turns: Sequence[dict], name: str) -> None:
+        """Raise ValueError if this version cannot hold `turns`."""
+        if self.version == "plain" and (len(turns) != 2 or PLACEHOLDER not in turns[0]["value"]):
+            raise ValueError(f"{name}: version 'plain' takes one human turn with {PLACEHOLDER} and one gpt turn only")
+
+    def prompt(self, question: str, num_images: int = 1) -> str:
+        """The inference prompt: exactly what stands before the first answer in training.
+
+        Pictures go before the question unless it already holds its `<image>`s. "plain" has no question: it is dropped.
+        """
+        present = question.count(PLACEHOLDER)
+        if present not in (0, num_images):
+            raise ValueError(f"the question holds {present} {PLACEHOLDER} but num_images is {num_images}")
+        value = question if present else f"{PLACEHOLDER}\n" * num_images + question
+        return self._render([{"from": "human", "value": value}], "prompt")
+
+    def _render(self, turns: Sequence[dict], name: str) -> str:
+        """The raw text of `turns`; after a human turn, with what asks for an answer."""
+        image_token = self.processor.image_token
+        if self.version == "plain":
+            images = image_token * turns[0]["value"].count(PLACEHOLDER)
+            return images + "".join(f"{turn['value'].strip()}\n" for turn in turns[1:])
+        if self.version == "v1":
+            text = f"{SYSTEM_V1} "
+            for turn in turns:
+                if turn["from"] == "human":
+                    question = _image_first(turn["value"]).replace(PLACEHOLDER, image_token)
+                    text += f"USER: {question} ASSISTANT:"
+                else:
+                    text += f" {turn['value'].strip()}{self.eos}"
+            return text
+        messages = [
+            {"role": "user", "content": _content(turn["value"])}
+            if turn["from"] == "human"
+            else {"role": "assistant", "content": [{"type": "text", "text": turn["value"].strip()}]}
+            for turn in turns
+        ]
+        asks = turns[-1]["from"] == "human"
+        try:
+            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        except Exception as error:  # templates refuse by raising, in jinja's own classes or any other
+            raise ValueError(f"{name}: the chat template failed: {error}") from error
+
+    def _close(self, chunk: str, answer: str) -> tuple[str, str]:
+        """Cut the assistant's chunk into what is learnt (answer and end token) and what the template adds after it."""
+        if self.version == "plain":
+            return chunk, ""
+        start = max(chunk.find(answer), 0) + len(answer)
+        end = chunk.find(self.eos, start)  # not one that is quoted inside the answer
+        if end >= 0:
+            return chunk[: end + len(self.eos)], chunk[end + len(self.eos) :]
+        return chunk.rstrip() + self.eos, ""
+
+
+def _image_first(value: str) -> str:
+    # One picture goes before the question, where LLaVA puts it; several stay where the text refers to them.
+    if value.count(PLACEHOLDER) == 1:
+        return f"{PLACEHOLDER}\n{value.replace(PLACEHOLDER, '').strip()}"
+    return value.strip()
+
+
+def _content(value: str) -> list[dict]:
+    # Newlines beside a picture go: templates add their own. Spaces stay where text runs on around several pictures.
+    content: list[dict] = []
+    pieces = value.strip().split(PLACEHOLDER)
+    said = False
+    for i, piece in enumerate(pieces):
+        if i:
+            content.append({"type": "image"})
+        piece = piece.strip() if len(pieces) <= 2 else piece.strip("\n")
+        if piece.strip():
+            content.append({"type": "text", "text": piece if said else piece.lstrip()})
+            said = True
+    return content

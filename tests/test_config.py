@@ -1,0 +1,47 @@
+"""Fwd2BotConfig: every number is explained, and none that makes no sense gets through."""
+
+import dataclasses
+
+import pytest
+
+from llava_fwd2bot import Fwd2BotConfig
+
+
+def test_every_field_has_help_and_source():
+    for field in dataclasses.fields(Fwd2BotConfig):
+        assert field.metadata["help"] and field.metadata["source"], field.name
+
+
+def test_defaults_are_the_papers_where_it_tells():
+    config = Fwd2BotConfig()
+    assert (config.num_summary_tokens, config.image_prompt) == (16, "Summarize the image in a few words.")
+    assert (config.adapters, config.bridge, config.pooling, config.temperature_init) == ("stage", "none", "mean", 0.07)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_summary_tokens": 0}, "at least 1, got 0. To run the base without"),
+        ({"num_summary_tokens": -3}, "at least 1, got -3"),
+        ({"num_summary_tokens": 2.5}, "whole number"),
+        ({"num_summary_tokens": True}, "whole number"),
+        ({"num_summary_tokens": 4, "nested_k": [1, 8]}, "from 1 to num_summary_tokens=4"),
+        ({"nested_k": []}, "nested_k must hold numbers"),
+        ({"pooling": "max"}, "pooling must be one of mean, last, first, got 'max'"),
+        ({"bridge": "mlp"}, "bridge must be one of"),
+        ({"adapters": "two"}, "adapters must be one of"),
+        ({"contrastive_weight": -1}, "finite number of at least 0"),
+        ({"distill_weight": float("nan")}, "finite number"),
+        ({"temperature_init": 0}, "above 0"),
+        ({"lora_r": 0}, "LoRA needs"),
+        ({"lora_targets": []}, "lora_targets is empty"),
+        ({"contrastive_chunk": 0}, "at least 1, or None"),
+    ],
+)
+def test_values_out_of_range_say_what_is_allowed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Fwd2BotConfig(**changes)
+
+
+def test_nested_k_is_sorted_and_unique():
+    assert Fwd2BotConfig(nested_k=[4, 1, 4]).nested_k == [1, 4]
