@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .checkpoint import check_base, load_weights, read_checkpoint
@@ -88,7 +89,12 @@ def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
+    try:
+        return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
+    except Exception as error:  # of many kinds: no such repository, no right to it, no network
+        raise FileNotFoundError(
+            2, f"There is no such folder here, and the hub did not give it either ({error})", str(path)
+        ) from error
 
 
 def base_of(
@@ -129,6 +135,10 @@ def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[st
         if given:
             raise ValueError(f"{', '.join(sorted(given))} need load_in_4bit=True or load_in_8bit=True.")
         return None
+    if load_in_4bit:  # as `fwd2bot train --bits 4`: a QLoRA checkpoint must open on the base that it was trained on
+        given = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, **given}
+        if isinstance(options.get("dtype"), torch.dtype):
+            given.setdefault("bnb_4bit_compute_dtype", options["dtype"])
     if find_spec("bitsandbytes") is None:
         raise ImportError(
             "Quantised loading needs bitsandbytes, which is not installed: pip install 'llava_fwd2bot[quantized]'"

@@ -57,6 +57,10 @@ def gather_with_grad(rows: Tensor) -> Tensor:
     sizes[dist.get_rank()] = len(rows)
     dist.all_reduce(sizes)
     sizes = sizes.tolist()
+    if not any(sizes):
+        return rows
+    if torch.is_grad_enabled() and not rows.requires_grad:
+        rows = rows.detach().requires_grad_()  # a rank without pairs must still join the collective of backward
     padded = F.pad(rows, (0, 0, 0, max(sizes) - len(rows)))  # collectives want equal shapes
     return torch.cat([part[:size] for part, size in zip(_AllGather.apply(padded), sizes, strict=True)])
 

@@ -60,8 +60,8 @@ class Fwd2BotLossMixin:
             self._answer(out, batch, summary, lengths, image_row, return_logits)
         distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if batch.caption_ids is not None or (distributed and config.contrastive_weight > 0):
-            images, texts = self._pairs(batch, summary, image_row)
-            images, texts = gather_with_grad(images), gather_with_grad(texts)  # every rank, even with no pair
+            pairs = torch.cat(self._pairs(batch, summary, image_row), dim=1)  # [C, 2 D]
+            images, texts = gather_with_grad(pairs).chunk(2, dim=1)  # every rank, even with no pair; one collective
             if len(images):
                 scale = self.fwd2bot.logit_scale
                 if self.training:

@@ -1,0 +1,300 @@
+"""The command line: `fwd2bot train | info | ask | compress`.
+
+torch and transformers are imported inside the subcommands, so that `fwd2bot --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from .version import __version__
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+STORE_DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+
+    With FWD2BOT_TRACEBACK=1 an error is raised as it is, with its traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:  # its arguments are LLaVA's and transformers' own, read by their own parser
+            from .train import train
+
+            train(argv[1:])
+            return 0
+        args = _parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except SystemExit as stop:  # argparse's, after --help or wrong usage
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("fwd2bot: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("FWD2BOT_TRACEBACK") == "1":
+            raise
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"fwd2bot: error: {message}", file=sys.stderr)
+        return 1
+
+
+def _message(error: Exception) -> str | None:
+    """What the user is told, or None for what can only be a fault of this program."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; by name, as torch may not be loaded
+        return "the device is out of memory: try a smaller --batch-size, --load-4bit or another --device"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) if isinstance(error, (ValueError, OSError, ImportError)) else None
+
+
+# ---------------------------------------------------------------------- arguments
+def _number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{name} of at least {least} is needed, not {text!r}")
+        return value
+
+    return convert
+
+
+_count = _number(int, 1, "a whole number")
+
+
+def _model_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("model")
+    group.add_argument("--model", required=True, metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
+    group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
+    width = group.add_mutually_exclusive_group()
+    width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
+    width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
+    group.add_argument("--k", type=_count, metavar="J", help="use the first J summary tokens; default: all")
+    options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fwd2bot", description="LLaVA with images condensed into a few summary tokens.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fwd2bot {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    shared: dict[str, Any] = {"parents": [_model_options()], "allow_abbrev": False}
+
+    commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
+
+    info = commands.add_parser("info", help="what a checkpoint is, without loading the model", allow_abbrev=False)
+    info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.set_defaults(run=_info)
+
+    ask = commands.add_parser("ask", help="ask about images, or about stored summaries", **shared)
+    ask.add_argument("question", nargs="?", help="the question; <image> in it says where an image stands")
+    ask.add_argument("--image", nargs="+", action="extend", metavar="FILE", help="the image, or several in order")
+    ask.add_argument("--summaries", metavar="FILE", help="a file of `fwd2bot compress`, in the place of --image")
+    ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries; repeat it for several")
+    ask.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="default: 128")
+    at_least_0 = _number(float, 0, "a number")
+    ask.add_argument(
+        "--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): always the likeliest"
+    )
+    ask.set_defaults(run=_ask, parser=ask)
+
+    compress = commands.add_parser("compress", help="store the summaries of many images", **shared)
+    compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help="a folder, or files")
+    compress.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    compress.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    compress.add_argument("--batch-size", type=_count, default=8, metavar="N", help="default: 8")
+    compress.add_argument("--max-pixels", type=_count, metavar="N", help="skip larger images; default: 178,956,970")
+    compress.add_argument("--store-dtype", choices=STORE_DTYPES, default="float16", help="default: float16")
+    compress.set_defaults(run=_compress)
+    return parser
+
+
+def _images_and_question(args: argparse.Namespace) -> None:
+    """`--image a.jpg "what is it?"`: argparse gives the last word to --image, whose it is not."""
+    if args.question is None and args.image and len(args.image) > 1 and not Path(args.image[-1]).is_file():
+        args.question = args.image.pop()
+    if args.question is None:
+        args.parser.error('the question is missing, e.g.: fwd2bot ask --model CKPT --image FILE "What is this?"')
+    if bool(args.image) == bool(args.summaries):
+        args.parser.error("give either --image FILE or --summaries FILE --id ID")
+    if bool(args.summaries) != bool(args.id):
+        args.parser.error("--summaries FILE and --id ID go together")
+
+
+# ---------------------------------------------------------------------- commands
+def _folder(name: str) -> Path:
+    from .load import local_folder
+
+    try:
+        return local_folder(name, {})
+    except (ValueError, OSError) as error:  # the hub's own words leave out that no such folder is here
+        raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
+
+
+def _checked(args: argparse.Namespace) -> Path:
+    """The checkpoint's folder, once what costs nothing to check is checked: it is one, and --k fits."""
+    from .checkpoint import read_checkpoint
+
+    path = _folder(args.model)
+    k = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+    if args.k is not None and args.k > k:
+        raise ValueError(f"--k must be from 1 to this model's k = {k}, got {args.k}.")
+    return path
+
+
+def _load(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
+    """(model, processor) on the device and in the precision asked for."""
+    import torch
+
+    from .config import read_json
+    from .load import load_fwd2bot
+
+    device = _device(args.device)
+    loading: dict[str, Any] = {"dtype": "auto" if args.dtype == "auto" else getattr(torch, args.dtype)}
+    if not (args.load_4bit or args.load_8bit):
+        model, processor = load_fwd2bot(path, args.base, **loading)
+        return model.to(device), processor
+    loading["device_map"] = {"": device}
+    if args.load_4bit:
+        if args.dtype == "auto":  # bitsandbytes computes in float32 unless it is told
+            loading["dtype"] = getattr(torch, str(read_json(path / "config.json").get("dtype") or "float16"))
+        # as `fwd2bot train --bits 4` and LLaVA's own loader have them
+        loading.update(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        loading["bnb_4bit_compute_dtype"] = loading["dtype"]
+    return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
+    return device
+
+
+def _info(args: argparse.Namespace) -> None:
+    from .info import describe, render
+
+    found = describe(_folder(args.checkpoint))
+    print(json.dumps(found, indent=2) if args.json else render(found))
+
+
+def _ask(args: argparse.Namespace) -> None:
+    _images_and_question(args)
+    with ExitStack() as stack:
+        if args.json:  # whatever a library prints
+            stack.enter_context(redirect_stdout(sys.stderr))
+        answer = _answer(args)
+    if args.json:
+        print(json.dumps(answer))
+
+
+def _answer(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from .images import open_image
+
+    path = _checked(args)
+    inputs: dict[str, Any] = {}
+    if args.summaries:
+        from .compress import fingerprint_of, read_summaries
+
+        inputs["summary"] = read_summaries(args.summaries, args.id, fingerprint_of(path), args.k)
+    pictures = [open_image(name) for name in args.image or []]
+    model, processor = _load(path, args)
+
+    from transformers import TextStreamer
+
+    from .conversation import ConversationFormatter
+
+    prompt = ConversationFormatter(processor).prompt(args.question, len(pictures) or len(args.id))
+    bos = processor.tokenizer.bos_token
+    text: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": not (bos and prompt.startswith(bos))}
+    if args.summaries:  # not by the processor, which refuses a placeholder without an image
+        inputs.update(processor.tokenizer(prompt, **text).to(model.device))
+        inputs["summary"] = inputs["summary"].to(model.device)
+    else:
+        encoded = processor(text=prompt, images=pictures, **text)
+        inputs.update(encoded.to(model.device, model.get_input_embeddings().weight.dtype))
+    if args.temperature > 0:
+        inputs.update(do_sample=True, temperature=args.temperature)
+    else:
+        inputs["do_sample"] = False
+    if not args.json:
+        inputs["streamer"] = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        sequences = model.generate(**inputs, num_tokens=args.k, max_new_tokens=args.max_new_tokens)
+    seconds = time.perf_counter() - started
+    answer = processor.tokenizer.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    stored = inputs["summary"].shape[1] if args.summaries else model.fwd2bot_config.num_summary_tokens
+    return {
+        "question": args.question,
+        "images": args.image or args.id,
+        "k": args.k or stored,
+        "answer": answer.strip(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _compress(args: argparse.Namespace) -> None:
+    from .compress import check_output, compress_images, find_images, fingerprint_of
+
+    with ExitStack() as stack:
+        if args.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        output = check_output(args.output, args.overwrite)  # what can fail fails before the work
+        images, skipped = find_images(args.images)
+        path = _checked(args)
+        model, processor = _load(path, args)
+        done = compress_images(
+            model,
+            processor,
+            images,
+            output,
+            fingerprint=fingerprint_of(path),
+            skipped=skipped,
+            num_tokens=args.k,
+            batch_size=args.batch_size,
+            max_pixels=args.max_pixels,
+            store_dtype=args.store_dtype,
+        )
+    if args.json:
+        print(json.dumps(done))
+    else:
+        print(
+            f"{done['images']} images as {done['k']} x {done['dim']} {done['dtype']} in {done['output']} "
+            f"({done['bytes'] / 1e6:,.1f} MB), {len(done['skipped'])} skipped, {done['seconds']:.1f} s, "
+            f"{done['images'] / done['seconds']:.1f} images/s"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

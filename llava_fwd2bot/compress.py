@@ -1,0 +1,263 @@
+"""Summaries of many images in one safetensors file, and back.
+
+Tensors: "summary" [N, k, D] in the dtype asked for, "embedding" [N, D] float32 of unit length. Metadata: ids and
+skipped images as JSON lists, k, the fingerprint of the checkpoint, the version. All is held in memory until written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .bottleneck import embed
+from .config import CONFIG_NAME
+from .images import DEFAULT_MAX_PIXELS, open_image, stack_pixels
+from .version import __version__
+
+READERS = min(4, os.cpu_count() or 1)
+
+
+def fingerprint_of(checkpoint: str | os.PathLike) -> str:
+    """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
+    return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
+
+
+def find_images(given: Sequence[str]) -> tuple[dict[str, Path], list[dict[str, str]]]:
+    """The images in folders (recursively, in sorted order) and files.
+
+    Returns:
+        ({id: path}, folders that could not be read). An id is the path below the folder that was given, a file's its
+        name; where two would be the same, the path as given.
+
+    Raises:
+        ValueError: there is no image file.
+    """
+    Image.init()
+    extensions = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: dict[str, tuple[str, Path]] = {}  # path as given → (short id, path)
+    unreadable: list[dict[str, str]] = []
+
+    def refused(error: OSError) -> None:
+        unreadable.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
+
+    for start in map(Path, given):
+        if not start.is_dir():  # also one that is not there, which is told with the other bad images
+            found[start.as_posix()] = (start.name, start)
+            continue
+        below = (Path(folder, name) for folder, _, names in os.walk(start, onerror=refused) for name in names)
+        for path in sorted(p for p in below if p.suffix.lower() in extensions):
+            found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
+    if not found:
+        raise ValueError(f"There is no image file in {', '.join(given)}. Files are found by extension (.jpg, .png, …).")
+    times = Counter(short for short, _ in found.values())
+    images = {short if times[short] == 1 else full: path for full, (short, path) in found.items()}
+    if len(images) < len(found):  # a path as given is the short id of another image
+        images = {full: path for full, (_, path) in found.items()}
+    return images, unreadable
+
+
+def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
+    """`output`, once it is known that it can be written; its folder is made.
+
+    Raises:
+        OSError: it exists (and `overwrite` is False), is a folder, or its folder cannot be written.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "--output is a folder: name a file", str(output))
+    if output.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "--output exists: choose another name, or pass --overwrite", str(output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _beside(output).touch()
+        _beside(output).unlink()
+    except OSError as error:
+        reason = f"--output cannot be written ({error.strerror}): choose another place"
+        raise OSError(error.errno, reason, str(output)) from error
+    return output
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.{os.getpid()}.tmp")
+
+
+def compress_images(
+    model: nn.Module,
+    processor: Any,
+    images: dict[str, Path],
+    output: Path,
+    *,
+    fingerprint: str,
+    skipped: Sequence[dict[str, str]] = (),
+    num_tokens: int | None = None,
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+    store_dtype: str = "float16",
+) -> dict[str, Any]:
+    """Compresses `images` and writes `output`; images that cannot be read are named on stderr, recorded, and left out.
+
+    Raises:
+        ValueError: not one image could be read; nothing is written.
+        OSError: the file could not be written; what was there before is unchanged.
+    """
+    started, dtype = time.perf_counter(), getattr(torch, store_dtype)
+    words = model.get_input_embeddings().weight
+    k, size = num_tokens or model.fwd2bot_config.num_summary_tokens, words.shape[1]
+    summaries = torch.empty(len(images), k, size, dtype=dtype)  # [N, k, D]
+    embeddings = torch.empty(len(images), size)  # [N, D]
+    ids: list[str] = []
+    skipped = list(skipped)
+
+    def prepare(path: Path) -> dict[str, Tensor]:
+        image = open_image(path, DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels)
+        pixels = processor.image_processor(images=[image], return_tensors="pt")
+        return {name: pixels[name] for name in ("pixel_values", "image_sizes") if name in pixels}
+
+    with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
+
+        def skip(name: str, reason: Any) -> None:
+            skipped.append({"id": name, "reason": str(reason)})
+            bar.write(f"fwd2bot: skipped {reason}", file=sys.stderr)
+            bar.update()
+
+        def run(batch: dict[str, dict[str, Tensor]]) -> None:
+            if not batch:
+                return
+            with torch.inference_mode():
+                summary = model.compress(**_stacked(list(batch.values()), words), num_tokens=num_tokens)  # [M, k, D]
+                vectors = embed(summary, model.fwd2bot_config.pooling).cpu()
+                summary = summary.to(dtype).cpu()
+            for name, rows, vector in zip(batch, summary, vectors, strict=True):
+                if not torch.isfinite(rows).all():
+                    skip(name, f"{images[name]}: its summary overflows; try --dtype or --store-dtype bfloat16")
+                    continue
+                summaries[len(ids)], embeddings[len(ids)] = rows, vector
+                ids.append(name)
+                bar.update()
+            batch.clear()
+
+        for entry in skipped:
+            bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
+        batch: dict[str, dict[str, Tensor]] = {}
+        for name, future in zip(images, _ahead(prepare, images.values(), 2 * batch_size), strict=True):
+            try:
+                batch[name] = future.result()
+            except (ValueError, OSError) as error:
+                skip(name, error)
+            if len(batch) == batch_size:
+                run(batch)
+        run(batch)
+    if not ids:
+        raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
+    metadata = {
+        "ids": json.dumps(ids),
+        "skipped": json.dumps(skipped),
+        "k": str(k),
+        "fingerprint": fingerprint,
+        "version": __version__,
+    }
+    _write({"summary": summaries[: len(ids)], "embedding": embeddings[: len(ids)]}, output, metadata)
+    return {
+        "output": str(output),
+        "images": len(ids),
+        "skipped": skipped,
+        "k": k,
+        "dim": size,
+        "dtype": store_dtype,
+        "bytes": output.stat().st_size,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _stacked(pixels: list[dict[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
+    """One batch of what the processor gave for each image, on the device and in the precision of `like`."""
+    stacked = {
+        name: (stack_pixels if name == "pixel_values" else torch.cat)([p[name] for p in pixels]) for name in pixels[0]
+    }
+    return {name: x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for name, x in stacked.items()}
+
+
+def _ahead(prepare: Callable[[Path], Any], paths: Any, ahead: int) -> Iterator[Future]:
+    """`prepare` of each path in threads, in order, at most `ahead` of what is taken: memory does not grow with N."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for path in paths:
+                waiting.append(pool.submit(prepare, path))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+            yield from waiting
+        finally:  # Ctrl-C does not wait for what is queued
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str]) -> None:
+    """Beside `output`, then renamed: a full disk leaves what was there before."""
+    try:
+        save_file(tensors, _beside(output), metadata=metadata)
+        os.replace(_beside(output), output)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        code = getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, f"The summaries could not be written ({reason})", str(output)) from error
+    finally:
+        _beside(output).unlink(missing_ok=True)
+
+
+def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str, k: int | None = None) -> Tensor:
+    """The stored summaries of `ids`, [M, k, D]; only their rows are read.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not one of `fwd2bot compress`, of another model, an unknown id, or
+            more tokens asked for than are stored.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "There is no such file of summaries", str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            if not {"ids", "skipped", "k", "fingerprint"} <= meta.keys():
+                raise ValueError(f"{path} holds no summaries: it was not written by `fwd2bot compress`.")
+            if meta["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{path} was written with another model: summaries are read only by the model that made them. "
+                    "Name that one by --model, or compress the images again."
+                )
+            if k is not None and k > int(meta["k"]):
+                raise ValueError(f"{path} holds {meta['k']} tokens per image, but --k asks for {k}.")
+            place = {name: at for at, name in enumerate(json.loads(meta["ids"]))}
+            for name in ids:
+                if name not in place:
+                    raise ValueError(_unknown(path, name, list(place), json.loads(meta["skipped"])))
+            rows = file.get_slice("summary")
+            return torch.cat([rows[place[name] : place[name] + 1] for name in ids])
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): compress the images again.") from error
+
+
+def _unknown(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
+    for entry in skipped:
+        if entry["id"] == name:
+            return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"
+    close = [k for k in known if name and k.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
+    close = list(dict.fromkeys([*close, *difflib.get_close_matches(name, known)]))[:3]
+    hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
+    return f"{path} has no id {name!r}. {hint}"
