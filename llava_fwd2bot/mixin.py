@@ -314,6 +314,7 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
                 "labels": labels,
                 "summary": summary,
                 "num_tokens": num_tokens,
+                "logits_to_keep": None if isinstance(logits_to_keep, int) and logits_to_keep == 0 else logits_to_keep,
             }
             if not self._fwd2bot_enabled and (summary is not None or caption_input_ids is not None):
                 raise ValueError("Fwd2Bot is disabled here: the base knows neither summaries nor captions.")
@@ -321,7 +322,6 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                logits_to_keep=logits_to_keep,
                 **given,
                 **kwargs,
             )

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# One command on a fresh machine: installs, builds a small LLaVA, fine-tunes it with one extra flag, compresses, answers,
+# searches, and prints a table. About ten minutes on two cores. Everything is under ./quickstart.
+set -euo pipefail
+. "$(dirname "$0")/install.sh" quickstart
+python scripts/quickstart.py "$@"

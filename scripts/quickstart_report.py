@@ -1,0 +1,105 @@
+"""The quickstart's table, on the terminal and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+Example = tuple[Path, list[tuple[str, str, str, str]]]  # picture; question, truth, base's answer, ours
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .9rem; text-align: right }
+th { border-bottom: 2px solid #444 } td { border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
+.card { border: 1px solid #ddd; border-radius: .5rem; padding: .8rem; font-size: .9rem } .card img { width: 6rem }
+.card p { margin: .4rem 0 } .wrong { color: #b00020 } .note { color: #555 } img.plot { max-width: 100% }
+"""
+
+
+def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one row for the base, one for each k."""
+    header = ["answers from", "accuracy", "retention", "bytes per image", "questions/s"]
+    speed, size = report["questions_per_second"], report["bytes_per_image"]
+    rows = [["dense tokens (base)", f"{report['base_accuracy']:.2%}", "", f"{size['dense']:,}", f"{speed['base']:.0f}"]]
+    for k, accuracy in report["accuracy"].items():
+        name = f"{k} summary token{'s' * (k != '1')}"
+        retention = f"{report['retention'][k]:.2%}"
+        rows.append([name, f"{accuracy:.2%}", retention, f"{size[k]:,}", f"{speed[k]:.0f}"])
+    return header, rows
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    found = report["retrieval"]
+    spent = ", ".join(f"{name.replace('_', '-')} {value:.0f} s" for name, value in report["seconds"].items())
+    return [
+        f"Search among {found['images']} images and {found['captions']} captions: image→text R@1 "
+        f"{found['image_to_text_r1']:.2%}, text→image R@1 {found['text_to_image_r1']:.2%}.",
+        f"{report['questions']:,} questions ({report['split']} split of easy-VQA), answered from stored float16 summaries.",
+        f"{report['wall_s']:.0f} s in all: {spent}.",
+    ]
+
+
+def print_table(report: dict[str, Any]) -> None:
+    header, rows = table(report)
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    for line in [header, *rows]:
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        print("  ".join(cells))
+    print(*summary_lines(report), sep="\n")
+
+
+def _plot(log: list[dict[str, Any]]) -> str:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True)
+    steps = [entry["step"] for entry in log]
+    for name in ("answer_loss", "contrastive_loss"):
+        left.plot(steps, [entry.get(name) for entry in log], label=name.replace("_", " "))
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="Losses of the fine-tune")
+    left.legend(frameon=False)
+    right.plot(steps, [entry.get("retrieval_accuracy") for entry in log], color="tab:green")
+    right.set(xlabel="step", ylim=(0, 1), title="Retrieval accuracy within the batch")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_html(path: Path, report: dict[str, Any], log: list[dict[str, Any]], examples: list[Example]) -> None:
+    """One page without links to anything outside it."""
+    header, rows = table(report)
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    cards = []
+    for picture, lines in examples:
+        image = base64.b64encode(picture.read_bytes()).decode()
+        said = "".join(
+            f"<p>{html.escape(question)}<br><b class='{'' if ours == truth else 'wrong'}'>{html.escape(ours)}</b>"
+            f" <span class='note'>(base: {html.escape(base)}; truth: {html.escape(truth)})</span></p>"
+            for question, truth, base, ours in lines
+        )
+        cards.append(f"<div class='card'><img src='data:image/png;base64,{image}' alt=''>{said}</div>")
+    notes = "".join(f"<p class='note'>{html.escape(line)}</p>" for line in summary_lines(report))
+    path.write_text(
+        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Fwd2Bot quickstart</title><style>{STYLE}</style>
+<h1>Fwd2Bot quickstart</h1>
+<p>A small LLaVA was trained on easy-VQA, then fine-tuned with <code>--fwd2bot 4</code>. Its language model condenses an
+image into summary tokens once; every answer below comes from those alone.</p>
+<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}
+<img class="plot" alt="loss curves" src="data:image/png;base64,{_plot(log)}">
+<h2>Test images, with answers from {max(map(int, report["accuracy"]))} summary tokens</h2>
+<div class="cards">{"".join(cards)}</div></html>
+""",
+        encoding="utf-8",
+    )
