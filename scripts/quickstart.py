@@ -30,17 +30,18 @@ from llava_fwd2bot.train import train
 
 K, NESTED = 4, (1, 2, 4)
 BATCH = 256
+SETTINGS = """--lora_r 32 --lora_alpha 64 --learning_rate 2e-3 --num_train_epochs 3 --per_device_train_batch_size 32
+--lr_scheduler_type cosine --warmup_steps 20 --logging_steps 10 --save_strategy no --report_to none --disable_tqdm True"""
 
 
 def fine_tune(base: Path, data: Path, images: Path, output: Path) -> list[dict[str, Any]]:
     """The command a user would type; gives its log."""
     shutil.rmtree(output, ignore_errors=True)
-    command = f"""--model_name_or_path {base} --data_path {data} --image_folder {images} --output_dir {output}
-        --fwd2bot {K} --fwd2bot_nested_k {",".join(map(str, NESTED))} --lora_r 32 --lora_alpha 64 --learning_rate 2e-3
-        --num_train_epochs 3 --per_device_train_batch_size 32 --lr_scheduler_type cosine --warmup_steps 20
-        --logging_steps 10 --save_strategy no --report_to none --disable_tqdm True"""
-    print(f"fwd2bot train {' '.join(command.split())}", flush=True)
-    train(command.split())
+    command = ["--model_name_or_path", str(base), "--data_path", str(data), "--image_folder", str(images)]
+    command += ["--output_dir", str(output), "--fwd2bot", str(K), "--fwd2bot_nested_k", ",".join(map(str, NESTED))]
+    command += SETTINGS.split()
+    print("fwd2bot train", *command, flush=True)
+    train(command)
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [entry for entry in log if "loss" in entry]
 

@@ -39,7 +39,7 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"Search among {found['images']} images and {found['captions']} captions: image→text R@1 "
         f"{found['image_to_text_r1']:.2%}, text→image R@1 {found['text_to_image_r1']:.2%}.",
-        f"{report['questions']:,} questions ({report['split']} split of easy-VQA), answered from stored float16 summaries.",
+        f"{report['questions']:,} questions (easy-VQA, {report['split']}), answered from stored float16 summaries.",
         f"{report['wall_s']:.0f} s in all: {spent}.",
     ]
 

@@ -1,4 +1,4 @@
-"""The core modules over a bare Llama: they know no host, and work from transformers 4.37.2 with PEFT 0.10 to the newest.
+"""The core modules over a bare Llama: they know no host; from transformers 4.37.2 with PEFT 0.10 to the newest.
 
 Needs neither conftest nor LLaVA, so that it also runs where the original LLaVA's versions are installed.
 """
@@ -110,9 +110,10 @@ def test_chunks_change_no_gradient(model):
 def test_prefix_and_generation_from_stored_summaries(model):
     given = batch()
     given.pop("labels")
-    pixels = given.pop("pixel_values")
+    model.float()  # the masks of 4.37.2 cannot be made in float64
+    pixels = given.pop("pixel_values").float()
     summary = model.compress(pixels)
-    torch.testing.assert_close(model.compress(pixels, num_tokens=2), summary[:, :2], rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.compress(pixels, num_tokens=2), summary[:, :2], rtol=0, atol=1e-6)
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     a = model.generate(**given, pixel_values=pixels, **options)
     b = model.generate(**given, summary=summary, **options)

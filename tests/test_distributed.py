@@ -1,4 +1,4 @@
-"""Two processes with gloo: the losses and gradients of one process with the whole batch; the training command under torchrun."""
+"""Two processes with gloo: the gradients of one process with the whole batch; the training command under torchrun."""
 
 import json
 import os
