@@ -98,6 +98,8 @@ def write_html(path: Path, report: dict[str, Any], log: list[dict[str, Any]], ex
 image into summary tokens once; every answer below comes from those alone.</p>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}
 <img class="plot" alt="loss curves" src="data:image/png;base64,{_plot(log)}">
+<p class="note">There are only 24 captions, so that a batch holds the same one several times: within the batch the
+contrastive loss cannot reach 0, nor the retrieval accuracy 1.</p>
 <h2>Test images, with answers from {max(map(int, report["accuracy"]))} summary tokens</h2>
 <div class="cards">{"".join(cards)}</div></html>
 """,
