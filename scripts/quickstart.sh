@@ -3,4 +3,6 @@
 # searches, and prints a table. About ten minutes on two cores. Everything is under ./quickstart.
 set -euo pipefail
 . "$(dirname "$0")/install.sh" quickstart
+# waiting threads that spin would steal the core of whatever else runs here
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 python scripts/quickstart.py "$@"
