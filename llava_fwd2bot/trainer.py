@@ -49,6 +49,9 @@ class Fwd2BotTrainerMixin:
         super().__init__(*args, **kwargs)
         self._sums: Tensor | None = None
         self.add_callback(_Epoch())
+        if not self.is_deepspeed_enabled:
+            # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
+            self.accelerator.gradient_accumulation_steps = 1
         if self._has_fwd2bot:
             # both losses are means of a micro-batch: the Trainer divides their sum by the accumulation steps, once
             self.model_accepts_loss_kwargs = False
