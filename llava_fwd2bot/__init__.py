@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .load import load_fwd2bot as load_fwd2bot
     from .load import register as register
     from .trainer import Fwd2BotTrainer as Fwd2BotTrainer
+    from .trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
     from .trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
 
 _WHERE = {
@@ -21,6 +22,7 @@ _WHERE = {
     "load_fwd2bot": ".load",
     "register": ".load",
     "Fwd2BotTrainer": ".trainer",
+    "Fwd2BotTrainerMixin": ".trainer",
     "Fwd2BotTrainingArguments": ".trainer",
 }
 __all__ = ["__version__", *_WHERE]

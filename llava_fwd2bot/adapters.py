@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import STAGES, Fwd2BotConfig
 
@@ -108,21 +109,21 @@ class StageAdapters:
             if stage is not None:
                 layer._active_adapter = [self.adapter_of[stage]]
 
-    def checkpoint_safe(self, checkpoint: Callable) -> Callable:
+    def checkpoint_safe(self, function: Callable) -> Callable:
         """Wraps a gradient checkpointing function so that a layer is recomputed in the stage it first ran in.
 
         Raises:
             ValueError: it asks for re-entrant checkpointing, which gives a frozen first layer no gradient.
         """
-        keywords = getattr(checkpoint, "keywords", {})
+        keywords = getattr(function, "keywords", {})
         if keywords.get("use_reentrant"):
             raise ValueError(
                 "Fwd2Bot needs non-reentrant gradient checkpointing: pass "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}.'
             )
-        if isinstance(checkpoint, _CheckpointInStage):
-            return checkpoint
-        return _CheckpointInStage(self, partial(checkpoint, use_reentrant=False))
+        if isinstance(function, _CheckpointInStage):
+            return function
+        return _CheckpointInStage(self, partial(function, use_reentrant=False))
 
 
 class _CheckpointInStage:
@@ -139,6 +140,17 @@ class _CheckpointInStage:
             return function(*args, **kwargs)
         with self.adapters.use(stage):
             return function(*args, **kwargs)
+
+
+class SafeSwitch:
+    """A submodule's `_set_gradient_checkpointing` by `checkpoint_safe`: checkpointing may be turned on there too."""
+
+    def __init__(self, adapters: StageAdapters, switch: Callable) -> None:
+        self.adapters, self.switch = adapters, switch
+
+    def __call__(self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any) -> None:
+        safe = self.adapters.checkpoint_safe(gradient_checkpointing_func)
+        self.switch(enable=enable, gradient_checkpointing_func=safe, **kwargs)
 
 
 class TrainedCopy(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
@@ -63,6 +64,8 @@ class LlavaTrainingArguments(Fwd2BotTrainingArguments):
     attn_implementation: str | None = _help("sdpa (default), flash_attention_2, eager.")
 
 
+# renamed in transformers since LLaVA's scripts were written; a warm-up below 1 is a ratio
+_RENAMED = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")  # LLaVA has these
 
 
@@ -86,8 +89,8 @@ def _fwd2bot_arguments() -> type:
 Fwd2BotArguments = _fwd2bot_arguments()
 
 
-def fwd2bot_config(arguments: Any, training: LlavaTrainingArguments) -> Fwd2BotConfig | None:
-    """The Fwd2BotConfig that the command line asks for, or None without `--fwd2bot`.
+def given_settings(arguments: Any, training: LlavaTrainingArguments) -> dict[str, Any] | None:
+    """The settings of Fwd2BotConfig that the command line names, or None without `--fwd2bot`.
 
     Raises:
         ValueError: `--fwd2bot_…` without `--fwd2bot`, or a value out of range.
@@ -109,7 +112,9 @@ def fwd2bot_config(arguments: Any, training: LlavaTrainingArguments) -> Fwd2BotC
             except ValueError:
                 raise ValueError(f"--fwd2bot_{name} is a list such as 1,2,4, got {given[name]!r}.") from None
     given.update({name: getattr(training, name) for name in _LORA if getattr(training, name) is not None})
-    return Fwd2BotConfig(num_summary_tokens=arguments.fwd2bot, **given)
+    if not training.lora_enable:
+        given["adapters"] = "none"
+    return {"num_summary_tokens": arguments.fwd2bot, **given}
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments, Any]:
@@ -119,17 +124,18 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         ValueError: something is missing, or of LLaVA's arguments one that cannot be followed here.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # renamed in transformers; LLaVA's scripts have the old name
-    argv = [
-        "--eval_strategy" + a[len("--evaluation_strategy") :] if a.startswith("--evaluation_strategy") else a
-        for a in argv
-    ]
+    names = [(word.split("=")[0], word) for word in argv]
+    argv = [_RENAMED.get(name, name) + word[len(name) :] for name, word in names]
     for i, word in enumerate(argv):
         if word.startswith("--load-") and word in ("--load-4bit", "--load-8bit"):
             argv[i : i + 1] = ["--bits", word[len("--load-")]]
     # bf16 on a machine without an accelerator is refused unless this is said
     if "--use_cpu" not in argv and not getattr(torch, "accelerator", torch.cuda).is_available():
         argv += ["--use_cpu", "True"]
+    if "--tf32" in argv and not torch.cuda.is_available():
+        warnings.warn("--tf32 is left out: there is no GPU that has it.", stacklevel=2)
+        at = argv.index("--tf32")
+        del argv[at : at + 2]
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, LlavaTrainingArguments, Fwd2BotArguments),
         prog="fwd2bot train",

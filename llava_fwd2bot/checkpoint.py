@@ -27,6 +27,7 @@ from .version import __version__
 
 TENSORS_NAME = "fwd2bot.safetensors"
 ADAPTER_NAME = "adapter_model.safetensors"
+ADAPTER_FOLDERS = ("compress", "answer", "shared")
 FORMAT = 1
 
 
@@ -38,9 +39,17 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     language_model, embeddings = model._language_model(), model.get_input_embeddings().weight
     parent, name = model._projector_slot()
     probes = {"embeddings": embeddings}
-    for prefix, module in (("language_model", language_model), ("projector", getattr(parent, name))):
-        weights = [(n, p) for n, p in module.named_parameters() if n.endswith("weight") and p.dim() == 2]
-        probes.update({f"{prefix}.{n}": p for n, p in (weights[1:2] + weights[-1:])})
+    if model.get_output_embeddings() is not None:
+        probes["head"] = model.get_output_embeddings().weight
+    own = {id(p) for part in (language_model, getattr(parent, name)) for p in part.parameters()}
+    rest = [(n, p) for n, p in model.named_parameters() if id(p) not in own and p.dim() > 1]
+    for prefix, weights in (
+        ("language_model", list(language_model.named_parameters())[1:]),
+        ("projector", list(getattr(parent, name).named_parameters())),
+        ("rest", rest),
+    ):
+        step = max(1, len(weights) // 16)  # about sixteen tensors of each part, spread over its depth
+        probes.update({f"{prefix}.{n}": p for n, p in [*weights[::step], *weights[-1:]]})
     return {
         "class": type(model).base_class.__name__,
         "hidden_size": embeddings.shape[1],
@@ -51,9 +60,11 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def _sample(weight: Tensor) -> list[float]:
+    weight = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
     rows = torch.linspace(0, weight.shape[0] - 1, 8).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 4).long()
-    return [float(f"{x:.4g}") for x in weight.detach()[rows][:, columns].flatten().float().tolist()]
+    rows, columns = rows.unique(), columns.unique()
+    return [float(f"{x:.4g}") for x in weight[rows][:, columns].flatten().float().tolist()]
 
 
 def check_base(expected: dict[str, Any], found: dict[str, Any], name: str) -> None:
@@ -66,7 +77,8 @@ def check_base(expected: dict[str, Any], found: dict[str, Any], name: str) -> No
             )
     for probe in expected["probes"].keys() & found["probes"].keys():
         want, have = torch.tensor(expected["probes"][probe]), torch.tensor(found["probes"][probe])
-        if (want - have).abs().max() > 0.02 * want.abs().max():
+        rounding = 0.008 * want.abs() + 1e-3 * want.abs().max()  # twice bfloat16's, and float16's small numbers
+        if want.shape != have.shape or bool(((want - have).abs() > rounding).any()):
             raise ValueError(
                 f"{name} is not the base of this checkpoint: the sizes agree, but the weights ({probe}) differ. "
                 "Pass the right one: base=…"
@@ -86,23 +98,32 @@ def save_checkpoint(
     """
     directory = Path(directory).absolute()
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
         if directory.exists() and not directory.is_dir():
             raise NotADirectoryError(20, "a file is in the way")
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        fresh = not directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        # inside the folder, which may be a mount of its own below a parent that cannot be written
+        staging = Path(tempfile.mkdtemp(prefix=".saving.", dir=directory))
         try:
             _write(model, staging, directory, state_dict)
             if processor is not None:
                 processor.save_pretrained(staging)
-            directory.mkdir(exist_ok=True)
             files = [p.relative_to(staging) for p in staging.rglob("*") if p.is_file()]
+            for file in files:  # before the first is moved
+                if (directory / file).is_dir() or (directory / file.parent).is_file():
+                    raise FileExistsError(17, f"{file} is in the way")
             for file in sorted(files, key=lambda f: f.name == CONFIG_NAME):
                 if file.name == "README.md" and (directory / file).exists():
                     continue  # a card that someone has written, or the trainer's with its figures
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / file, directory / file)
+            for other in {*ADAPTER_FOLDERS} - {*model._stages.names}:  # of a model that was saved here before
+                if (directory / other / ADAPTER_NAME).is_file():
+                    shutil.rmtree(directory / other)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            if fresh and not any(directory.iterdir()):
+                directory.rmdir()
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
@@ -206,7 +227,18 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
     try:
         settings["fwd2bot"] = Fwd2BotConfig.from_dict(settings["fwd2bot"])
         hashes = settings["sha256"].items()
-        settings["image_prompt_ids"], settings["text_prompt_ids"], settings["base"]["fingerprint"]["probes"]  # noqa: B018
+        base = settings["base"]
+        _expect(all(isinstance(base["fingerprint"][n], int) for n in ("hidden_size", "vocabulary", "layers")), "base")
+        _expect(isinstance(base["fingerprint"]["class"], str), "base")
+        for probe in base["fingerprint"]["probes"].values():
+            _expect(all(isinstance(x, (int, float)) for x in probe), "probes")
+        _expect(isinstance(base["name_or_path"], str) and isinstance(base.get("relative_path", ""), str), "base")
+        _expect(base.get("trained") in (None, "base"), "trained")
+        for name in ("image_prompt_ids", "text_prompt_ids"):
+            ids = settings[name]
+            known = range(base["fingerprint"]["vocabulary"])
+            _expect(isinstance(ids, list) and all(isinstance(i, int) and i in known for i in ids), name)
+        _expect(TENSORS_NAME in settings["sha256"], "sha256")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / CONFIG_NAME} is damaged ({error!r}): restore it or save it again.") from error
     for name, expected in hashes:
@@ -216,6 +248,20 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
         if _hash(file) != expected:
             raise ValueError(f"{file} is not the file that was saved (its hash differs): restore it from a good copy.")
     return settings
+
+
+def _expect(fine: bool, name: str) -> None:
+    if not fine:
+        raise TypeError(f"{name} holds what it cannot")
+
+
+def reload(model: nn.Module, directory: str | os.PathLike) -> None:
+    """`load_weights`, and with adapters="none" the language model too: all that a trainer goes on with."""
+    load_weights(model, directory)
+    if model.fwd2bot_config.adapters == "none":
+        trained = type(model).base_class.from_pretrained(Path(directory) / "base", dtype=model.dtype)
+        model._language_model().load_state_dict(type(model)._language_model(trained).state_dict())
+        model.get_output_embeddings().load_state_dict(trained.get_output_embeddings().state_dict())
 
 
 def load_weights(model: nn.Module, directory: str | os.PathLike) -> None:

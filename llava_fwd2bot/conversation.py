@@ -10,6 +10,18 @@ SYSTEM_V1 = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+# the same as a chat template, for a processor to carry
+V1_TEMPLATE = (
+    f"{{{{ '{SYSTEM_V1.replace(chr(39), chr(92) + chr(39))} ' }}}}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}"
+    "{% if not loop.last or add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}{{ '</s>' }}{% endif %}"
+    "{% endfor %}"
+)
 
 
 class ConversationFormatter:

@@ -23,6 +23,17 @@ class _WholePrompt:
         self.streamer.end()
 
 
+class _SeesWholePrompt:
+    """A user's stopping criterion or logits processor, which counts from the caller's prompt."""
+
+    def __init__(self, function: Any, prompt: Tensor, shorter: int) -> None:
+        self.function, self.prompt, self.shorter = function, prompt, shorter
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:  # two arguments: generate looks at the signature
+        prompt = self.prompt.repeat_interleave(len(input_ids) // len(self.prompt), dim=0).to(input_ids.device)
+        return self.function(torch.cat([prompt, input_ids[:, self.shorter :]], dim=1), scores)
+
+
 class Fwd2BotGenerationMixin:
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
@@ -62,6 +73,15 @@ class Fwd2BotGenerationMixin:
                 kwargs[name] = max(getattr(generation_config, name) - shorter_by, 0)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = _WholePrompt(kwargs["streamer"], input_ids.cpu())
+        for name in ("stopping_criteria", "logits_processor"):
+            if kwargs.get(name) is not None:
+                wrapped = [_SeesWholePrompt(f, input_ids, short.shape[1]) for f in kwargs[name]]
+                kwargs[name] = type(kwargs[name])(wrapped)
+        if kwargs.get("prefix_allowed_tokens_fn") is not None:
+            allowed, after = kwargs["prefix_allowed_tokens_fn"], short.shape[1]
+            kwargs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+                row, torch.cat([input_ids[row].to(ids.device), ids[after:]])
+            )
         out = super().generate(
             input_ids=short,
             inputs_embeds=rows,

@@ -59,7 +59,7 @@ def load_fwd2bot(
     if quantization is not None:
         loading["quantization_config"] = quantization
     model = open_checkpoint(path, base=base, **loading)
-    own = any((path / name).is_file() for name in ("processor_config.json", "tokenizer_config.json"))
+    own = any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = AutoProcessor.from_pretrained(path if own else base_of(path, base))
     return model, processor
 
@@ -67,7 +67,7 @@ def load_fwd2bot(
 def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = None, **loading: Any) -> nn.Module:
     """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
     path = local_folder(path, loading)
-    for name in _HUB + _AUTO:
+    for name in ("revision", *_AUTO):
         loading.pop(name, None)
     settings = read_checkpoint(path)
     trained = settings["base"].get("trained")  # adapters="none": the checkpoint brings the language model along

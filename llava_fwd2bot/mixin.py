@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .adapters import StageAdapters, TrainedCopy
+from .adapters import SafeSwitch, StageAdapters, TrainedCopy
 from .bottleneck import Collapsed, SummaryTokens, collapse, compress_pass, embed
 from .config import Fwd2BotConfig
 from .generation import Fwd2BotGenerationMixin
@@ -70,7 +70,10 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
             self.get_output_embeddings().requires_grad_(True)
         if train_projector:
             self._train_projector()
-        for module in self.modules():  # checkpointing that was on before
+        for module in self.modules():
+            if module is not self and hasattr(module, "_set_gradient_checkpointing"):
+                module._set_gradient_checkpointing = SafeSwitch(self._stages, module._set_gradient_checkpointing)
+            # checkpointing that was on before
             if getattr(module, "gradient_checkpointing", False):
                 module._gradient_checkpointing_func = self._stages.checkpoint_safe(module._gradient_checkpointing_func)
 
@@ -181,9 +184,13 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
         **image_inputs: Any,
     ) -> Tensor:
         """Unit vectors of images, [M, D], from pixels or from summaries already at hand."""
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
         if summary is None:
-            summary = self.compress(pixel_values, num_tokens=num_tokens, **image_inputs)
-        return embed(summary[:, :num_tokens], self.fwd2bot_config.pooling)
+            summary = self.compress(num_tokens=num_tokens, **image_inputs)
+        else:
+            summary, _ = self._summaries(summary, image_inputs, num_tokens)
+        return embed(summary, self.fwd2bot_config.pooling)
 
     def embed_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
@@ -208,7 +215,7 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
         if not image_inputs:
             return None, None
         nested = self.fwd2bot_config.nested_k
-        if num_tokens is None and nested and self.training:
+        if num_tokens is None and nested and self.training and torch.is_grad_enabled():
             num_tokens = nested[int(torch.randint(len(nested), ()))]
         return self._compress_images(image_inputs, num_tokens)
 
@@ -325,11 +332,17 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
                 **given,
                 **kwargs,
             )
+        for name, value in (("position_ids", position_ids), ("inputs_embeds", inputs_embeds)):
+            if value is not None:
+                raise ValueError(f"A batch with labels or captions takes no {name}: its rows are put together here.")
+        if labels is not None and input_ids is None:
+            raise ValueError("labels need input_ids.")
         image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
         if pixel_values is not None:
             image_inputs["pixel_values"] = pixel_values
         batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs)
-        return self._losses(batch, summary, num_tokens, return_logits)
+        out = self._losses(batch, summary, num_tokens, return_logits)
+        return out.to_tuple() if kwargs.get("return_dict") is False else out
 
     # ------------------------------------------------------------------ disk
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ Shapes as in bottleneck.py; C rows with a caption, N tokens without padding, V v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -51,52 +51,59 @@ class Fwd2BotLossMixin:
         self, batch: Batch, summary: Tensor | None, num_tokens: int | None, return_logits: bool
     ) -> Fwd2BotOutput:
         config = self.fwd2bot_config
+        if config.distill_weight > 0 and batch.labels is not None and summary is not None:
+            raise ValueError("Distillation compares with the base on dense tokens: give pixel_values, not summary.")
         summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)
-        out = Fwd2BotOutput()
+        found: dict[str, Tensor] = {}
         image_row = None
         if batch.input_ids is not None:
             image_row = self._collapse(batch.input_ids, batch.attention_mask, summary, lengths).image_row  # [M]
         if batch.labels is not None:
-            self._answer(out, batch, summary, lengths, image_row, return_logits)
+            found.update(self._answer(batch, summary, lengths, image_row, return_logits))
         distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if batch.caption_ids is not None or (distributed and config.contrastive_weight > 0):
+        if config.contrastive_weight > 0 and (batch.caption_ids is not None or distributed):
             pairs = torch.cat(self._pairs(batch, summary, image_row), dim=1)  # [C, 2 D]
-            images, texts = gather_with_grad(pairs).chunk(2, dim=1)  # every rank, even with no pair; one collective
-            if len(images):
+            if distributed:  # every rank comes here, even with no pair; one collective for images and texts
+                pairs = gather_with_grad(pairs)
+            if len(pairs):
                 scale = self.fwd2bot.logit_scale
                 if self.training:
                     with torch.no_grad():
                         scale.clamp_(max=MAX_LOGIT_SCALE)
-                out.contrastive_loss, out.retrieval_accuracy = contrastive_loss(images, texts, scale)
-                out.temperature = (-scale.detach()).exp()
-        weights = (
-            (config.answer_weight, out.answer_loss),
-            (config.contrastive_weight, out.contrastive_loss),
-            (config.distill_weight, out.distill_loss),
-        )
-        terms = [weight * loss for weight, loss in weights if loss is not None]
+                images, texts = pairs.chunk(2, dim=1)
+                found["contrastive_loss"], found["retrieval_accuracy"] = contrastive_loss(images, texts, scale)
+                found["temperature"] = (-scale.detach()).exp()
+        terms = [
+            weight * found[name]
+            for name, weight in (
+                ("answer_loss", config.answer_weight),
+                ("contrastive_loss", config.contrastive_weight),
+                ("distill_loss", config.distill_weight),
+            )
+            if name in found
+        ]
         if not terms:
             raise ValueError("This batch has neither a labelled token nor a caption: there is nothing to learn from.")
-        out.loss = sum(terms)
+        found["loss"] = sum(terms)
         if distributed:  # DistributedDataParallel waits for every parameter, also those a text-only batch leaves out
-            out.loss = out.loss + sum(0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
-        return out
+            found["loss"] = found["loss"] + sum(0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
+        # in the order of the fields: as a tuple the loss is first and the logits second, as transformers has it
+        return Fwd2BotOutput(**{f.name: found.get(f.name) for f in fields(Fwd2BotOutput)})
 
     def _answer(
         self,
-        out: Fwd2BotOutput,
         batch: Batch,
         summary: Tensor | None,
         lengths: list[int] | None,
         image_row: Tensor,
         return_logits: bool,
-    ) -> None:
-        """Adds the answer loss, and the distillation loss, of the rows that have labels."""
+    ) -> dict[str, Tensor]:
+        """The answer loss, the distillation loss and the logits of the rows that have labels."""
         labels, input_ids, row_mask = batch.labels, batch.input_ids, batch.attention_mask
         supervised = (labels[:, 1:] != -100).any(1)  # [B]
         at_rows = supervised.nonzero().flatten()
         if not len(at_rows):
-            return
+            return {}
         if len(at_rows) < len(labels):  # rows for the contrastive loss alone need no answer pass
             used = supervised[image_row]  # [M]
             summary = summary[used] if bool(used.any()) else None
@@ -114,12 +121,13 @@ class Fwd2BotLossMixin:
         labelled = (targets != -100).nonzero().flatten()
         origin, targets = origin[labelled], targets[labelled]
         logits = self.get_output_embeddings()(hidden[labelled])  # the head runs where a label is, and nowhere else
-        out.answer_loss = answer_loss(logits, targets)
+        found = {"answer_loss": answer_loss(logits, targets)}
         if self.fwd2bot_config.distill_weight > 0:
-            out.distill_loss = distillation_loss(logits, self._teacher_logits(batch, origin))
+            found["distill_loss"] = distillation_loss(logits, self._teacher_logits(batch, origin))
         if return_logits:
             spread = logits.new_zeros(labels.numel(), logits.shape[-1]).index_copy(0, origin, logits)
-            out.logits = spread.view(*labels.shape, -1)
+            found["logits"] = spread.view(*labels.shape, -1)
+        return found
 
     @torch.no_grad()
     def _teacher_logits(self, batch: Batch, at: Tensor) -> Tensor:

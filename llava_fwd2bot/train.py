@@ -10,6 +10,7 @@ accelerate launch it on several processes.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +19,20 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from .adapters import lora_target
-from .arguments import LlavaTrainingArguments, fwd2bot_config, parse
+from .arguments import LlavaTrainingArguments, given_settings, parse
 from .batching import Fwd2BotCollator
 from .checkpoint import write_card
 from .config import Fwd2BotConfig
+from .conversation import V1_TEMPLATE
 from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
 from .load import is_checkpoint, open_checkpoint, quantization_config
 from .trainer import Fwd2BotTrainer
+
+# what may change when a checkpoint is trained further
+_LOSS_SETTINGS = ("nested_k", "contrastive_weight", "answer_weight", "distill_weight", "contrastive_chunk")
 
 
 def train(argv: Sequence[str] | None = None) -> Path:
@@ -38,9 +42,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
         ValueError, OSError: an argument, the data or a folder is wrong; the message says which, and what to do.
     """
     model_args, data_args, args, fwd2bot_args = parse(argv)
-    config = fwd2bot_config(fwd2bot_args, args)
-    if config is not None and not args.lora_enable:
-        config.adapters = "none"
+    given = given_settings(fwd2bot_args, args)
+    config = None if given is None else Fwd2BotConfig(**given)
     if config is not None and config.adapters == "none" and args.bits != 16:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
     output = _writable(args.output_dir)
@@ -64,7 +67,10 @@ def train(argv: Sequence[str] | None = None) -> Path:
             "--fwd2bot_contrastive_weight 0.",
             stacklevel=2,
         )
-    model = load_for_training(model_args.model_name_or_path, args, config, processor)
+    if dataset.formatter.version == "v1":
+        # saved with the model: it is asked in the words it was trained in
+        processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
+    model = load_for_training(model_args.model_name_or_path, args, given, processor)
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
@@ -73,7 +79,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
         processing_class=processor,
     )
     # as LLaVA: the same command goes on where it was stopped
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) or args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(output) or args.resume_from_checkpoint)
     trainer.save_state()
     trainer.save_model(str(output))
     if trainer.is_world_process_zero() and config is not None:
@@ -84,7 +90,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
 
 
 def load_for_training(
-    name: str, args: LlavaTrainingArguments, config: Fwd2BotConfig | None, processor: Any
+    name: str, args: LlavaTrainingArguments, given: dict[str, Any] | None, processor: Any
 ) -> nn.Module:
     """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -100,19 +106,41 @@ def load_for_training(
         loading["quantization_config"] = quantization_config(four, not four, fields)
         loading["device_map"] = {"": args.device}
     if is_checkpoint(name):
-        if config is None:
+        if given is None:
             raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
-        model = open_checkpoint(name, **loading)
-        if model.fwd2bot_config.num_summary_tokens != config.num_summary_tokens:
-            raise ValueError(f"{name} has k = {model.fwd2bot_config.num_summary_tokens}: --fwd2bot must be the same.")
-        return model.train()
+        return _go_on(open_checkpoint(name, **loading), name, args, given)
     if args.bits != 16:
         loading["quantization_config"].llm_int8_skip_modules = list(host_class(_class_name(name)).quantization_skip)
     model = AutoModelForImageTextToText.from_pretrained(name, **loading)
     model.config.use_cache = False
-    if config is not None:
-        return add_fwd2bot(model, config, processor, train_projector=args.mm_projector_lr is not None)
+    if given is not None:
+        train_projector = args.mm_projector_lr is not None
+        return add_fwd2bot(model, Fwd2BotConfig(**given), processor, train_projector=train_projector)
     return _plain(model, args)
+
+
+def _go_on(model: nn.Module, name: str, args: LlavaTrainingArguments, given: dict[str, Any]) -> nn.Module:
+    """A checkpoint trained further, with what the command line says about the losses; the rest is built in."""
+    own = model.fwd2bot_config.to_dict()
+    changed = {key for key, value in given.items() if value != own[key]}
+    if changed - set(_LOSS_SETTINGS):
+        wrong = ", ".join(f"{key} = {own[key]}" for key in sorted(changed - set(_LOSS_SETTINGS)))
+        raise ValueError(f"{name} was made with {wrong}, which cannot change any more: leave that argument out.")
+    model.fwd2bot_config = Fwd2BotConfig(**{**own, **given})
+    if args.mm_projector_lr is not None:
+        model._train_projector()
+    model.config.use_cache = False
+    return model.train()
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that was finished; the Trainer writes its state last."""
+    found = [p for p in output.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()]
+    for path in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
+        if (path / "trainer_state.json").is_file():
+            return str(path)
+        warnings.warn(f"{path} was not finished when the process ended, and is passed over.", stacklevel=3)
+    return None
 
 
 def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
@@ -189,4 +217,6 @@ def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer:
 
 
 if __name__ == "__main__":
-    train()
+    from .cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .batching import ModalityLengthSampler
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import read_checkpoint, reload
 
 _METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
 
@@ -82,6 +82,13 @@ class Fwd2BotTrainerMixin:
             self._sums = step if self._sums is None else self._sums + step  # no synchronisation until it is logged
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        if ignore_keys is None and self._has_fwd2bot:
+            ignore_keys = list(_METRICS)  # compute_metrics gets the logits, as of the base
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._sums is not None and "loss" in logs:
             sums = self.accelerator.reduce(self._sums, reduction="sum").view(-1, 2)
@@ -106,7 +113,8 @@ class Fwd2BotTrainerMixin:
         moved = {id(p) for group in own.values() for p in group}
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in moved]
-        rates = {"summary": self.args.summary_lr, "projector": self.args.mm_projector_lr}
+        rates = {"summary": getattr(self.args, "summary_lr", None)}  # plain TrainingArguments have neither
+        rates["projector"] = getattr(self.args, "mm_projector_lr", None)
         for name, parameters in own.items():
             if parameters:
                 rate = self.args.learning_rate if rates[name] is None else rates[name]
@@ -136,12 +144,12 @@ class Fwd2BotTrainerMixin:
             theirs, ours = settings["fwd2bot"].to_dict(), own.to_dict()
             changed = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
             raise ValueError(f"{resume_from_checkpoint} was trained with other settings: {'; '.join(changed)}.")
-        load_weights(self._fwd2bot_model, resume_from_checkpoint)
+        reload(self._fwd2bot_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if not self._has_fwd2bot:
             return super()._load_best_model()
-        load_weights(self._fwd2bot_model, self.state.best_model_checkpoint)
+        reload(self._fwd2bot_model, self.state.best_model_checkpoint)
 
 
 class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):

@@ -67,6 +67,16 @@ def test_gradient_checkpointing_would_be_wrong_without_the_stage(processor, monk
     assert max((expected[n] - got[n]).abs().max() for n in got if ".compress." in n) > 1e-3
 
 
+@pytest.mark.parametrize("part", ["model", "model.language_model"])
+def test_gradient_checkpointing_turned_on_at_a_submodule_is_safe_too(processor, part):
+    """The inner models have the switch as well; by that road the stage must be kept just the same."""
+    model = shake(add_fwd2bot(toy_base(processor, torch.float64), settings(), processor)).train()
+    expected = gradients(model, **standard_batch(model))
+    model.get_submodule(part).gradient_checkpointing_enable()
+    got = gradients(model, **standard_batch(model))
+    assert max((expected[n] - got[n]).abs().max() for n in got) == 0
+
+
 def test_reentrant_checkpointing_is_refused(model):
     with pytest.raises(ValueError, match="non-reentrant"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
@@ -156,7 +166,8 @@ def test_unknown_target_names_leave_the_model_as_it_was(processor):
     kind = type(base)
     with pytest.raises(ValueError, match="No layer of LlamaModel is called nonsense"):
         add_fwd2bot(base, settings(lora_targets=["nonsense"]), processor)
-    assert type(base) is kind and not hasattr(base, "fwd2bot")
+    assert type(base) is kind and not hasattr(base, "fwd2bot") and not hasattr(base, "fwd2bot_config")
+    assert all(p.requires_grad for p in base.parameters())
 
 
 def test_half_precision_bases_train_float32_adapters(processor):

@@ -128,6 +128,18 @@ def test_another_base_is_refused_by_name_and_reason(saved, processor, tmp_path):
         load_fwd2bot(saved, base=tmp_path / "wide")
 
 
+@pytest.mark.parametrize("part", ["model.vision_tower", "model.language_model.layers.1.mlp", "lm_head"])
+def test_a_base_that_differs_in_one_part_is_refused(saved, processor, base_dir, tmp_path, part):
+    other = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    with torch.no_grad():
+        for p in other.get_submodule(part).parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    other.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="the sizes agree, but the weights"):
+        load_fwd2bot(saved, base=tmp_path / "other")
+
+
 def test_a_base_in_half_precision_is_still_the_base(saved):
     model, _ = load_fwd2bot(saved, dtype=torch.bfloat16)
     assert model.lm_head.weight.dtype == torch.bfloat16
@@ -163,6 +175,10 @@ def test_broken_json_is_named(saved):
     path.write_text(json.dumps({**values, "fwd2bot": {**values["fwd2bot"], "num_summary_tokens": 0}}))
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         load_fwd2bot(saved)
+    for changes in ({"image_prompt_ids": [10**6]}, {"text_prompt_ids": "abc"}, {"sha256": {}}, {"base": {}}):
+        path.write_text(json.dumps({**values, **changes}))
+        with pytest.raises(ValueError, match="is damaged"):
+            load_fwd2bot(saved)
     del values["sha256"]
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match="is damaged"):
@@ -221,6 +237,17 @@ def test_saving_again_replaces_the_weights_and_keeps_what_else_is_there(on_disk,
     on_disk.save_pretrained(saved)
     assert (saved / "README.md").read_text() == "my card" and (saved / "notes.txt").exists()
     assert torch.equal(load_fwd2bot(saved)[0].compress(PIXELS), on_disk.compress(PIXELS))
+
+
+def test_something_in_the_way_is_found_before_anything_moves(on_disk, saved):
+    import shutil
+
+    shutil.rmtree(saved / "compress")
+    (saved / "compress").write_text("mine")
+    before = files(saved)
+    with pytest.raises(OSError, match="is in the way"):
+        shake(on_disk, seed=9).save_pretrained(saved)
+    assert files(saved) == before
 
 
 def test_no_pickle(saved):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import DENSE, SIZE, captions, settings, standard_batch, toy_base
-from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
 from llava_fwd2bot.objective import Fwd2BotOutput
@@ -98,12 +98,58 @@ def test_streamer_sees_the_prompt_then_the_new_tokens(model, processor):
     assert text == processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :])
 
 
-def test_stopping_criteria_see_lengths_that_grow_by_one(model):
+def test_what_watches_the_generation_sees_the_callers_prompt(model):
+    """Criteria and processors written for LLaVA look behind the prompt's length."""
     seen = []
     batch = {k: v[:1] for k, v in prompt(model, "left").items()}
-    stop = StoppingCriteriaList([lambda ids, scores: torch.tensor([bool(seen.append(ids.shape[1])) or len(seen) == 3])])
-    model.generate(**batch, max_new_tokens=9, min_new_tokens=5, stopping_criteria=stop)
-    assert seen == [seen[0], seen[0] + 1, seen[0] + 2]
+    length = batch["input_ids"].shape[1]
+
+    def watch(ids, scores):
+        seen.append(ids.shape[1])
+        assert torch.equal(ids[:, :length], batch["input_ids"])
+        return scores
+
+    def stop(ids, scores):
+        return torch.tensor([ids.shape[1] == length + 3])
+
+    def allowed(row, ids):
+        assert torch.equal(ids[:length], batch["input_ids"][row])
+        return [5, 6]
+
+    out = model.generate(
+        **batch,
+        max_new_tokens=9,
+        logits_processor=LogitsProcessorList([watch]),
+        stopping_criteria=StoppingCriteriaList([stop]),
+        prefix_allowed_tokens_fn=allowed,
+    )
+    assert seen == [length, length + 1, length + 2] and set(out[0, length:].tolist()) <= {5, 6}
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_disabled_is_the_base_for_beams_over_several_images(processor, options):
+    """generate decides by the names of forward's arguments how it spreads images over beams."""
+    base = toy_base(processor)
+    model = add_fwd2bot(copy.deepcopy(base), settings(), processor)
+    batch = prompt(model, "left")
+    with model.fwd2bot_disabled():
+        ours = model.generate(**batch, **options, max_new_tokens=4, do_sample=False)
+    assert torch.equal(ours, base.generate(**batch, **options, max_new_tokens=4, do_sample=False))
+
+
+def test_as_a_tuple_the_loss_is_first_and_the_logits_second(model):
+    """Trainers and metrics of transformers count on that order."""
+    batch = standard_batch(model)
+    for pairs in ({}, captions()):
+        out = model(**batch, **pairs)
+        assert out[0] is out.loss and out[1] is out.logits
+        assert torch.equal(model(**batch, **pairs, return_dict=False)[0], out.loss)
+
+
+def test_a_weight_of_zero_skips_the_contrastive_pass(processor):
+    model = add_fwd2bot(toy_base(processor), settings(contrastive_weight=0.0), processor)
+    model.compress_text = None  # would raise if it were called
+    assert model(**standard_batch(model), **captions()).contrastive_loss is None
 
 
 def test_generate_without_a_mask_tells_padding_from_the_ids(model):
@@ -196,6 +242,8 @@ def test_embeddings_are_unit_vectors_of_the_same_space(model):
         (lambda m, b: m.compress(), "needs pixel_values"),
         (lambda m, b: m.compress(b["pixel_values"], num_tokens=5), "from 1 to this model's k = 4, got 5"),
         (lambda m, b: m.compress(b["pixel_values"], num_tokens=0), "got 0"),
+        (lambda m, b: m.embed_image(summary=torch.zeros(1, 4, 64), num_tokens=0), "from 1 to the 4 given, got 0"),
+        (lambda m, b: m(labels=b["input_ids"], summary=torch.zeros(3, 4, 64)), "labels need input_ids"),
         (lambda m, b: m(**b, summary=torch.zeros(3, 4, 64)), "not both"),
         (lambda m, b: m(input_ids=b["input_ids"], summary=torch.zeros(3, 4, 32)), r"must be \[images, tokens, 64\]"),
         (lambda m, b: m(input_ids=b["input_ids"], summary=torch.zeros(3, 4, 64), num_tokens=9), "from 1 to the 4"),

@@ -60,11 +60,18 @@ def test_without_the_flag_it_is_a_plain_lora_fine_tune(base_dir, llava_data, tmp
     assert history(tmp_path / "m")[-1]["loss"] < history(tmp_path / "m")[0]["loss"]
 
 
-@pytest.mark.parametrize("more", [[], ["--group_by_modality_length", "True", "--gradient_accumulation_steps", "2"]])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--fwd2bot_adapters", "none"], ["--group_by_modality_length", "True", "--gradient_accumulation_steps", "2"]],
+)
 def test_resume_is_exact(base_dir, llava_data, tmp_path, more):
     """Killed after a checkpoint and started again by the same command: the same losses as uninterrupted."""
     common = [*more, "--save_strategy", "steps", "--save_steps", "1", "--fwd2bot_nested_k", "1,2,4"]
-    common += ["--gradient_checkpointing", "True", "--mm_projector_lr", "1e-3", "--lora_dropout", "0.1"]
+    common += ["--gradient_checkpointing", "True", "--mm_projector_lr", "1e-3"]
+    if "none" in more:
+        common += ["--learning_rate", "1e-3"]
+    else:
+        common += ["--lora_dropout", "0.1"]
     train(command(base_dir, llava_data, tmp_path / "whole", *common))
     whole = history(tmp_path / "whole")
     # a run that stops early leaves what a killed one leaves: its checkpoints; the schedule must be the long one's
@@ -73,7 +80,9 @@ def test_resume_is_exact(base_dir, llava_data, tmp_path, more):
     steps = len(whole)
     (tmp_path / "killed").mkdir()
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{steps // 2}", tmp_path / "killed" / f"checkpoint-{steps // 2}")
-    train(command(base_dir, llava_data, tmp_path / "killed", *common))
+    (tmp_path / "killed" / f"checkpoint-{steps}").mkdir()  # killed while it wrote the next one
+    with pytest.warns(UserWarning, match="was not finished"):
+        train(command(base_dir, llava_data, tmp_path / "killed", *common))
     resumed = history(tmp_path / "killed")
     assert [e["step"] for e in resumed] == [e["step"] for e in whole]
     for a, b in zip(whole, resumed, strict=True):
@@ -142,6 +151,64 @@ def test_learning_rates_and_decay_of_what_is_new(base_dir, llava_data, processor
     assert len(found) == sum(p.requires_grad for p in model.parameters())
 
 
+def test_llavas_own_arguments(base_dir, llava_data, tmp_path):
+    """What LLaVA's finetune_task_lora.sh passes, word for word but for names of files, deepspeed and wandb."""
+    argv = f"""--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --model_name_or_path {base_dir}
+        --version v1 --data_path {llava_data["data"]} --image_folder {llava_data["images"]}
+        --vision_tower openai/clip-vit-large-patch14-336 --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2
+        --mm_use_im_start_end False --mm_use_im_patch_token False --image_aspect_ratio pad
+        --group_by_modality_length True --bf16 True --output_dir {tmp_path / "m"} --num_train_epochs 1
+        --per_device_train_batch_size 16 --per_device_eval_batch_size 4 --gradient_accumulation_steps 1
+        --evaluation_strategy no --save_strategy steps --save_steps 50000 --save_total_limit 1 --learning_rate 2e-4
+        --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1 --tf32 True
+        --model_max_length 2048 --gradient_checkpointing True --dataloader_num_workers 4 --lazy_preprocess True
+        --report_to none --fwd2bot 4"""
+    train(argv.split())
+    model, processor = load_fwd2bot(tmp_path / "m")
+    assert model._stages.lora_config.r == 128 and model.trained_projector() is not None
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}],
+        add_generation_prompt=True,
+    )
+    assert prompt.startswith("A chat between") and prompt.endswith("USER: <image>\nwhat? ASSISTANT:")
+
+
+def test_the_trainer_takes_plain_training_arguments(model, llava_data, processor, tmp_path):
+    """Drop-in for Trainer: no argument of ours is needed; metrics get the logits, the best model comes back."""
+    from transformers import TrainingArguments
+
+    from llava_fwd2bot import Fwd2BotTrainer
+    from llava_fwd2bot.batching import Fwd2BotCollator
+    from llava_fwd2bot.data import LlavaDataset
+
+    data = LlavaDataset(llava_data["data"], processor, image_folder=llava_data["images"])
+    shapes = []
+    args = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=12,
+        remove_unused_columns=False,
+        report_to="none",
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+    trainer = Fwd2BotTrainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=Fwd2BotCollator(0),
+        compute_metrics=lambda p: shapes.append(p.predictions.shape) or {},
+    )
+    trainer.train()
+    assert shapes[0][0] == 12 and shapes[0][2] == model.config.text_config.vocab_size
+    best = trainer.state.best_metric
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
+
+
 def test_no_captions_is_said(base_dir, llava_data, tmp_path):
     data = json.loads(llava_data["data"].read_text())
     for record in data:
@@ -162,6 +229,12 @@ def test_caption_file_and_going_on_from_a_checkpoint(base_dir, llava_data, tmp_p
     train(command(tmp_path / "m", llava_data, tmp_path / "n", *more))
     after = load_fwd2bot(tmp_path / "n")[0].compress(PIXELS)
     assert before.shape == after.shape and not torch.equal(before, after)
+    further = [*more, "--fwd2bot_nested_k", "1,4", "--mm_projector_lr", "1e-4"]
+    train(command(tmp_path / "m", llava_data, tmp_path / "o", *further))
+    model = load_fwd2bot(tmp_path / "o")[0]
+    assert model.fwd2bot_config.nested_k == [1, 4] and model.trained_projector() is not None
+    with pytest.raises(ValueError, match="was made with pooling = mean, which cannot change"):
+        train(command(tmp_path / "m", llava_data, tmp_path / "p", *more, "--fwd2bot_pooling", "last"))
 
 
 @pytest.mark.parametrize(

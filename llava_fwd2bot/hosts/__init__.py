@@ -68,12 +68,17 @@ def install(
 ) -> nn.Module:
     """`add_fwd2bot` with the class and the prompts' ids known; a failure leaves the model as it was."""
     base = type(model)
+    before, trained = set(vars(model)), [(p, p.requires_grad) for p in model.parameters()]
     model.__class__ = host
     try:
         model._init_fwd2bot(config, image_prompt_ids, text_prompt_ids, train_projector)
     except BaseException:
         model.__class__ = base
         model._modules.pop("fwd2bot", None)
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
         raise
     return model
 

@@ -37,11 +37,51 @@ class TransformersHost(Fwd2BotMixin):
     def _dense_tokens(self, **image_inputs: Any) -> list[Tensor]:
         return list(self.model.get_image_features(**image_inputs, return_dict=True).pooler_output)
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: Any = None,
+        vision_feature_select_strategy: str | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | None = None,
+        mm_encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`Fwd2BotMixin.forward` with the arguments of the base in the base's order; generate reads the names here."""
+        host = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "image_sizes": image_sizes,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        host = {name: value for name, value in host.items() if value is not None}
+        return super().forward(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            labels,
+            logits_to_keep,
+            **host,
+            **kwargs,
+        )
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, *args: Any, config: Any = None, **loading: Any) -> nn.Module:
         """Opens a Fwd2Bot checkpoint: its base (or `base=`), then what was trained. Other arguments load the base."""
         from ..load import open_checkpoint
 
+        attention = getattr(config, "_attn_implementation_internal", None)  # where AutoConfig puts the argument
+        if attention is not None:
+            loading.setdefault("attn_implementation", attention)
         return open_checkpoint(path, **loading)
 
 
