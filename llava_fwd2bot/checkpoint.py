@@ -232,7 +232,7 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
         _expect(isinstance(base["fingerprint"]["class"], str), "base")
         for probe in base["fingerprint"]["probes"].values():
             _expect(all(isinstance(x, (int, float)) for x in probe), "probes")
-        _expect(isinstance(base["name_or_path"], str) and isinstance(base.get("relative_path", ""), str), "base")
+        _expect(isinstance(base["name_or_path"], str) and isinstance(base.get("relative_path") or "", str), "base")
         _expect(base.get("trained") in (None, "base"), "trained")
         for name in ("image_prompt_ids", "text_prompt_ids"):
             ids = settings[name]

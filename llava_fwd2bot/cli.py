@@ -179,9 +179,6 @@ def _load(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     if args.load_4bit:
         if args.dtype == "auto":  # bitsandbytes computes in float32 unless it is told
             loading["dtype"] = getattr(torch, str(read_json(path / "config.json").get("dtype") or "float16"))
-        # as `fwd2bot train --bits 4` and LLaVA's own loader have them
-        loading.update(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-        loading["bnb_4bit_compute_dtype"] = loading["dtype"]
     return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
 
 

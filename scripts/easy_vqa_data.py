@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 from easy_vqa import get_test_image_paths, get_test_questions, get_train_image_paths, get_train_questions
@@ -11,6 +12,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SIZE, PATCH = 64, 8
+TURNS = 3
 SHAPES = ["circle", "rectangle", "triangle"]
 COLORS = ["red", "green", "blue", "black", "gray", "teal", "brown", "yellow"]
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
@@ -57,19 +59,24 @@ def captions(questions: list[Question]) -> dict[int, str]:
 
 
 def write_llava_json(paths: dict[int, Path], questions: list[Question], output: Path) -> None:
-    """LLaVA's conversations: one record per picture, its questions as turns, its caption."""
+    """LLaVA's conversations: a picture's questions, in any order, as turns of a few records; its caption.
+
+    Few turns each: the answers of long conversations can be told from earlier turns, without the picture.
+    """
     asked: dict[int, list[tuple[str, str]]] = {}
     for image, question, answer in questions:
         asked.setdefault(image, []).append((question, answer))
-    caption = captions(questions)
+    caption, rng = captions(questions), random.Random(0)
     records = []
     for image, file in paths.items():
-        turns = []
-        for question, answer in asked[image]:
-            turns.append({"from": "human", "value": question if turns else f"<image>\n{question}"})
-            turns.append({"from": "gpt", "value": answer})
-        record = {"id": str(image), "image": file.name, "conversations": turns}
-        records.append(record | ({"caption": caption[image]} if image in caption else {}))
+        rng.shuffle(asked[image])
+        for start in range(0, len(asked[image]), TURNS):
+            turns = []
+            for question, answer in asked[image][start : start + TURNS]:
+                turns.append({"from": "human", "value": question if turns else f"<image>\n{question}"})
+                turns.append({"from": "gpt", "value": answer})
+            record = {"id": f"{image}-{start}", "image": file.name, "conversations": turns}
+            records.append(record | ({"caption": caption[image]} if image in caption else {}))
     output.write_text(json.dumps(records), encoding="utf-8")
 
 

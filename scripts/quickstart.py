@@ -30,8 +30,8 @@ from llava_fwd2bot.train import train
 
 K, NESTED = 4, (1, 2, 4)
 BATCH = 256
-SETTINGS = """--lora_r 32 --lora_alpha 64 --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 20
---num_train_epochs 3 --per_device_train_batch_size 32 --group_by_modality_length True
+SETTINGS = """--lora_r 16 --lora_alpha 32 --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 20
+--num_train_epochs 1.25 --per_device_train_batch_size 32
 --logging_steps 10 --save_strategy no --report_to none --disable_tqdm True"""
 
 

@@ -16,7 +16,7 @@ from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 bnb = pytest.importorskip("bitsandbytes")
 
-FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 EIGHT = {"load_in_8bit": True}
 WIDTHS = pytest.mark.parametrize("width", [FOUR, EIGHT], ids=["4bit", "8bit"])
 LINEAR = {

@@ -39,7 +39,8 @@ def test_no_test_picture_is_in_the_training_file(tmp_path):
     paths, questions = easy_vqa_data.load("train")
     easy_vqa_data.write_llava_json(paths, questions, tmp_path / "train.json")
     records = json.loads((tmp_path / "train.json").read_text())
-    assert len(records) == 4000 and sum(len(r["conversations"]) for r in records) == 2 * len(questions)
+    assert len({r["image"] for r in records}) == 4000
+    assert sum(len(r["conversations"]) for r in records) == 2 * len(questions)
     assert not {p.resolve() for p in paths.values()} & {p.resolve() for p in easy_vqa_data.load("test")[0].values()}
 
 
@@ -51,8 +52,9 @@ def test_the_base_is_trained_on_the_rows_that_the_plugin_makes(processor, tmp_pa
     easy_vqa_data.write_llava_json(few, asked, tmp_path / "train.json")
     data = LlavaDataset(tmp_path / "train.json", processor, image_folder=paths[0].parent)
     rows = Rows(processor)
-    for i, image in enumerate(few):
-        ids, labels = rows.row([q[1:] for q in asked if q[0] == image], rows.image)
+    for i, record in enumerate(json.loads((tmp_path / "train.json").read_text())):
+        said = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
+        ids, labels = rows.row(list(zip(said[::2], said[1::2], strict=True)), rows.image)
         assert data[i]["input_ids"].tolist() == ids and data[i]["labels"].tolist() == labels
     prompt = ConversationFormatter(processor).prompt("is there a circle?")
     assert (
