@@ -44,7 +44,7 @@ class Fwd2BotGenerationMixin:
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         summary, num_tokens = kwargs.pop("summary", None), kwargs.pop("num_tokens", None)
-        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
+        image_inputs = self._take_image_inputs(kwargs)
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
             if summary is not None:
                 raise ValueError("Fwd2Bot is disabled here: the base knows no summaries.")

@@ -59,9 +59,7 @@ def load_fwd2bot(
     if quantization is not None:
         loading["quantization_config"] = quantization
     model = open_checkpoint(path, base=base, **loading)
-    own = any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = AutoProcessor.from_pretrained(path if own else base_of(path, base))
-    return model, processor
+    return model, AutoProcessor.from_pretrained(processor_source(path, base))
 
 
 def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = None, **loading: Any) -> nn.Module:
@@ -116,6 +114,12 @@ def base_of(
         where = named["name_or_path"] or "a model that had no name"
         raise FileNotFoundError(2, f"The base of {path} is missing. Pass where it is now: base=…", where)
     return named["name_or_path"]
+
+
+def processor_source(path: str | os.PathLike, base: str | os.PathLike | None = None) -> str:
+    """Where the processor of the checkpoint at `path` is: in it, where it was saved along, else with its base."""
+    own = any((Path(path) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    return str(path) if own else base_of(path, base)
 
 
 def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[str, Any]) -> Any:

@@ -219,6 +219,11 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
             num_tokens = nested[int(torch.randint(len(nested), ()))]
         return self._compress_images(image_inputs, num_tokens)
 
+    def _take_image_inputs(self, kwargs: dict[str, Any], pixel_values: Tensor | None = None) -> dict[str, Any]:
+        """Takes what the host's processor gives for images out of `kwargs`."""
+        taken = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
+        return taken if pixel_values is None else {**taken, "pixel_values": pixel_values}
+
     def _collapse(
         self, input_ids: Tensor, attention_mask: Tensor | None, summary: Tensor | None, lengths: list[int] | None
     ) -> Collapsed:
@@ -250,9 +255,7 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
 
         Trainers that run the backbone themselves and apply the head to what they need (TRL) come through here.
         """
-        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
-        if pixel_values is not None:
-            image_inputs["pixel_values"] = pixel_values
+        image_inputs = self._take_image_inputs(kwargs, pixel_values)
         has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
             if self._fwd2bot_enabled and input_ids is not None and not has_past:
@@ -337,9 +340,7 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
                 raise ValueError(f"A batch with labels or captions takes no {name}: its rows are put together here.")
         if labels is not None and input_ids is None:
             raise ValueError("labels need input_ids.")
-        image_inputs = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
-        if pixel_values is not None:
-            image_inputs["pixel_values"] = pixel_values
+        image_inputs = self._take_image_inputs(kwargs, pixel_values)
         batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs)
         out = self._losses(batch, summary, num_tokens, return_logits)
         return out.to_tuple() if kwargs.get("return_dict") is False else out

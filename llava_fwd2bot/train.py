@@ -28,7 +28,7 @@ from .config import Fwd2BotConfig
 from .conversation import V1_TEMPLATE
 from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
-from .load import is_checkpoint, open_checkpoint, quantization_config
+from .load import is_checkpoint, open_checkpoint, processor_source, quantization_config
 from .trainer import Fwd2BotTrainer
 
 # what may change when a checkpoint is trained further
@@ -48,7 +48,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
     output = _writable(args.output_dir)
     set_seed(args.seed)
-    processor = AutoProcessor.from_pretrained(_processor_source(model_args.model_name_or_path))
+    name = model_args.model_name_or_path
+    processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else name)
     if data_args.image_aspect_ratio == "pad":
         _pad_to_square(processor)
     dataset = LlavaDataset(
@@ -70,7 +71,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     if dataset.formatter.version == "v1":
         # saved with the model: it is asked in the words it was trained in
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
-    model = load_for_training(model_args.model_name_or_path, args, given, processor)
+    model = load_for_training(name, args, given, processor)
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
@@ -161,14 +162,6 @@ def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora)
-
-
-def _processor_source(name: str) -> str:
-    if is_checkpoint(name) and not (Path(name) / "processor_config.json").is_file():
-        from .load import base_of
-
-        return base_of(name)
-    return name
 
 
 def _class_name(name: str) -> str:
