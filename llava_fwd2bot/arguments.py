@@ -24,7 +24,7 @@ def _help(text: str, default: Any = None) -> Any:
 class ModelArguments:
     model_name_or_path: str | None = _help("The base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to go on.")
     version: str = _help("Conversation format: auto (the processor's chat template), v1, plain.", "auto")
-    tune_mm_mlp_adapter: bool = _help("LLaVA's pre-training stage; not done here.", False)
+    tune_mm_mlp_adapter: bool = _help("LLaVA's first stage: trains the projector alone.", False)
     # what LLaVA's scripts say about the architecture; a base of transformers' layout brings it along
     freeze_backbone: bool = _help("Ignored: LoRA keeps the backbone frozen.", False)
     vision_tower: str | None = _help("Ignored: the base has its vision tower.")
@@ -146,10 +146,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         raise ValueError("--model_name_or_path is missing: name the base, e.g. llava-hf/llava-1.5-7b-hf.")
     if not data.data_path and not fwd2bot.fwd2bot_caption_data:
         raise ValueError("--data_path is missing: give LLaVA's conversations.")
-    if model.tune_mm_mlp_adapter:
+    if model.tune_mm_mlp_adapter and (fwd2bot.fwd2bot is not None or training.bits != 16):
         raise ValueError(
-            "--tune_mm_mlp_adapter is LLaVA's pre-training of the projector. Do that first, without Fwd2Bot, in "
-            "LLaVA's own code; then fine-tune here."
+            "--tune_mm_mlp_adapter is LLaVA's first stage, the projector alone: do that first, without --fwd2bot and "
+            "--bits; then fine-tune what it gives."
         )
     if model.mm_use_im_start_end or model.mm_use_im_patch_token:
         raise ValueError("--mm_use_im_start_end and --mm_use_im_patch_token must be False, as LLaVA-1.5 has them.")

@@ -21,10 +21,12 @@ _AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "ad
 
 
 def register() -> None:
-    """Lets transformers' AutoConfig, AutoModelForImageTextToText and AutoProcessor open Fwd2Bot checkpoints."""
+    """Lets transformers' Auto classes open Fwd2Bot checkpoints, and smol-llava, whose vision tower is ours."""
     from .hosts import llava
+    from .smol import tower
 
     llava.register()
+    tower.register()
 
 
 def load_fwd2bot(

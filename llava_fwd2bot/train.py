@@ -28,7 +28,7 @@ from .config import Fwd2BotConfig
 from .conversation import V1_TEMPLATE
 from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
-from .load import is_checkpoint, open_checkpoint, processor_source, quantization_config
+from .load import is_checkpoint, open_checkpoint, processor_source, quantization_config, register
 from .trainer import Fwd2BotTrainer
 
 # what may change when a checkpoint is trained further
@@ -48,6 +48,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
     output = _writable(args.output_dir)
     set_seed(args.seed)
+    register()
     name = model_args.model_name_or_path
     processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else name)
     if data_args.image_aspect_ratio == "pad":
@@ -71,7 +72,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     if dataset.formatter.version == "v1":
         # saved with the model: it is asked in the words it was trained in
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
-    model = load_for_training(name, args, given, processor)
+    model = load_for_training(name, args, given, processor, projector_alone=model_args.tune_mm_mlp_adapter)
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
@@ -91,7 +92,11 @@ def train(argv: Sequence[str] | None = None) -> Path:
 
 
 def load_for_training(
-    name: str, args: LlavaTrainingArguments, given: dict[str, Any] | None, processor: Any
+    name: str,
+    args: LlavaTrainingArguments,
+    given: dict[str, Any] | None,
+    processor: Any,
+    projector_alone: bool = False,
 ) -> nn.Module:
     """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -117,6 +122,10 @@ def load_for_training(
     if given is not None:
         train_projector = args.mm_projector_lr is not None
         return add_fwd2bot(model, Fwd2BotConfig(**given), processor, train_projector=train_projector)
+    if projector_alone:
+        model.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(True)
+        return _float32_where_trained(model)
     return _plain(model, args)
 
 
@@ -161,7 +170,14 @@ def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
         modules_to_save=projector,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    return _float32_where_trained(get_peft_model(model, lora))
+
+
+def _float32_where_trained(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # a small update is lost on a bfloat16 weight
+    return model
 
 
 def _class_name(name: str) -> str:

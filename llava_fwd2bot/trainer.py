@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from .batching import ModalityLengthSampler
+from .batching import IGNORE_INDEX, ModalityLengthSampler
 from .checkpoint import read_checkpoint, reload
 
 _METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
@@ -44,6 +45,20 @@ class _Epoch(TrainerCallback):
             set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The plain fine-tune's batch, so that the head runs only at places where some row has a label: the same loss.
+
+    Most of a LLaVA row is image placeholders, and with a small language model the head is a quarter of the work.
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        return inputs
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    places = (targets != IGNORE_INDEX).any(0).nonzero().flatten()
+    targets = targets[:, places]
+    return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
+
+
 class Fwd2BotTrainerMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,6 +87,7 @@ class Fwd2BotTrainerMixin:
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         if not self._has_fwd2bot:
+            inputs = inputs if return_outputs else _head_where_labelled(inputs)
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         inputs = {**inputs, "return_logits": return_outputs}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

@@ -278,7 +278,7 @@ def test_pad_aspect_ratio_travels_with_the_checkpoint(base_dir, llava_data, tmp_
         (["--fwd2bot", "-2"], "must be at least 1, got -2"),
         (["--fwd2bot_nested_k", "1,9"], "from 1 to num_summary_tokens=4"),
         (["--fwd2bot_nested_k", "a"], "is a list such as 1,2,4"),
-        (["--tune_mm_mlp_adapter", "True"], "pre-training of the projector"),
+        (["--tune_mm_mlp_adapter", "True"], "LLaVA's first stage"),
         (["--mm_use_im_start_end", "True"], "must be False"),
         (["--image_aspect_ratio", "anyres"], "must be pad or square"),
         (["--bits", "3"], "must be 4, 8 or 16"),
