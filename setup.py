@@ -13,7 +13,9 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]),
+    packages=[*find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]), "llava_fwd2bot.eval"],
+    package_dir={"llava_fwd2bot.eval": "eval"},
+    package_data={"llava_fwd2bot.smol": ["weights/**/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -27,8 +29,10 @@ setup(
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.46"],
+        "smol": ["gguf>=0.10"],
+        "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
         "quickstart": ["easy-vqa==1.0", "matplotlib>=3.8"],
-        "test": ["pytest>=8", "bitsandbytes>=0.46", "trl>=1.0", "easy-vqa==1.0", "ruff"],
+        "test": ["pytest>=8", "bitsandbytes>=0.46", "trl>=1.0", "easy-vqa==1.0", "ruff", "pycocoevalcap>=1.2", "gguf>=0.10", "matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"]},
 )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from .checkpoint import read_checkpoint
 from .config import Fwd2BotConfig, read_json
 from .load import base_of
+from .smol import cached_base, is_smol
 
 
 def describe(path: str | os.PathLike) -> dict[str, Any]:
@@ -51,6 +52,9 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 def _base(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     fingerprint = {key: value for key, value in saved["base"]["fingerprint"].items() if key != "probes"}
     base = {"name_or_path": saved["base"]["name_or_path"], "found": None, **fingerprint}
+    if is_smol(base["name_or_path"]):
+        found = cached_base()  # it is not put together for this
+        return {**base, "found": None if found is None else str(found)}
     try:
         found = base_of(path, settings=saved)
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from torch import nn
 from .checkpoint import check_base, load_weights, read_checkpoint
 from .config import CONFIG_NAME
 from .hosts import host_class, install
+from .smol import base_folder, checkpoint_folder, is_smol
 
 # names that belong to the checkpoint's own place on a hub, not to its base
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -35,15 +36,17 @@ def load_fwd2bot(
     *,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    host: type | None = None,
     **loading: Any,
 ) -> tuple[nn.Module, Any]:
     """The model and the processor of a Fwd2Bot checkpoint.
 
     Args:
-        path: the checkpoint's folder, or its name on the hub.
+        path: the checkpoint's folder, its name on the hub, or "smol-llava", which comes with this package.
         base: the base, where it is no longer at the place that the checkpoint names.
         load_in_4bit, load_in_8bit: quantise the language model's linear layers with bitsandbytes (extra `[quantized]`);
             vision tower, projector, head and summary tokens stay as they are. Fields of BitsAndBytesConfig may follow.
+        host: the class of your own that it was trained with (`add_fwd2bot(…, host=…)`), where it was.
         loading: passed to the base's `from_pretrained` (dtype, device_map, attn_implementation, …).
 
     Returns:
@@ -60,11 +63,13 @@ def load_fwd2bot(
     quantization = quantization_config(load_in_4bit, load_in_8bit, loading)
     if quantization is not None:
         loading["quantization_config"] = quantization
-    model = open_checkpoint(path, base=base, **loading)
+    model = open_checkpoint(path, base=base, host=host, **loading)
     return model, AutoProcessor.from_pretrained(processor_source(path, base))
 
 
-def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = None, **loading: Any) -> nn.Module:
+def open_checkpoint(
+    path: str | os.PathLike, base: str | os.PathLike | None = None, host: type | None = None, **loading: Any
+) -> nn.Module:
     """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
     path = local_folder(path, loading)
     for name in ("revision", *_AUTO):
@@ -72,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = No
     settings = read_checkpoint(path)
     trained = settings["base"].get("trained")  # adapters="none": the checkpoint brings the language model along
     source = str(path / trained) if trained else base_of(path, base, settings)
-    host = host_class(settings["base"]["fingerprint"]["class"])
+    host = host or host_class(settings["base"]["fingerprint"]["class"])
     quantization = loading.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
         quantization.llm_int8_skip_modules = list(host.quantization_skip)
@@ -84,7 +89,9 @@ def open_checkpoint(path: str | os.PathLike, base: str | os.PathLike | None = No
 
 
 def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
-    """`path` itself, or the folder that the hub's copy of it was brought to."""
+    """`path` itself, the folder in this package, or the folder that the hub's copy of it was brought to."""
+    if is_smol(path):
+        return checkpoint_folder()
     if Path(path).exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -108,6 +115,8 @@ def base_of(
     if base is not None:
         return str(base)
     named = (settings or read_checkpoint(path))["base"]
+    if is_smol(named["name_or_path"]):
+        return str(base_folder())
     relative = named.get("relative_path")
     for folder in (relative and Path(path) / relative, relative and Path(named["name_or_path"])):
         if folder and folder.is_dir():
@@ -150,6 +159,11 @@ def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[st
             "Quantised loading needs bitsandbytes, which is not installed: pip install 'llava_fwd2bot[quantized]'"
         )
     return BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, **given)
+
+
+def base_source(name: str) -> str:
+    """Where the base called `name` is loaded from."""
+    return str(base_folder()) if is_smol(name) else name
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:

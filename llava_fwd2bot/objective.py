@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .bottleneck import embed
+from .bottleneck import Collapsed, embed
 from .losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss, gather_with_grad
 
 
@@ -113,8 +113,7 @@ class Fwd2BotLossMixin:
         plan = self._collapse(input_ids, row_mask, summary, lengths if summary is not None else None)
         origin = (at_rows[:, None] * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)).flatten()
         origin = origin[plan.origin]  # [N] places in the whole batch
-        rows, mask = self._answer_rows(plan, input_ids, summary)
-        hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]  # [N, D]
+        hidden = self._answer_hidden(plan, input_ids, summary)  # [N, D]
         targets = labels.flatten()[origin].masked_fill(plan.is_summary, -100)  # [N]
         targets = torch.cat([targets[1:], targets.new_tensor([-100])])
         targets[plan.lengths.cumsum(0) - 1] = -100  # the end of a row does not predict the next row
@@ -128,6 +127,11 @@ class Fwd2BotLossMixin:
             spread = logits.new_zeros(labels.numel(), logits.shape[-1]).index_copy(0, origin, logits)
             found["logits"] = spread.view(*labels.shape, -1)
         return found
+
+    def _answer_hidden(self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None) -> Tensor:
+        """The answer pass: last hidden states of all tokens, [N, D]."""
+        rows, mask = self._answer_rows(plan, input_ids, summary)
+        return self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]
 
     @torch.no_grad()
     def _teacher_logits(self, batch: Batch, at: Tensor) -> Tensor:

@@ -28,15 +28,15 @@ from .config import Fwd2BotConfig
 from .conversation import V1_TEMPLATE
 from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
-from .load import is_checkpoint, open_checkpoint, processor_source, quantization_config, register
+from .load import base_source, is_checkpoint, open_checkpoint, processor_source, quantization_config, register
 from .trainer import Fwd2BotTrainer
 
 # what may change when a checkpoint is trained further
 _LOSS_SETTINGS = ("nested_k", "contrastive_weight", "answer_weight", "distill_weight", "contrastive_chunk")
 
 
-def train(argv: Sequence[str] | None = None) -> Path:
-    """Runs the command; gives the folder that holds the result.
+def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
+    """Runs the command; gives the folder that holds the result. `host`: see `add_fwd2bot`.
 
     Raises:
         ValueError, OSError: an argument, the data or a folder is wrong; the message says which, and what to do.
@@ -50,7 +50,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     set_seed(args.seed)
     register()
     name = model_args.model_name_or_path
-    processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else name)
+    processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else base_source(name))
     if data_args.image_aspect_ratio == "pad":
         _pad_to_square(processor)
     dataset = LlavaDataset(
@@ -72,7 +72,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     if dataset.formatter.version == "v1":
         # saved with the model: it is asked in the words it was trained in
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
-    model = load_for_training(name, args, given, processor, projector_alone=model_args.tune_mm_mlp_adapter)
+    model = load_for_training(name, args, given, processor, model_args.tune_mm_mlp_adapter, host)
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
@@ -97,6 +97,7 @@ def load_for_training(
     given: dict[str, Any] | None,
     processor: Any,
     projector_alone: bool = False,
+    host: type | None = None,
 ) -> nn.Module:
     """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -114,14 +115,15 @@ def load_for_training(
     if is_checkpoint(name):
         if given is None:
             raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
-        return _go_on(open_checkpoint(name, **loading), name, args, given)
+        return _go_on(open_checkpoint(name, host=host, **loading), name, args, given)
     if args.bits != 16:
-        loading["quantization_config"].llm_int8_skip_modules = list(host_class(_class_name(name)).quantization_skip)
-    model = AutoModelForImageTextToText.from_pretrained(name, **loading)
+        loading["quantization_config"].llm_int8_skip_modules = list(host_class(_class_name(base_source(name))).quantization_skip)
+    model = AutoModelForImageTextToText.from_pretrained(base_source(name), **loading)
+    model.name_or_path = name  # the name that was given, not where it was found
     model.config.use_cache = False
     if given is not None:
         train_projector = args.mm_projector_lr is not None
-        return add_fwd2bot(model, Fwd2BotConfig(**given), processor, train_projector=train_projector)
+        return add_fwd2bot(model, Fwd2BotConfig(**given), processor, train_projector=train_projector, host=host)
     if projector_alone:
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)

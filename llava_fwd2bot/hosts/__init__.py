@@ -32,6 +32,7 @@ def add_fwd2bot(
     processor: Any = None,
     *,
     train_projector: bool = False,
+    host: type | None = None,
 ) -> nn.Module:
     """Puts Fwd2Bot on a loaded model, in place: summary tokens and stage adapters, trainable; all else frozen.
 
@@ -41,6 +42,7 @@ def add_fwd2bot(
         processor: the base's processor or tokenizer, which turns the prompts into ids. None looks for the tokenizer
             where the model was loaded from; a model that came from nowhere gets no prompts, with a warning.
         train_projector: train a copy of the projector as well; the base keeps its own.
+        host: a class of your own in the place of the one for this base, derived from it.
 
     Returns:
         The same model.
@@ -53,7 +55,7 @@ def add_fwd2bot(
         raise ValueError("This model has Fwd2Bot already.")
     if hasattr(model, "peft_config"):
         raise ValueError("This model carries PEFT adapters: merge them (merge_and_unload) before adding Fwd2Bot.")
-    host = host_class(type(model).__name__)
+    host = host or host_class(type(model).__name__)
     image_prompt_ids, text_prompt_ids = _prompt_ids(model, config, processor)
     return install(model, host, config, image_prompt_ids, text_prompt_ids, train_projector)
 

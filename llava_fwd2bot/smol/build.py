@@ -21,10 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import tower
+from . import NAME, tower
 
-NAME = "smol-llava"
-WEIGHTS = Path(__file__).parent / "weights"
 IMAGE_TOKEN = "<image>"
 # distribution, version, file inside it, sha256 of that file
 LANGUAGE_MODEL = (

@@ -1,0 +1,164 @@
+"""Scores: captions, questions, yes/no, retrieval; and bootstrap intervals. The same code for the base and for Fwd2Bot.
+
+Every score comes as one number per item, so that intervals and paired comparisons can be made of it later.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
+    """CIDEr per image, and the corpus' CIDEr, BLEU-4 and, if asked for, SPICE, by pycocoevalcap.
+
+    Tokenised by its PTB tokenizer, as the official figures are; that and SPICE need Java.
+
+    Args:
+        said: one caption per image. references: the human captions of each image.
+
+    Returns:
+        `{"cider": float, "bleu4": float, "spice": float | None, "per_image": [CIDEr of each], "tokenizer": "ptb"}`.
+        Without Java the captions are split at what is no letter or digit, and `tokenizer` says "simple".
+
+    Raises:
+        ImportError: pycocoevalcap is missing; the message names the extra.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise ImportError("Scoring captions needs pycocoevalcap: pip install 'llava_fwd2bot[eval]'") from error
+    java = shutil.which("java") is not None
+    given = {i: [{"caption": text or "."}] for i, text in enumerate(said)}
+    truth = {i: [{"caption": text} for text in texts] for i, texts in enumerate(references)}
+    if java:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        given, truth = PTBTokenizer().tokenize(given), PTBTokenizer().tokenize(truth)
+    else:
+        given, truth = ({i: [_simple(c["caption"]) for c in texts] for i, texts in part.items()} for part in (given, truth))
+    cider, each = Cider().compute_score(truth, given)
+    bleu, _ = Bleu(4).compute_score(truth, given, verbose=0)
+    found: dict[str, Any] = {"cider": float(cider), "bleu4": float(bleu[3]), "spice": None}
+    if spice and java:
+        from pycocoevalcap.spice.spice import Spice
+
+        found["spice"] = float(Spice().compute_score(truth, given)[0])
+    return {**found, "per_image": [float(x) for x in each], "tokenizer": "ptb" if java else "simple"}
+
+
+def _simple(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def normal(answer: str) -> str:
+    """An answer as it is compared: lower case, without an end mark, articles or doubled spaces."""
+    words = re.sub(r"[.!?]+$", "", answer.strip().lower()).replace("_", " ").split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def exact(said: Sequence[str], truth: Sequence[str]) -> list[float]:
+    """1 where the answers agree; a list of several words (DAQUAR) must agree as a set."""
+
+    def parts(text: str) -> frozenset[str]:
+        return frozenset(normal(part) for part in text.split(","))
+
+    return [float(parts(a) == parts(b)) for a, b in zip(said, truth, strict=True)]
+
+
+def wups(said: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> list[float] | None:
+    """WUPS of each answer (Malinowski and Fritz, 2014): Wu-Palmer similarity of the words, matched both ways.
+
+    Below `threshold` a similarity counts a tenth. None where NLTK's WordNet is not installed
+    (`python -m nltk.downloader wordnet`).
+    """
+    try:
+        from nltk.corpus import wordnet
+
+        wordnet.synsets("chair")
+    except (ImportError, LookupError, OSError):
+        return None
+    known: dict[tuple[str, str], float] = {}
+
+    def alike(a: str, b: str) -> float:
+        if a == b:
+            return 1.0
+        if (a, b) not in known:
+            first, second = (wordnet.synsets(word.replace(" ", "_"), pos="n") for word in (a, b))
+            best = max((x.wup_similarity(y) or 0.0 for x in first for y in second), default=0.0)
+            known[a, b] = best if best >= threshold else 0.1 * best
+        return known[a, b]
+
+    def one(answer: str, wanted: str) -> float:
+        a, b = ([normal(part) for part in text.split(",")] for text in (answer, wanted))
+        forth = np.prod([max(alike(x, y) for y in b) for x in a])
+        back = np.prod([max(alike(x, y) for x in a) for y in b])
+        return float(min(forth, back))
+
+    return [one(a, b) for a, b in zip(said, truth, strict=True)]
+
+
+def yes_no(said: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
+    """POPE's figures, "yes" being the positive: accuracy, precision, recall, F1, share of yes; and `per_item`.
+
+    As POPE's own script reads answers: with "no" or "not" among the words it is no, else yes.
+    """
+    answers = ["no" if {"no", "not"} & set(re.findall(r"\w+", text.lower())) else "yes" for text in said]
+    hits = [float(a == b) for a, b in zip(answers, truth, strict=True)]
+    both = sum(a == b == "yes" for a, b in zip(answers, truth, strict=True))
+    yes, wanted = answers.count("yes"), list(truth).count("yes")
+    precision, recall = both / max(yes, 1), both / max(wanted, 1)
+    return {
+        "accuracy": float(np.mean(hits)),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / max(precision + recall, 1e-12),
+        "yes": yes / len(answers),
+        "per_item": hits,
+    }
+
+
+def recall_at(scores: Tensor, owner: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
+    """R@n both ways between images and captions, several captions to an image.
+
+    Args:
+        scores: [images, captions]. owner: the image of each caption, [captions].
+
+    Returns:
+        `t2i_r1`, … and `i2t_r1`, … (an image is found when any caption of its own is among the first n), and the hits at
+        rank 1 of each caption and image, `t2i_hits`, `i2t_hits`.
+    """
+    own = scores[owner, torch.arange(len(owner))]  # [captions]
+    t2i = (scores > own).sum(0)  # images before the right one
+    mine = owner == torch.arange(len(scores))[:, None]  # [images, captions]
+    best = scores.masked_fill(~mine, float("-inf")).max(1).values
+    i2t = ((scores > best[:, None]) & ~mine).sum(1)
+    found: dict[str, Any] = {}
+    for name, place in (("t2i", t2i), ("i2t", i2t)):
+        found.update({f"{name}_r{n}": (place < n).double().mean().item() for n in ranks})
+        found[f"{name}_hits"] = (place < 1).double().tolist()
+    return found
+
+
+def bootstrap(
+    values: Sequence[float], against: Sequence[float] | None = None, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against`, item by item (paired)."""
+    generator = np.random.default_rng(seed)
+    rows = np.asarray(values, dtype=float)
+    other = None if against is None else np.asarray(against, dtype=float)
+    picks = generator.integers(0, len(rows), (rounds, len(rows)))
+    means = rows[picks].mean(1)
+    if other is not None:
+        if other.shape != rows.shape:
+            raise ValueError(f"a paired comparison needs the same items: {len(rows)} and {len(other)}")
+        means = means / np.maximum(other[picks].mean(1), 1e-12)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

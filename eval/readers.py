@@ -1,0 +1,233 @@
+"""One interface to all that answers from an image: the base, Fwd2Bot, and the rivals.
+
+A reader turns pixels into a state once (what a cache would hold), and answers from the first or the best k tokens of it.
+
+Shapes: M images, Q questions, n dense tokens, k tokens in use, D hidden size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from llava_fwd2bot import load_fwd2bot, register
+from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.conversation import ConversationFormatter
+
+from .rivals import RIVALS, KeyValueLlava, PooledLlava
+
+PRUNING_LAYER = 2  # FastV's
+
+
+class BaseReader:
+    """The base, from all its dense tokens: `k` is not looked at."""
+
+    def __init__(self, model: nn.Module, processor: Any) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.tokenizer = processor.tokenizer
+        self.prompt = ConversationFormatter(processor).prompt
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[M, 3, S, S] → [M, n, D]"""
+        found = self.model.model.get_image_features(pixel_values=pixels.to(self.model.dtype), return_dict=True)
+        return torch.stack(list(found.pooler_output))
+
+    def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
+        """What stands in the image's place: [Q, n, D] → [Q, any, D]"""
+        return state
+
+    def answer(
+        self,
+        state: Tensor,
+        owner: Sequence[int],
+        questions: Sequence[str],
+        k: int,
+        max_new_tokens: int,
+        batch_size: int = 64,
+    ) -> Iterator[tuple[list[int], list[str]]]:
+        """Greedy answers, in batches of questions of similar length: (their places, their answers).
+
+        Args:
+            state: of all images, [M, …]. owner: the image of each question.
+        """
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        for at in range(0, len(order), batch_size):
+            part = order[at : at + batch_size]
+            new = self._generate(state[[owner[i] for i in part]], [questions[i] for i in part], k, max_new_tokens)
+            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            yield part, [text.strip() for text in texts]
+
+    @torch.inference_mode()
+    def _generate(self, state: Tensor, questions: list[str], k: int, max_new_tokens: int) -> Tensor:
+        visual = self.visual(state, k, questions)
+        ids, mask = self._ids(questions, visual.shape[1])
+        words = self.model.get_input_embeddings()(ids)
+        places = (ids == self.model.config.image_token_id)[..., None].expand_as(words)
+        return self.model.generate(
+            inputs_embeds=words.masked_scatter(places, visual.to(words.dtype)),
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+
+    def _ids(self, questions: Sequence[str], placeholders: int) -> tuple[Tensor, Tensor]:
+        token = self.processor.image_token
+        texts = [self.prompt(question).replace(token, token * placeholders) for question in questions]
+        found = self.tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=self._needs_bos(texts[0])
+        )
+        return found["input_ids"], found["attention_mask"]
+
+    def _needs_bos(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))  # chat templates may write it themselves
+
+
+class PrunedReader(BaseReader):
+    """The k dense tokens that the prompt's last token attends to most in an early layer (FastV's kind, arXiv 2403.06764).
+
+    No training; depends on the question, so that nothing small can be stored. Unlike FastV's, the layers before the
+    choice see k tokens as well, so that the budget is the same as the others'.
+    """
+
+    def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
+        ids, mask = self._ids(questions, state.shape[1])
+        is_image = ids == self.model.config.image_token_id
+        words = self.model.get_input_embeddings()(ids)
+        words = words.masked_scatter(is_image[..., None].expand_as(words), state.to(words.dtype))
+        language_model = self.model.model.language_model
+        with _first_layers(language_model, PRUNING_LAYER + 1):
+            seen = language_model(inputs_embeds=words, attention_mask=mask, output_attentions=True).attentions[-1]
+        score = seen[:, :, -1].float().mean(1)  # [Q, L] of the last token, over heads
+        score = score[is_image].view(len(state), -1)  # [Q, n]
+        best = score.topk(k, dim=1).indices.sort(dim=1).values  # in their order
+        return state.gather(1, best[..., None].expand(-1, -1, state.shape[-1]))
+
+
+@contextmanager
+def _first_layers(language_model: nn.Module, count: int) -> Iterator[None]:
+    layers, implementation = language_model.layers, language_model.config._attn_implementation
+    language_model.layers = layers[:count]
+    language_model.set_attn_implementation("eager")  # the others give no attention maps
+    try:
+        yield
+    finally:
+        language_model.layers = layers
+        language_model.set_attn_implementation(implementation)
+
+
+class SummaryReader(BaseReader):
+    """Fwd2Bot, and the rivals whose first k tokens are the k that they would make."""
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.model.compress(pixel_values=pixels.to(self.model.dtype))
+
+    def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
+        return state[:, :k]
+
+    @torch.inference_mode()
+    def _generate(self, state: Tensor, questions: list[str], k: int, max_new_tokens: int) -> Tensor:
+        ids, mask = self._ids(questions, 1)
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            summary=self.visual(state, k, questions),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        return out[:, ids.shape[1] :]
+
+    def embed_images(self, state: Tensor, k: int) -> Tensor:
+        """[M, K, D] → unit vectors [M, D]"""
+        return embed(state[:, :k], self.model.fwd2bot_config.pooling)
+
+    @torch.inference_mode()
+    def text_states(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Summaries of texts, [texts, K, D]; their first k rows are the summaries for k."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found: list[Tensor] = [torch.empty(0)] * len(texts)
+        for at in range(0, len(order), batch_size):
+            part = order[at : at + batch_size]
+            ids = self.tokenizer(
+                [texts[i] for i in part], return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+            )
+            for i, summary in zip(part, self.model.compress_text(ids["input_ids"], ids["attention_mask"]), strict=True):
+                found[i] = summary
+        return torch.stack(found)
+
+
+class PooledReader(SummaryReader):
+    """Average pooling: a coarser grid is no prefix of a finer one, so the state is the dense tokens."""
+
+    encode = BaseReader.encode
+
+    def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
+        return self.model._condense(list(state), k)
+
+
+class KeyValueReader(SummaryReader):
+    """Its own greedy loop: transformers' generate has no place for a cache that stands before left padding."""
+
+    @torch.inference_mode()
+    def _generate(self, state: Tensor, questions: list[str], k: int, max_new_tokens: int) -> Tensor:
+        model: KeyValueLlava = self.model
+        ids, mask = self._ids(questions, 1)
+        # tokenised with the image and then without it: text that closes up would be tokenised otherwise
+        text = (mask == 1) & (ids != model.config.image_token_id)
+        rows = [row[own] for row, own in zip(ids, text, strict=True)]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids, past = pad_sequence(rows, batch_first=True), model.stored(state[:, :k])
+        # right padding here: a row's own tokens come first, and what pads it is masked in the steps after
+        places = k + torch.arange(ids.shape[1])[None].expand(len(ids), -1)
+        mask = torch.cat([torch.ones(len(ids), k), (torch.arange(ids.shape[1]) < lengths[:, None]).float()], 1).long()
+        words, ends = model.get_input_embeddings(), self.tokenizer.eos_token_id
+        hidden = model._language_model()(
+            inputs_embeds=words(ids), past_key_values=past, position_ids=places, attention_mask=mask, use_cache=True
+        ).last_hidden_state
+        last, found = hidden[torch.arange(len(ids)), lengths - 1], []
+        done = torch.zeros(len(ids), dtype=torch.bool)
+        for step in range(max_new_tokens):
+            token = model.get_output_embeddings()(last).argmax(-1).masked_fill(done, ends)
+            found.append(token)
+            done |= token == ends
+            if bool(done.all()):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
+            last = model._language_model()(
+                inputs_embeds=words(token)[:, None],
+                past_key_values=past,
+                position_ids=(k + lengths + step)[:, None],
+                attention_mask=mask,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+        return torch.stack(found, 1)
+
+
+def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> BaseReader:
+    """The reader of a method: "base" and "prune" open a base, the others the checkpoint that was trained as such.
+
+    Raises:
+        ValueError: no such method.
+    """
+    register()
+    if method in ("base", "prune"):
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        kind = BaseReader if method == "base" else PrunedReader
+        return kind(model, AutoProcessor.from_pretrained(path))
+    name = method.split("-")[0]
+    if name not in RIVALS:
+        raise ValueError(f"no method {method!r}; there are base, prune, {', '.join(RIVALS)}, each with -suffix")
+    host = RIVALS[name]
+    model, processor = load_fwd2bot(Path(path), host=host, dtype=dtype)
+    readers = {PooledLlava: PooledReader, KeyValueLlava: KeyValueReader}
+    return readers.get(host, SummaryReader)(model.to(dtype), processor)

@@ -1,0 +1,218 @@
+"""The whole table on smol-llava: base against Fwd2Bot and the rivals, at every k, on photographs it was not trained on.
+
+    python -m llava_fwd2bot.eval.smol --data DATA --work DIR --run base=BASE --run fwd2bot=CHECKPOINT [--run pool=… ]
+
+Each `--run METHOD=PATH` is answered task by task; a task that is done is not done again, so a stopped run goes on. The
+files in DIR (one per method, task and k) hold every answer. `--output` writes the table as JSON and Markdown, and a
+picture. METHOD is one of readers.py's; `fwd2bot-short` and the like name a second run of a method.
+
+Tasks, on Flickr8k's dev split (1,000 images) where nothing else is said:
+caption    one sentence per image: CIDEr, BLEU-4
+exists     yes/no questions made POPE's way from the captions of the first 300 images: accuracy, F1
+daquar     human questions about 100 of DAQUAR's images that no training saw: exact answers, WUPS at 0.9
+retrieval  both ways between images and their 5 captions: R@1, 5, 10
+coco       the same on 283 images of COCO val2017, zero-shot
+sugarcrepe 426 pairs of a true caption and a false one: how often the true one is nearer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.smol import instructions as make
+
+from . import metrics
+from .readers import BaseReader, SummaryReader, open_reader
+
+ANSWERED = ("caption", "exists", "daquar")
+SEARCHED = ("retrieval", "coco", "sugarcrepe")
+DENSE = 0  # the k of the base
+
+
+@dataclass
+class Split:
+    """Images of one data set, and what is asked or said of them."""
+
+    paths: list[Path]
+    captions: list[list[str]]
+
+    @classmethod
+    def read(cls, file: Path, images: Path, limit: int | None = None) -> Split:
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
+        return cls([images / e["image"] for e in entries], [e["captions"] for e in entries])
+
+
+def questions_of(task: str, data: Path, limit: int | None) -> tuple[list[Path], list[int], list[str], list[Any]]:
+    """Images, the image of each question, the questions, and what is right."""
+    if task == "daquar":
+        from .smol_splits import daquar
+
+        asked = daquar(data)[0][:limit]
+        names = sorted({q["image"] for q in asked})
+        paths = [data / "daquar" / "images" / name for name in names]
+        truth = [make.spoken(q["answer"]) for q in asked]
+        return paths, [names.index(q["image"]) for q in asked], [q["question"] for q in asked], truth
+    dev = Split.read(data / "flickr8k" / "dev.jsonl", data / "flickr8k" / "images", limit)
+    if task == "caption":
+        count = len(dev.paths)
+        return dev.paths, list(range(count)), [make.DESCRIBE] * count, dev.captions
+    entries = [{"image": i, "captions": captions} for i, captions in enumerate(dev.captions[:300])]
+    asked = [q for kind in ("random", "popular", "adversarial") for q in make.pope_questions(entries, kind, 1)]
+    return dev.paths, [q["image"] for q in asked], [q["question"] for q in asked], [q["answer"] for q in asked]
+
+
+class Images:
+    """Encodes images once for all tasks and budgets of a reader."""
+
+    def __init__(self, reader: BaseReader) -> None:
+        self.reader, self.known = reader, {}
+
+    def __call__(self, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+        missing = list(dict.fromkeys(path for path in paths if path not in self.known))
+        bar = tqdm(total=len(missing), desc="encode", unit="image", disable=not missing)
+        for at in range(0, len(missing), batch_size):
+            part = missing[at : at + batch_size]
+            pictures = [Image.open(path).convert("RGB") for path in part]
+            pixels = self.reader.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            self.known.update(zip(part, self.reader.encode(pixels), strict=True))
+            bar.update(len(part))
+        bar.close()
+        return torch.stack([self.known[path] for path in paths])
+
+
+def answer(reader: BaseReader, images: Images, task: str, k: int, data: Path, limit: int | None) -> dict[str, Any]:
+    paths, owner, questions, truth = questions_of(task, data, limit)
+    used = sorted(set(owner))
+    state, place = images([paths[i] for i in used]), {i: n for n, i in enumerate(used)}
+    said = [""] * len(questions)
+    with tqdm(total=len(questions), desc=f"{task} k={k or 'dense'}", unit="question") as bar:
+        words = 30 if task == "caption" else 8
+        for part, texts in reader.answer(state, [place[i] for i in owner], questions, k, words):
+            for i, text in zip(part, texts, strict=True):
+                said[i] = text
+            bar.update(len(part))
+    return {"said": said, **score(task, said, truth)}
+
+
+def score(task: str, said: list[str], truth: list[Any]) -> dict[str, Any]:
+    """The figures of a task; `items` is what the headline figure is the mean of."""
+    if task == "caption":
+        found = metrics.caption_scores(said, truth)
+        items = found.pop("per_image")
+        return {"figures": found, "items": items}
+    if task == "exists":
+        found = metrics.yes_no(said, truth)
+        items = found.pop("per_item")
+        return {"figures": found, "items": items}
+    items, soft = metrics.exact(said, truth), metrics.wups(said, truth)
+    wups = None if soft is None else sum(soft) / len(soft)
+    return {"figures": {"exact": sum(items) / len(items), "wups": wups}, "items": items}
+
+
+def search(
+    reader: SummaryReader, images: Images, texts: dict[str, Tensor], task: str, k: int, data: Path, limit: int | None
+) -> dict[str, Any]:
+    folder = data / ("flickr8k" if task == "retrieval" else "coco_val2017")
+    split = Split.read(folder / ("dev.jsonl" if task == "retrieval" else "captions.jsonl"), folder / "images", limit)
+    if task == "sugarcrepe":
+        return sugarcrepe(reader, images, texts, k, data, {path.name: path for path in split.paths})
+    captions = [make.tidy(c) for said in split.captions for c in said]
+    owner = torch.tensor([i for i, said in enumerate(split.captions) for _ in said])
+    if task not in texts:
+        texts[task] = reader.text_states(captions)
+    scores = reader.embed_images(images(split.paths), k) @ reader.embed_images(texts[task], k).T
+    found = metrics.recall_at(scores, owner)
+    items = found.pop("t2i_hits")
+    return {"figures": {name: value for name, value in found.items() if name != "i2t_hits"}, "items": items}
+
+
+def sugarcrepe(
+    reader: SummaryReader, images: Images, texts: dict[str, Tensor], k: int, data: Path, paths: dict[str, Path]
+) -> dict[str, Any]:
+    rows, kinds = [], []
+    for file in sorted((data / "bench" / "sugarcrepe").glob("*.json")):
+        for item in read_json(file).values():
+            name = item["filename"].rsplit("_", 1)[-1]
+            if name in paths:
+                rows.append((paths[name], item["caption"], item["negative_caption"]))
+                kinds.append(file.stem)
+    if "sugarcrepe" not in texts:
+        texts["sugarcrepe"] = reader.text_states([make.tidy(r[i]) for i in (1, 2) for r in rows])
+    vectors = reader.embed_images(texts["sugarcrepe"], k)
+    pictures = reader.embed_images(images([r[0] for r in rows]), k)
+    right, wrong = (pictures * vectors[: len(rows)]).sum(1), (pictures * vectors[len(rows) :]).sum(1)
+    items = (right > wrong).double().tolist()
+    figures = {"accuracy": sum(items) / len(items)}
+    for kind in sorted(set(kinds)):
+        hits = [x for x, own in zip(items, kinds, strict=True) if own == kind]
+        figures[f"{kind} ({len(hits)})"] = sum(hits) / len(hits)
+    return {"figures": figures, "items": items}
+
+
+def run(
+    method: str, path: str, tasks: Sequence[str], ks: Sequence[int], data: Path, work: Path, limit: int | None
+) -> None:
+    """Does what is not done yet of one method, and writes a file for each task and k."""
+    kind = method.split("-")[0]
+    ks = [DENSE] if kind == "base" else [1] if kind in ("mean", "last") else list(ks)
+    able = ANSWERED if kind in ("base", "prune", "pool", "query", "kv") else SEARCHED if kind in ("mean", "last") else tasks
+    jobs = [(task, k) for task in tasks if task in able for k in ks]
+    jobs = [(task, k) for task, k in jobs if not result_file(work, method, task, k).exists()]
+    if not jobs:
+        return
+    reader = open_reader(method, path)
+    images, texts = Images(reader), {}
+    for task, k in jobs:
+        start = time.perf_counter()
+        if task in ANSWERED:
+            found = answer(reader, images, task, k, data, limit)
+        else:
+            found = search(reader, images, texts, task, k, data, limit)
+        seconds = round(time.perf_counter() - start, 1)
+        about = {"method": method, "task": task, "k": k, "path": str(path), "limit": limit, "seconds": seconds}
+        write_json(result_file(work, method, task, k), {**about, **found})
+        print(f"{method} {task} k={k or 'dense'}: {found['figures']} ({seconds} s)", flush=True)
+
+
+def result_file(work: Path, method: str, task: str, k: int) -> Path:
+    return work / f"{method}.{task}.k{k}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with flickr8k, daquar, coco_val2017, bench")
+    parser.add_argument("--work", type=Path, required=True, help="where the answers go, and are looked for")
+    parser.add_argument("--run", action="append", default=[], metavar="METHOD=PATH", help="may be given several times")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--tasks", nargs="+", default=[*ANSWERED, *SEARCHED], choices=[*ANSWERED, *SEARCHED])
+    parser.add_argument("--limit", type=int, help="the first so many images or questions of each task; for a try")
+    parser.add_argument("--output", type=Path, help="NAME: writes NAME.json, NAME.md and NAME.png of all that DIR holds")
+    arguments = parser.parse_args(argv)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for entry in arguments.run:
+        method, _, path = entry.partition("=")
+        if not path:
+            parser.error(f"--run takes METHOD=PATH, got {entry!r}")
+        run(method, path, arguments.tasks, arguments.k, arguments.data, arguments.work, arguments.limit)
+    if arguments.output:
+        from .smol_report import report
+
+        report(arguments.work, arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

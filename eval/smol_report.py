@@ -1,0 +1,156 @@
+"""The table and the picture of eval/smol.py, out of its result files."""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.version import __version__
+
+from .metrics import bootstrap
+
+HEADLINE = {
+    "caption": "cider",
+    "exists": "accuracy",
+    "daquar": "exact",
+    "retrieval": "t2i_r1",
+    "coco": "t2i_r1",
+    "sugarcrepe": "accuracy",
+}
+TITLES = {
+    "caption": "CIDEr, Flickr8k dev",
+    "exists": "yes/no accuracy",
+    "daquar": "DAQUAR, exact",
+    "retrieval": "text→image R@1, Flickr8k dev",
+    "coco": "text→image R@1, COCO val2017 (283)",
+    "sugarcrepe": "SugarCrepe (426)",
+}
+ORDER = ("base", "fwd2bot", "shared", "pool", "query", "kv", "prune", "mean", "last")
+Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, k
+
+
+def read_results(work: Path) -> Results:
+    """Every result file in `work`.
+
+    Raises:
+        ValueError: there is none, or they were made with different `--limit`s.
+    """
+    found: Results = defaultdict(lambda: defaultdict(dict))
+    limits = set()
+    for file in sorted(work.glob("*.k*.json")):
+        result = read_json(file)
+        found[result["task"]][result["method"]][result["k"]] = result
+        limits.add(result["limit"])
+    if not found:
+        raise ValueError(f"{work} holds no results yet: give --run METHOD=PATH")
+    if len(limits) > 1:
+        raise ValueError(f"{work} holds results of different --limit ({limits}): use one folder for each")
+    return found
+
+
+def summarise(results: Results) -> list[dict[str, Any]]:
+    """One entry per task, method and k: the figures, the headline's interval, and retention with its interval."""
+    rows = []
+    for task, methods in results.items():
+        base = methods.get("base", {}).get(0)
+        for method in sorted(methods, key=_place):
+            for k, result in sorted(methods[method].items()):
+                row = {"task": task, "method": method, "k": k, **result["figures"]}
+                row["value"] = result["figures"][HEADLINE[task]]
+                row["interval"] = bootstrap(result["items"])
+                if base is not None and method != "base" and base["figures"][HEADLINE[task]]:
+                    row["retention"] = row["value"] / base["figures"][HEADLINE[task]]
+                    row["retention_interval"] = bootstrap(result["items"], base["items"])
+                rows.append(row)
+    return rows
+
+
+def _place(method: str) -> tuple[int, str]:
+    kind = method.split("-")[0]
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), method)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table per task: a row per method, a column per k."""
+    parts = []
+    for task in HEADLINE:
+        mine = [row for row in rows if row["task"] == task]
+        if not mine:
+            continue
+        ks = sorted({row["k"] for row in mine if row["k"]})
+        lines = [f"### {TITLES[task]}", "", "| method | " + " | ".join(f"k = {k}" for k in ks) + " |"]
+        lines.append("|---|" + "---|" * len(ks))
+        for row in (r for r in mine if r["method"] == "base"):
+            lines.insert(1, f"\nBase, all dense tokens: {_cell(row)}")
+        for method in sorted({r["method"] for r in mine} - {"base"}, key=_place):
+            cells = {r["k"]: _cell(r) for r in mine if r["method"] == method}
+            lines.append(f"| {method} | " + " | ".join(cells.get(k, "") for k in ks) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    text = f"{100 * row['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return text + (f", {100 * row['retention']:.1f} %" if "retention" in row else "")
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Headline figure against k, a line per method, the base as a level; bars are 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = [task for task in HEADLINE if any(row["task"] == task for row in rows)]
+    columns = min(3, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    colours = {m: f"C{i}" for i, m in enumerate(sorted({r["method"] for r in rows} - {"base"}, key=_place))}
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        mine = [row for row in rows if row["task"] == task]
+        for row in (r for r in mine if r["method"] == "base"):
+            axis.axhline(100 * row["value"], color="black", linestyle="--", linewidth=1, label="base, dense")
+        for method, colour in colours.items():
+            line = [row for row in mine if row["method"] == method]
+            if line:
+                values = [100 * row["value"] for row in line]
+                low = [value - 100 * row["interval"][0] for value, row in zip(values, line, strict=True)]
+                high = [100 * row["interval"][1] - value for value, row in zip(values, line, strict=True)]
+                ks = [row["k"] for row in line]
+                axis.errorbar(ks, values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2, label=method)
+        ks = sorted({row["k"] for row in mine if row["k"]})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ks, [str(k) for k in ks])
+        axis.set(title=TITLES[task], xlabel="tokens per image")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes.flat)[len(tasks) :]:
+        axis.set_visible(False)
+    handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def report(work: Path, output: Path) -> None:
+    """Writes `output`.json, .md and .png."""
+    rows = summarise(read_results(work))
+    about = {
+        "date": date.today().isoformat(),
+        "versions": {"llava_fwd2bot": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "python": platform.python_version(),
+        "intervals": "95 %, bootstrap over items, paired for retention",
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output.with_suffix(".json"), {**about, "results": rows})
+    output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    picture(rows, output.with_suffix(".png"))
