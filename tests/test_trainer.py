@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SIZE
 from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
 
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.train import train
@@ -58,6 +59,37 @@ def test_without_the_flag_it_is_a_plain_lora_fine_tune(base_dir, llava_data, tmp
     assert len(tensors) == 2 * 7 * 2 and all("language_model.layers" in name for name in tensors)
     assert not (tmp_path / "m" / "fwd2bot_config.json").exists()
     assert history(tmp_path / "m")[-1]["loss"] < history(tmp_path / "m")[0]["loss"]
+
+
+def test_plain_loss_is_the_base_models_own(base_dir, llava_data, processor):
+    """The head runs only where a row has a label; value and gradient must be those of the whole."""
+    from llava_fwd2bot.batching import Fwd2BotCollator
+    from llava_fwd2bot.data import LlavaDataset
+    from llava_fwd2bot.trainer import _head_where_labelled
+
+    model = LlavaForConditionalGeneration.from_pretrained(base_dir, dtype=torch.float64)
+    data = LlavaDataset(llava_data["data"], processor, llava_data["images"])
+    batch = Fwd2BotCollator(0)([{k: v for k, v in data[i].items() if k != "caption_ids"} for i in range(4)])
+    batch["pixel_values"] = batch["pixel_values"].double()
+    found = []
+    for inputs in (batch, _head_where_labelled(batch)):
+        model.zero_grad()
+        out = model(**inputs, num_items_in_batch=torch.tensor(7))
+        out.loss.backward()
+        found.append((out.loss, model.model.multi_modal_projector.linear_1.weight.grad.clone(), out.logits.shape[1]))
+    (loss, grad, length), (fewer_loss, fewer_grad, fewer) = found
+    assert fewer < length / 2  # most of a row is the image
+    torch.testing.assert_close((fewer_loss, fewer_grad), (loss, grad), rtol=1e-5, atol=1e-6)  # its loss is float32
+
+
+def test_the_first_stage_trains_the_projector_alone(base_dir, llava_data, tmp_path):
+    """LLaVA's pre-training: in bfloat16 too the projector trains in float32, or small updates are lost."""
+    more = ("--tune_mm_mlp_adapter", "True", "--bf16", "True", "--learning_rate", "1e-3")
+    train(command(base_dir, llava_data, tmp_path / "m", *more, fwd2bot=False))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base_dir, tmp_path / "m"))
+    changed = {n for n in before if not torch.equal(before[n].bfloat16(), after[n].bfloat16())}
+    assert changed and all("multi_modal_projector" in name for name in changed)
+    assert {str(after[name].dtype) for name in changed} == {"torch.float32"}
 
 
 @pytest.mark.parametrize(
