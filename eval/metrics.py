@@ -43,7 +43,9 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
 
         given, truth = PTBTokenizer().tokenize(given), PTBTokenizer().tokenize(truth)
     else:
-        given, truth = ({i: [_simple(c["caption"]) for c in texts] for i, texts in part.items()} for part in (given, truth))
+        given, truth = (
+            {i: [_simple(c["caption"]) for c in texts] for i, texts in part.items()} for part in (given, truth)
+        )
     cider, each = Cider().compute_score(truth, given)
     bleu, _ = Bleu(4).compute_score(truth, given, verbose=0)
     found: dict[str, Any] = {"cider": float(cider), "bleu4": float(bleu[3]), "spice": None}

@@ -159,7 +159,11 @@ class SummaryReader(BaseReader):
         for at in range(0, len(order), batch_size):
             part = order[at : at + batch_size]
             ids = self.tokenizer(
-                [texts[i] for i in part], return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+                [texts[i] for i in part],
+                return_tensors="pt",
+                padding=True,
+                padding_side="right",
+                add_special_tokens=False,
             )
             for i, summary in zip(part, self.model.compress_text(ids["input_ids"], ids["attention_mask"]), strict=True):
                 found[i] = summary

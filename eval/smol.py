@@ -168,7 +168,13 @@ def run(
     """Does what is not done yet of one method, and writes a file for each task and k."""
     kind = method.split("-")[0]
     ks = [DENSE] if kind == "base" else [1] if kind in ("mean", "last") else list(ks)
-    able = ANSWERED if kind in ("base", "prune", "pool", "query", "kv") else SEARCHED if kind in ("mean", "last") else tasks
+    able = (
+        ANSWERED
+        if kind in ("base", "prune", "pool", "query", "kv")
+        else SEARCHED
+        if kind in ("mean", "last")
+        else tasks
+    )
     jobs = [(task, k) for task in tasks if task in able for k in ks]
     jobs = [(task, k) for task, k in jobs if not result_file(work, method, task, k).exists()]
     if not jobs:
@@ -193,13 +199,17 @@ def result_file(work: Path, method: str, task: str, k: int) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with flickr8k, daquar, coco_val2017, bench")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder with flickr8k, daquar, coco_val2017, bench"
+    )
     parser.add_argument("--work", type=Path, required=True, help="where the answers go, and are looked for")
     parser.add_argument("--run", action="append", default=[], metavar="METHOD=PATH", help="may be given several times")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--tasks", nargs="+", default=[*ANSWERED, *SEARCHED], choices=[*ANSWERED, *SEARCHED])
     parser.add_argument("--limit", type=int, help="the first so many images or questions of each task; for a try")
-    parser.add_argument("--output", type=Path, help="NAME: writes NAME.json, NAME.md and NAME.png of all that DIR holds")
+    parser.add_argument(
+        "--output", type=Path, help="NAME: writes NAME.json, NAME.md and NAME.png of all that DIR holds"
+    )
     arguments = parser.parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
     for entry in arguments.run:

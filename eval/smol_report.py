@@ -125,7 +125,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 low = [value - 100 * row["interval"][0] for value, row in zip(values, line, strict=True)]
                 high = [100 * row["interval"][1] - value for value, row in zip(values, line, strict=True)]
                 ks = [row["k"] for row in line]
-                axis.errorbar(ks, values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2, label=method)
+                axis.errorbar(
+                    ks, values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2, label=method
+                )
         ks = sorted({row["k"] for row in mine if row["k"]})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
@@ -146,7 +148,11 @@ def report(work: Path, output: Path) -> None:
     rows = summarise(read_results(work))
     about = {
         "date": date.today().isoformat(),
-        "versions": {"llava_fwd2bot": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "llava_fwd2bot": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "python": platform.python_version(),
         "intervals": "95 %, bootstrap over items, paired for retention",
     }

@@ -117,7 +117,9 @@ def load_for_training(
             raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
         return _go_on(open_checkpoint(name, host=host, **loading), name, args, given)
     if args.bits != 16:
-        loading["quantization_config"].llm_int8_skip_modules = list(host_class(_class_name(base_source(name))).quantization_skip)
+        loading["quantization_config"].llm_int8_skip_modules = list(
+            host_class(_class_name(base_source(name))).quantization_skip
+        )
     model = AutoModelForImageTextToText.from_pretrained(base_source(name), **loading)
     model.name_or_path = name  # the name that was given, not where it was found
     model.config.use_cache = False

@@ -3,7 +3,7 @@
 In LLaVA's own order: a language model that can reason about shapes and colours in words, then a vision tower and
 projector that give it those words' directions, then both together on the questions.
 
-    python scripts/build_easy_vqa.py --output quickstart/base
+    python scripts/build_easy_vqa.py --output easy-vqa/base
 """
 
 from __future__ import annotations

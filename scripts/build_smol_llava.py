@@ -1,8 +1,8 @@
 """Puts smol-llava together from its published parts and what was trained here, and checks the result.
 
-    python scripts/build_smol_llava.py                                      # where `smol-llava` is looked for
-    python scripts/build_smol_llava.py --untrained --image-size 448 --output DIR     # for training; 196 tokens
-    python scripts/build_smol_llava.py --adapter ADAPTER --output DIR       # with a projector and LoRA of your own
+python scripts/build_smol_llava.py                                      # where `smol-llava` is looked for
+python scripts/build_smol_llava.py --untrained --image-size 448 --output DIR     # for training; 196 tokens
+python scripts/build_smol_llava.py --adapter ADAPTER --output DIR       # with a projector and LoRA of your own
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def verify(folder: Path) -> str:
     pixels = torch.zeros(1, 3, side, side, dtype=model.dtype)
     tokens = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output[0]
     if len(tokens) != model.config.image_seq_length or not torch.isfinite(tokens.float()).all():
-        raise ValueError(f"{folder}: an image gives {len(tokens)} tokens, not {model.config.image_seq_length} finite ones")
+        raise ValueError(
+            f"{folder}: an image gives {len(tokens)} tokens, not {model.config.image_seq_length} finite ones"
+        )
     asked = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}]
     inputs = processor(text=processor.apply_chat_template(asked, add_generation_prompt=True), return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=12, do_sample=False)

@@ -1,8 +1,9 @@
-"""From nothing to a table: a small LLaVA, fine-tuned with one extra flag, answering and searching from summaries alone.
+"""smol-llava at work: photographs compressed once, answered and searched from their summaries alone, and the one flag.
 
-    bash scripts/quickstart.sh              # everything under ./quickstart, report.json and report.html among it
+    bash scripts/quickstart.sh                    # photographs out of two packages
+    bash scripts/quickstart.sh --data DATA        # Flickr8k's: DATA/flickr8k/{train,dev}.jsonl and images/
 
-`--tune` holds out the last 500 training pictures and reports on them: settings are not chosen on the test split.
+The model's trained files come with this package. Writes DIR/report.json and DIR/report.html.
 """
 
 from __future__ import annotations
@@ -12,183 +13,197 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from build_easy_vqa import build
-from easy_vqa_data import Question, captions, load, write_llava_json
 from PIL import Image
-from quickstart_report import print_table, write_html
+from report_page import print_table, write_html
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli import main as fwd2bot
-from llava_fwd2bot.config import write_json
-from llava_fwd2bot.conversation import ConversationFormatter
+from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.eval.metrics import recall_at, yes_no
+from llava_fwd2bot.eval.readers import BaseReader, SummaryReader
+from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.train import train
 
-K, NESTED = 4, (1, 2, 4)
-BATCH = 256
-SETTINGS = """--lora_r 16 --lora_alpha 32 --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 20
---num_train_epochs 1.25 --per_device_train_batch_size 32
---logging_steps 10 --save_strategy no --report_to none --disable_tqdm True"""
+K, NESTED = 16, (1, 2, 4, 8, 16)
+MODEL = "smol-llava"
+ABOUT = {
+    "title": "Fwd2Bot quickstart",
+    "intro": "smol-llava reads a photograph as 49 tokens. Its own language model condenses them into 16 summary tokens "
+    "once; every answer below comes from those alone.",
+    "note": "The curves are of the short fine-tune on these photographs, begun anew from the base with "
+    "<code>--fwd2bot 16</code>; the table and the answers are of the model that comes with the package.",
+    "heading": "Photographs",
+}
 
 
-def fine_tune(base: Path, data: Path, images: Path, output: Path) -> list[dict[str, Any]]:
-    """The command a user would type; gives its log."""
-    shutil.rmtree(output, ignore_errors=True)
-    command = ["--model_name_or_path", str(base), "--data_path", str(data), "--image_folder", str(images)]
-    command += ["--output_dir", str(output), "--fwd2bot", str(K), "--fwd2bot_nested_k", ",".join(map(str, NESTED))]
-    command += SETTINGS.split()
+@dataclass
+class Photo:
+    path: Path
+    captions: list[str]
+    questions: list[tuple[str, str]]  # and the answers
+
+
+def packaged(folder: Path) -> list[Photo]:
+    """The photographs that come with scikit-image and scikit-learn, and what people said of them."""
+    places = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
+    found = []
+    for name, entry in read_json(Path(__file__).with_name("quickstart_photos.json")).items():
+        package, below = places[entry["from"]]
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise SystemExit(f"The photographs come with {entry['from']}: pip install 'llava_fwd2bot[quickstart]'")
+        Image.open(Path(spec.origin).parent / below / name).convert("RGB").save(folder / name)
+        found.append(Photo(folder / name, entry["captions"], [tuple(q) for q in entry["questions"]]))
+    return found
+
+
+def flickr(data: Path, folder: Path, split: str, count: int) -> list[Photo]:
+    """The first `count` of a split of Flickr8k; the questions are made POPE's way from the captions."""
+    lines = (data / "flickr8k" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    entries = [json.loads(line) for line in lines]
+    asked: dict[str, list[tuple[str, str]]] = {entry["image"]: [] for entry in entries}
+    for question in make.pope_questions(entries, "random"):
+        asked[question["image"]].append((question["question"], question["answer"]))
+    found = []
+    for entry in entries:
+        path = folder / entry["image"]
+        shutil.copyfile(data / "flickr8k" / "images" / entry["image"], path)
+        found.append(Photo(path, [make.tidy(c) for c in entry["captions"]], asked[entry["image"]]))
+    return found
+
+
+def say(
+    reader: BaseReader, state: torch.Tensor, asked: list[tuple[int, str]], k: int, words: int
+) -> tuple[list[str], float]:
+    """The answers to (image, question) pairs, and how many a second."""
+    found, start = [""] * len(asked), time.perf_counter()
+    for part, texts in reader.answer(state, [i for i, _ in asked], [q for _, q in asked], k, words):
+        for i, text in zip(part, texts, strict=True):
+            found[i] = text
+    return found, round(len(asked) / (time.perf_counter() - start), 1)
+
+
+def fine_tune(photos: list[Photo], work: Path, steps: int) -> list[dict[str, Any]]:
+    """The command that a user would type, on these photographs' captions and questions; gives its log."""
+    records = [
+        make.record(p.path.name, [*p.questions[:1], (make.DESCRIBE, caption)], caption=caption)
+        for p in photos
+        for caption in p.captions[:2]
+    ]
+    (work / "train.json").write_text(json.dumps(records), encoding="utf-8")
+    shutil.rmtree(work / "fwd2bot", ignore_errors=True)
+    command = f"""--model_name_or_path {MODEL} --data_path {work / "train.json"} --image_folder {photos[0].path.parent}
+        --output_dir {work / "fwd2bot"} --fwd2bot {K} --fwd2bot_nested_k {",".join(map(str, NESTED))}
+        --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --per_device_train_batch_size 8 --max_steps {steps}
+        --logging_steps 1 --save_strategy no --report_to none --disable_tqdm True""".split()
     print("fwd2bot train", *command, flush=True)
     train(command)
-    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((work / "fwd2bot" / "trainer_state.json").read_text())["log_history"]
     return [entry for entry in log if "loss" in entry]
 
 
-@torch.inference_mode()
-def answers(model: Any, processor: Any, questions: list[Question], given: dict[str, Any]) -> tuple[list[str], float]:
-    """The greedy answer to each question, and questions per second. `given` picks the images' inputs by number."""
-    prompt = ConversationFormatter(processor).prompt
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i][1]))  # little padding
-    found, start = [""] * len(questions), time.perf_counter()
-    for at in range(0, len(order), BATCH):
-        part = order[at : at + BATCH]
-        inputs = given([questions[i][0] for i in part])
-        texts = [prompt(questions[i][1]) for i in part]
-        if "pixel_values" in inputs:  # the base needs a placeholder for every dense token; a summary stands for one
-            n = model.config.image_seq_length
-            texts = [text.replace("<image>", "<image>" * n) for text in texts]
-        ids = processor.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=True)
-        out = model.generate(
-            input_ids=ids["input_ids"],
-            attention_mask=ids["attention_mask"],
-            **inputs,
-            max_new_tokens=3,
-            do_sample=False,
-        )
-        new = processor.tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(part, new, strict=True):
-            found[i] = text.strip()
-    return found, len(questions) / (time.perf_counter() - start)
-
-
-def recall(scores: torch.Tensor, relevant: torch.Tensor) -> float:
-    """R@1: how often the best-scored column of a row is relevant. Both [rows, columns]."""
-    return relevant.gather(1, scores.argmax(1, keepdim=True)).float().mean().item()
-
-
-@torch.inference_mode()
-def retrieval(model: Any, processor: Any, vectors: dict[int, torch.Tensor], said: dict[int, str]) -> dict[str, float]:
-    """R@1 both ways between the pictures and the distinct captions; several pictures may be right for one caption."""
-    pictures, texts = [n for n in vectors if n in said], sorted(set(said.values()))
-    ids = processor.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    text = model.embed_text(ids["input_ids"], ids["attention_mask"])
-    scores = torch.stack([vectors[n] for n in pictures]) @ text.T  # [pictures, captions]
-    relevant = torch.tensor([[said[n] == caption for caption in texts] for n in pictures])
-    return {
-        "image_to_text_r1": recall(scores, relevant),
-        "text_to_image_r1": recall(scores.T, relevant.T),
-        "images": len(pictures),
-        "captions": len(texts),
-    }
-
-
-def run(work: Path, seed: int, tune: bool) -> dict[str, Any]:
+def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]:
     start, seconds = time.perf_counter(), {}
 
-    def lap(name: str, since: float) -> None:
+    def lap(name: str, since: float) -> float:
         seconds[name] = round(time.perf_counter() - since, 1)
+        return time.perf_counter()
 
-    work.mkdir(parents=True, exist_ok=True)
-    paths, questions = load("train")
-    held_out = set(list(paths)[-500:]) if tune else set()
-    test_paths, test_questions = (paths, questions) if tune else load("test")
-    if tune:
-        test_paths = {n: p for n, p in paths.items() if n in held_out}
-        test_questions = [q for q in questions if q[0] in held_out]
-        paths = {n: p for n, p in paths.items() if n not in held_out}
-        questions = [q for q in questions if q[0] not in held_out]
-    base = work / ("base-tune" if tune else "base")
+    folder = work / "photos"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    photos = packaged(folder) if data is None else flickr(data, folder, "dev", count)
     mark = time.perf_counter()
-    if not (base / "recipe.json").exists():
-        print("1. A small LLaVA, trained on easy-VQA", flush=True)
-        build(base, paths, questions, seed)
-    lap("base", mark)
 
-    print("2. Fine-tuning it with one extra flag", flush=True)
-    mark = time.perf_counter()
-    write_llava_json(paths, questions, work / "train.json")
-    log = fine_tune(base, work / "train.json", next(iter(paths.values())).parent, work / "fwd2bot")
+    print(f"1. Compressing {len(photos)} photographs", flush=True)
+    stored_at = work / "photos.safetensors"
+    command = ["compress", "--model", MODEL, "--output", str(stored_at), "--overwrite", "--images"]
+    if fwd2bot([*command, *(str(photo.path) for photo in photos)]):
+        raise SystemExit("fwd2bot compress failed; see above.")
+    mark = lap("compress", mark)
+
+    print("2. Answering from the summaries", flush=True)
+    model, processor = load_fwd2bot(MODEL)
+    stored = load_file(stored_at)
+    summary = stored["summary"].to(model.dtype)
+    asked = [(i, q) for i, photo in enumerate(photos) for q, _ in photo.questions]
+    truth = [a for photo in photos for _, a in photo.questions]
+    described = [(i, make.DESCRIBE) for i in range(len(photos))]
+    reader, base = SummaryReader(model, processor), BaseReader(model, processor)
+    with model.fwd2bot_disabled():
+        pictures = [Image.open(photo.path).convert("RGB") for photo in photos]
+        dense = base.encode(processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
+        from_dense, rate = say(base, dense, asked, 0, 6)
+        dense_words, _ = say(base, dense, described, 0, 30)
+    accuracy, speed, said = {}, {"base": rate}, {}
+    for k in NESTED:
+        said[k], speed[str(k)] = say(reader, summary, asked, k, 6)
+        accuracy[str(k)] = yes_no(said[k], truth)["accuracy"]
+    summary_words, _ = say(reader, summary, described, K, 30)
+    base_accuracy = yes_no(from_dense, truth)["accuracy"]
+    mark = lap("answer", mark)
+
+    print("3. Searching among them", flush=True)
+    captions = [caption for photo in photos for caption in photo.captions]
+    owner = torch.tensor([i for i, photo in enumerate(photos) for _ in photo.captions])
+    vectors = reader.embed_images(reader.text_states(captions), K)
+    found = recall_at(stored["embedding"].float() @ vectors.T, owner, (1,))
+    mark = lap("search", mark)
+
+    print("4. Fine-tuning from the base with one extra flag", flush=True)
+    learnt = photos
+    if data is not None:
+        (work / "train").mkdir(exist_ok=True)
+        learnt = flickr(data, work / "train", "train", 400)
+    log = fine_tune(learnt, work, steps)
     lap("fine_tune", mark)
 
-    print("3. Compressing the test images", flush=True)
-    mark = time.perf_counter()
-    command = ["compress", "--model", str(work / "fwd2bot"), "--output", str(work / "test.safetensors"), "--overwrite"]
-    command += ["--batch-size", "100", "--images", *map(str, test_paths.values())]
-    if fwd2bot(command):
-        raise SystemExit("fwd2bot compress failed; see above.")
-    lap("compress", mark)
-
-    print("4. Answering the test questions", flush=True)
-    mark = time.perf_counter()
-    model, processor = load_fwd2bot(work / "fwd2bot")
-    stored = load_file(work / "test.safetensors")
-    row = {n: i for i, n in enumerate(test_paths)}
-    pictures = [Image.open(p).convert("RGB") for p in test_paths.values()]
-    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    truth = [q[2] for q in test_questions]
-
-    def right(found: list[str]) -> float:
-        return sum(a == b for a, b in zip(found, truth, strict=True)) / len(truth)
-
-    with model.fwd2bot_disabled():
-        from_dense, rate = answers(
-            model, processor, test_questions, lambda who: {"pixel_values": pixels[[row[n] for n in who]]}
-        )
-    accuracy, speed, said_by_k = {}, {"base": round(rate, 1)}, {}
-    for k in NESTED:
-        summary = stored["summary"][:, :k].float()
-        said_by_k[k], rate = answers(
-            model, processor, test_questions, lambda who, s=summary: {"summary": s[[row[n] for n in who]]}
-        )
-        accuracy[str(k)], speed[str(k)] = right(said_by_k[k]), round(rate, 1)
-    lap("answer", mark)
-
-    vectors = {n: stored["embedding"][i] for n, i in row.items()}
+    size = summary.shape[-1]
     report = {
-        "base_accuracy": right(from_dense),
+        "base_accuracy": base_accuracy,
         "accuracy": accuracy,
-        "retention": {k: value / right(from_dense) for k, value in accuracy.items()},
-        "retrieval": retrieval(model, processor, vectors, captions(test_questions)),
-        "bytes_per_image": {str(k): 2 * k * stored["summary"].shape[-1] for k in NESTED}
-        | {"dense": 2 * model.config.image_seq_length * stored["summary"].shape[-1]},
+        "retention": {k: value / max(base_accuracy, 1e-9) for k, value in accuracy.items()},
+        "retrieval": {
+            "image_to_text_r1": found["i2t_r1"],
+            "text_to_image_r1": found["t2i_r1"],
+            "images": len(photos),
+            "captions": len(captions),
+        },
+        "bytes_per_image": {str(k): 2 * k * size for k in NESTED} | {"dense": 2 * dense.shape[1] * size},
         "questions_per_second": speed,
         "questions": len(truth),
-        "split": "held out of train" if tune else "test",
-        "seed": seed,
+        "split": "photographs of scikit-image and scikit-learn" if data is None else "Flickr8k dev",
+        "seed": 0,
         "seconds": seconds,
         "wall_s": round(time.perf_counter() - start, 1),
     }
     write_json(work / "report.json", report)
     examples = []
-    for image in list(test_paths)[:6]:
-        asked = [i for i, q in enumerate(test_questions) if q[0] == image][:4]
-        lines = [(test_questions[i][1], truth[i], from_dense[i], said_by_k[K][i]) for i in asked]
-        examples.append((test_paths[image], lines))
-    write_html(work / "report.html", report, log, examples)
+    for i, photo in enumerate(photos[:8]):
+        own = [n for n, (image, _) in enumerate(asked) if image == i][:3]
+        lines = [(make.DESCRIBE, "", dense_words[i], summary_words[i])]
+        lines += [(asked[n][1], truth[n], from_dense[n].lower(), said[K][n].lower()) for n in own]
+        examples.append((photo.path, lines))
+    write_html(work / "report.html", report, log, examples, ABOUT)
     return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("quickstart"), help="where everything goes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tune", action="store_true", help="report on held-out training pictures")
+    parser.add_argument("--data", type=Path, help="the folder that holds flickr8k/")
+    parser.add_argument("--count", type=int, default=100, help="how many of Flickr8k's photographs")
+    parser.add_argument("--steps", type=int, default=15, help="steps of the fine-tune")
     arguments = parser.parse_args()
-    print_table(run(arguments.work, arguments.seed, arguments.tune))
-    print(f"\n{arguments.work}/report.html has the loss curves and a few pictures with questions and answers.")
+    print_table(run(arguments.work, arguments.data, arguments.count, arguments.steps))
+    print(f"\n{arguments.work}/report.html has the photographs with their answers, and the loss curves.")
 
 
 if __name__ == "__main__":

@@ -225,7 +225,14 @@ def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photograph
 
 def test_results_of_a_try_and_of_the_whole_are_not_mixed(tmp_path):
     for k, limit in ((1, None), (2, 10)):
-        result = {"task": "coco", "method": "fwd2bot", "k": k, "limit": limit, "figures": {"t2i_r1": 0.5}, "items": [1, 0]}
+        result = {
+            "task": "coco",
+            "method": "fwd2bot",
+            "k": k,
+            "limit": limit,
+            "figures": {"t2i_r1": 0.5},
+            "items": [1, 0],
+        }
         smol.write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
     with pytest.raises(ValueError, match="different --limit"):
         smol_report.read_results(tmp_path)

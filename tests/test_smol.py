@@ -152,7 +152,9 @@ def test_pope_questions_have_known_negatives():
 
 def test_descriptions_stand_last_and_sentences_are_tidy():
     """A question after the description could be answered from it, without the picture."""
-    records = make.caption_records([{"image": "a.jpg", "captions": DOGS}, {"image": "b", "captions": ["A man ."]}], 1, 0)
+    records = make.caption_records(
+        [{"image": "a.jpg", "captions": DOGS}, {"image": "b", "captions": ["A man ."]}], 1, 0
+    )
     for r in records:
         turns = r["conversations"]
         assert turns[0]["value"].startswith("<image>\n") and turns[-2]["value"].endswith(make.DESCRIBE)

@@ -1,4 +1,4 @@
-"""The quickstart's parts, without its training: data, rows, report."""
+"""The easy-VQA run's parts, without its training: data, rows, report."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import easy_vqa_data  # noqa: E402
 from build_easy_vqa import Rows  # noqa: E402
-from quickstart_report import table, write_html  # noqa: E402
+from report_page import table, write_html  # noqa: E402
 
 from llava_fwd2bot.conversation import ConversationFormatter  # noqa: E402
 from llava_fwd2bot.data import LlavaDataset  # noqa: E402
@@ -79,7 +79,8 @@ def test_the_report_is_one_page_with_the_figures(tmp_path):
     }
     assert table(report)[1][2] == ["4 summary tokens", "97.00%", "98.98%", "1,024", "15"]
     pytest.importorskip("matplotlib")
+    about = dict.fromkeys(("title", "intro", "note", "heading"), "About")
     log = [{"step": 1, "answer_loss": 1.0, "contrastive_loss": 2.0, "retrieval_accuracy": 0.1}]
-    write_html(tmp_path / "r.html", report, log, [(picture, [("is it <b>?", "yes", "no", "yes")])])
+    write_html(tmp_path / "r.html", report, log, [(picture, [("is it <b>?", "yes", "no", "yes")])], about)
     page = (tmp_path / "r.html").read_text()
     assert "98.98%" in page and "is it &lt;b&gt;?" in page and "http" not in page

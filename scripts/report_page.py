@@ -1,4 +1,4 @@
-"""The quickstart's table, on the terminal and as one self-contained HTML page."""
+"""A run's table, on the terminal and as one self-contained HTML page; for the quickstart and the easy-VQA run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"Search among {found['images']} images and {found['captions']} captions: image→text R@1 "
         f"{found['image_to_text_r1']:.2%}, text→image R@1 {found['text_to_image_r1']:.2%}.",
-        f"{report['questions']:,} questions (easy-VQA, {report['split']}), answered from stored float16 summaries.",
+        f"{report['questions']:,} questions ({report['split']}), answered from stored float16 summaries.",
         f"{report['wall_s']:.0f} s in all: {spent}.",
     ]
 
@@ -76,8 +76,10 @@ def _plot(log: list[dict[str, Any]]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_html(path: Path, report: dict[str, Any], log: list[dict[str, Any]], examples: list[Example]) -> None:
-    """One page without links to anything outside it."""
+def write_html(
+    path: Path, report: dict[str, Any], log: list[dict[str, Any]], examples: list[Example], about: dict[str, str]
+) -> None:
+    """One page without links to anything outside it. `about`: title, intro, note (below the curves), heading."""
     header, rows = table(report)
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
@@ -85,22 +87,22 @@ def write_html(path: Path, report: dict[str, Any], log: list[dict[str, Any]], ex
     for picture, lines in examples:
         image = base64.b64encode(picture.read_bytes()).decode()
         said = "".join(
-            f"<p>{html.escape(question)}<br><b class='{'' if ours == truth else 'wrong'}'>{html.escape(ours)}</b>"
-            f" <span class='note'>(base: {html.escape(base)}; truth: {html.escape(truth)})</span></p>"
+            f"<p>{html.escape(question)}<br><b class='{'' if ours == truth or not truth else 'wrong'}'>"
+            f"{html.escape(ours)}</b> <span class='note'>(base: {html.escape(base)}"
+            f"{f'; truth: {html.escape(truth)}' if truth else ''})</span></p>"
             for question, truth, base, ours in lines
         )
-        cards.append(f"<div class='card'><img src='data:image/png;base64,{image}' alt=''>{said}</div>")
+        kind = "png" if picture.suffix == ".png" else "jpeg"
+        cards.append(f"<div class='card'><img src='data:image/{kind};base64,{image}' alt=''>{said}</div>")
     notes = "".join(f"<p class='note'>{html.escape(line)}</p>" for line in summary_lines(report))
     path.write_text(
-        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Fwd2Bot quickstart</title><style>{STYLE}</style>
-<h1>Fwd2Bot quickstart</h1>
-<p>A small LLaVA was trained on easy-VQA, then fine-tuned with <code>--fwd2bot 4</code>. Its language model condenses an
-image into summary tokens once; every answer below comes from those alone.</p>
+        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{about["title"]}</title><style>{STYLE}</style>
+<h1>{about["title"]}</h1>
+<p>{about["intro"]}</p>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}
 <img class="plot" alt="loss curves" src="data:image/png;base64,{_plot(log)}">
-<p class="note">There are only 24 captions, so that a batch holds the same one several times: within the batch the
-contrastive loss cannot reach 0, nor the retrieval accuracy 1.</p>
-<h2>Test images, with answers from {max(map(int, report["accuracy"]))} summary tokens</h2>
+<p class="note">{about["note"]}</p>
+<h2>{about["heading"]}, with answers from {max(map(int, report["accuracy"]))} summary tokens</h2>
 <div class="cards">{"".join(cards)}</div></html>
 """,
         encoding="utf-8",
