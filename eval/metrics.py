@@ -134,8 +134,8 @@ def recall_at(scores: Tensor, owner: Tensor, ranks: Sequence[int] = (1, 5, 10)) 
         scores: [images, captions]. owner: the image of each caption, [captions].
 
     Returns:
-        `t2i_r1`, … and `i2t_r1`, … (an image is found when any caption of its own is among the first n), and the hits at
-        rank 1 of each caption and image, `t2i_hits`, `i2t_hits`.
+        `t2i_r1`, … and `i2t_r1`, … (an image is found when any caption of its own is among the first n),
+        and the hits at rank 1 of each caption and image, `t2i_hits`, `i2t_hits`.
     """
     own = scores[owner, torch.arange(len(owner))]  # [captions]
     t2i = (scores > own).sum(0)  # images before the right one

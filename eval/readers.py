@@ -1,6 +1,6 @@
 """One interface to all that answers from an image: the base, Fwd2Bot, and the rivals.
 
-A reader turns pixels into a state once (what a cache would hold), and answers from the first or the best k tokens of it.
+A reader turns pixels into a state once (what a cache would hold), and answers from k tokens of it.
 
 Shapes: M images, Q questions, n dense tokens, k tokens in use, D hidden size.
 """
@@ -93,7 +93,7 @@ class BaseReader:
 
 
 class PrunedReader(BaseReader):
-    """The k dense tokens that the prompt's last token attends to most in an early layer (FastV's kind, arXiv 2403.06764).
+    """The k dense tokens that the prompt's last token attends to most in an early layer (as FastV, arXiv 2403.06764).
 
     No training; depends on the question, so that nothing small can be stored. Unlike FastV's, the layers before the
     choice see k tokens as well, so that the budget is the same as the others'.
