@@ -17,8 +17,8 @@ DESCRIBE = "Describe the image in one sentence."
 _HUMAN = (
     "man men guy guys gentleman male woman women lady ladies female boy boys girl girls child children kid kids "
     "toddler toddlers baby infant person people someone somebody player players rider adult adults couple crowd group "
-    "team family friends teenager teenagers biker skier surfer skateboarder snowboarder climber runner hiker individual "
-    "bicyclist cyclist worker soldier performer swimmer dancer fans band"
+    "team family friends teenager teenagers biker skier surfer skateboarder snowboarder climber runner hiker "
+    "individual bicyclist cyclist worker soldier performer swimmer dancer fans band"
 )
 # name: words that say it is there; words that leave it open
 OBJECTS: dict[str, tuple[str, str]] = {
