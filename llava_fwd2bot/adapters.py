@@ -50,7 +50,8 @@ class StageAdapters:
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)
         self.stage: str | None = "answer"  # the stage at rest; None is the base
-        target = r"(.*\.)?" + lora_target(config.lora_targets)
+        # the original LLaVA hangs its vision tower, with layers of the same names, into its language model
+        target = r"(?!.*vision_tower)(.*\.)?" + lora_target(config.lora_targets)
         if self.names and not any(re.fullmatch(target, name) for name, _ in language_model.named_modules()):
             raise ValueError(
                 f"No layer of {type(language_model).__name__} is called {', '.join(config.lora_targets)}: "

@@ -35,6 +35,12 @@ class _SeesWholePrompt:
 
 
 class Fwd2BotGenerationMixin:
+    prompt_in_output = True  # whether the host's generate gives the prompt's ids before the new ones
+
+    def _host_generate(self, **kwargs: Any) -> Any:
+        """generate from embeddings, as the host's language model has it."""
+        return super().generate(**kwargs)
+
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """The base's `generate`; `summary=` [M, k, D] may stand for `pixel_values=`, and `num_tokens=` is j ≤ k.
@@ -64,31 +70,33 @@ class Fwd2BotGenerationMixin:
         # the ids that go along keep logits processors (repetition penalty, …) and lengths as they are in the base
         short, _ = plan.pad(input_ids.flatten()[plan.origin], side="left")  # [B, L]
         pad = self._generation_setting("pad_token_id", generation_config, kwargs)
-        short = short.masked_fill(~mask, 0 if pad is None else pad)
+        short = short.masked_fill(~mask, 0 if pad is None else pad).clamp(min=0)  # a host's image token may be -200
         shorter_by = input_ids.shape[1] - short.shape[1]
-        for name in ("max_length", "min_length"):
+        for name in ("max_length", "min_length") if self.prompt_in_output else ():
             if kwargs.get(name) is not None:
                 kwargs[name] = max(kwargs[name] - shorter_by, 0)
             elif generation_config is not None and getattr(generation_config, name, None):
                 kwargs[name] = max(getattr(generation_config, name) - shorter_by, 0)
-        if kwargs.get("streamer") is not None:
+        if kwargs.get("streamer") is not None and self.prompt_in_output:
             kwargs["streamer"] = _WholePrompt(kwargs["streamer"], input_ids.cpu())
-        for name in ("stopping_criteria", "logits_processor"):
+        for name in ("stopping_criteria", "logits_processor") if self.prompt_in_output else ():
             if kwargs.get(name) is not None:
                 wrapped = [_SeesWholePrompt(f, input_ids, short.shape[1]) for f in kwargs[name]]
                 kwargs[name] = type(kwargs[name])(wrapped)
-        if kwargs.get("prefix_allowed_tokens_fn") is not None:
+        if kwargs.get("prefix_allowed_tokens_fn") is not None and self.prompt_in_output:
             allowed, after = kwargs["prefix_allowed_tokens_fn"], short.shape[1]
             kwargs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
                 row, torch.cat([input_ids[row].to(ids.device), ids[after:]])
             )
-        out = super().generate(
+        out = self._host_generate(
             input_ids=short,
             inputs_embeds=rows,
             attention_mask=mask.long(),
             generation_config=generation_config,
             **kwargs,
         )
+        if not self.prompt_in_output:
+            return out
         sequences = out if isinstance(out, Tensor) else out.sequences
         prompt = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0).to(sequences.device)
         sequences = torch.cat([prompt, sequences[:, short.shape[1] :]], dim=1)

@@ -134,9 +134,11 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
             pixel_values: as the host's processor gives them, with its other image inputs by keyword.
             num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; the first j rows of S.
         """
-        if pixel_values is None:
-            raise ValueError("compress needs pixel_values, as the processor gives them.")
-        return self._compress_images({"pixel_values": pixel_values, **image_inputs}, num_tokens)[0]
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
+        if not any(image_inputs.get(name) is not None for name in ("pixel_values", *self.image_input_names)):
+            raise ValueError(f"compress needs {self.image_input_names[0]}, as the processor gives them.")
+        return self._compress_images(image_inputs, num_tokens)[0]
 
     def _compress_images(self, image_inputs: dict[str, Any], num_tokens: int | None = None) -> tuple[Tensor, list[int]]:
         dense = self._dense_tokens(**image_inputs)

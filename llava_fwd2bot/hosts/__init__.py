@@ -11,7 +11,10 @@ from torch import nn
 from ..config import Fwd2BotConfig
 
 # class name of the base → module here, class there; imported only when such a model turns up
-HOSTS = {"LlavaForConditionalGeneration": ("llava", "Fwd2BotLlava")}
+HOSTS = {
+    "LlavaForConditionalGeneration": ("llava", "Fwd2BotLlava"),
+    "LlavaLlamaForCausalLM": ("original", "Fwd2BotLlavaLlama"),
+}
 
 
 def host_class(base_class_name: str) -> type:

@@ -1,0 +1,80 @@
+"""The original LLaVA in small, made with its own classes: CLIP tower on disk, 16 dense tokens, Llama of two layers.
+
+Works on transformers 4.37.2 as well, where float64 rows with a mask do not: the type follows the version.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+SIDE, DENSE, IMAGE = 32, 16, -200
+DTYPE = torch.float32 if transformers.__version__ < "5" else torch.float64
+TOLERANCE = 1e-5 if DTYPE == torch.float32 else 1e-10
+
+
+def clip_tower(folder: Path) -> Path:
+    """A vision tower and its image processor, as the original finds them: by the name of a folder."""
+    torch.manual_seed(7)
+    config = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    side = {"height": SIDE, "width": SIDE}
+    pixels = {"crop_size": side, "size": {"shortest_edge": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    pixels |= {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
+    pixels["image_processor_type"] = "CLIPImageProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return folder
+
+
+def original_base(tower: Path, dtype: torch.dtype = DTYPE, **changes: Any) -> nn.Module:
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "mm_vision_tower": str(tower),
+        "mm_hidden_size": 64,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 64,
+        "image_aspect_ratio": "pad",
+    }
+    torch.manual_seed(0)
+    model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **changes}))
+    model.get_vision_tower().load_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+        if hasattr(model.model, "image_newline"):
+            model.model.image_newline.normal_()
+    return model.to(dtype).eval()
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """LoRA starts as a no-op; with random weights a mix-up of stages shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name in model._stages.names:
+            for key, parameter in model._stages.tensors(name).items():
+                if "lora_B" in key:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
