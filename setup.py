@@ -29,8 +29,9 @@ setup(
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.46"],
+        "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
         "smol": ["gguf>=0.10"],
-        "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
+        "eval": ["pycocoevalcap>=1.2", "protobuf", "shortuuid", "requests", "nltk>=3.8", "matplotlib>=3.8"],
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [

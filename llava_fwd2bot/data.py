@@ -35,7 +35,8 @@ class _Row:
     captions: list[str]
 
 
-def _read_json(path: str | Path) -> list[dict]:
+def read_records(path: str | Path) -> list[dict]:
+    """The records of a .json list or a .jsonl; errors name the file and the place."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
@@ -143,7 +144,7 @@ class LlavaDataset(Dataset):
 
     def _conversation_rows(self, path: str | Path) -> list[_Row]:
         rows, dropped = [], []
-        for i, record in enumerate(_read_json(path)):
+        for i, record in enumerate(read_records(path)):
             name = f"record {i}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")
             images = _strings(record.get("image"), name, "image")
             captions = _strings(record.get("caption"), name, "caption")
@@ -163,7 +164,7 @@ class LlavaDataset(Dataset):
 
     def _add_captions(self, path: str | Path) -> None:
         captions: dict[str, list[str]] = {}
-        for i, entry in enumerate(_read_json(path)):
+        for i, entry in enumerate(read_records(path)):
             name = f"{path}: caption entry {i}"
             images = _strings(entry.get("image"), name, "image")
             texts = _strings(entry.get("caption", entry.get("captions")), name, "caption")

@@ -5,11 +5,14 @@ The methods are a mixin, so that a host's own trainer can have them too. A model
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -64,7 +67,7 @@ class Fwd2BotTrainerMixin:
         super().__init__(*args, **kwargs)
         self._sums: Tensor | None = None
         self.add_callback(_Epoch())
-        if not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled and int(transformers.__version__.split(".")[0]) >= 5:
             # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
             self.accelerator.gradient_accumulation_steps = 1
         if self._has_fwd2bot:
@@ -82,12 +85,19 @@ class Fwd2BotTrainerMixin:
     def _has_fwd2bot(self) -> bool:
         return hasattr(self._fwd2bot_model, "fwd2bot")
 
+    @cached_property
+    def _takes_places(self) -> bool:
+        model = self._fwd2bot_model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return "logits_to_keep" in inspect.signature(model.forward).parameters
+
     # ------------------------------------------------------------------ losses and their log
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         if not self._has_fwd2bot:
-            inputs = inputs if return_outputs else _head_where_labelled(inputs)
+            if not return_outputs and self._takes_places:
+                inputs = _head_where_labelled(inputs)
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         inputs = {**inputs, "return_logits": return_outputs}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -142,7 +152,7 @@ class Fwd2BotTrainerMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not getattr(self.args, "group_by_modality_length", False):
-            return super()._get_train_sampler(dataset)
+            return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
         return ModalityLengthSampler(
             dataset.modality_lengths,
             batch_size=self.args.train_batch_size,

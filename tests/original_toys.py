@@ -78,3 +78,55 @@ def shaken(model: nn.Module) -> nn.Module:
                 if "lora_B" in key:
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return model
+
+
+def sentencepiece_tokenizer(folder: Path) -> Path:
+    """LLaVA's kind of tokenizer: a `tokenizer.model` of Llama's layout, in which USER is a piece."""
+    import sentencepiece
+
+    words = "what is in the picture how many dogs are there two red a cat on mat yes no green blue colour ? ." * 4
+    speech = "A chat between a curious user and an artificial intelligence assistant . The assistant gives helpful"
+    (folder / "text.txt").write_text("\n".join([words, speech, "USER : ASSISTANT :"] * 40))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=380,
+        model_type="bpe",
+        byte_fallback=True,
+        user_defined_symbols=["USER", "ASSISTANT"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings |= {"add_bos_token": True, "add_eos_token": False, "model_max_length": 2048, "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def on_disk(folder: Path, tower: Path) -> Path:
+    """A base as liuhaotian/llava-v1.5-7b lies on disk: weights, configuration, tokenizer.model."""
+    import sentencepiece
+
+    folder.mkdir()
+    sentencepiece_tokenizer(folder)
+    size = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    original_base(tower, torch.float32, vocab_size=-(-size // 64) * 64, tokenizer_model_max_length=256).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def conversations(folder: Path) -> dict[str, Path]:
+    """Six pictures of one colour, LLaVA's JSON that asks for it, and one record of text alone."""
+    from PIL import Image
+
+    (folder / "images").mkdir(parents=True)
+    records = []
+    for i, colour in enumerate(("red", "green", "blue") * 2):
+        Image.new("RGB", (48, 40), colour).save(folder / "images" / f"{i}.png")
+        turns = [{"from": "human", "value": "<image>\nwhat colour is the picture ?"}, {"from": "gpt", "value": colour}]
+        records.append({"id": str(i), "image": f"{i}.png", "conversations": turns, "caption": f"a {colour} picture"})
+    text = [{"from": "human", "value": "is there a cat ?"}, {"from": "gpt", "value": "no"}]
+    records.append({"id": "text", "conversations": text})
+    (folder / "data.json").write_text(json.dumps(records))
+    return {"data": folder / "data.json", "images": folder / "images"}

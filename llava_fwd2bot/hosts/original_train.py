@@ -1,0 +1,167 @@
+"""The original LLaVA's own `train()`, with one extra flag.
+
+    fwd2bot llava train <LLaVA's arguments> --fwd2bot 16
+
+Their parser, data, conversation formats and loop run as they are. Before the trainer is made the model gets Fwd2Bot;
+LoRA is then ours, one adapter per stage, so that `--lora_enable` and its rank are read here and not acted on twice.
+Without the flag nothing but the repairs of original_shims.py differs from `python llava/train/train.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers.hf_argparser import string_to_bool
+
+from ..arguments import Fwd2BotArguments, given_settings
+from ..config import Fwd2BotConfig
+from ..data import read_records
+from ..trainer import Fwd2BotTrainerMixin
+from . import original_shims as shims
+from .original import Fwd2BotLlavaLlama
+
+
+def train(argv: Sequence[str]) -> None:
+    """Runs LLaVA's `train()` on `argv`.
+
+    Raises:
+        ImportError: `llava` is not installed. ValueError: an argument is wrong, or the base is no LLaVA.
+    """
+    own, lora, attention, theirs = _own_arguments(argv)
+    with shims.importable():
+        module = importlib.import_module("llava.train.train")
+        trainer = importlib.import_module("llava.train.llava_trainer")
+    with shims.applied(module, trainer), _command_line(shims.renamed(theirs)):
+        if own.fwd2bot is None:
+            given_settings(own, argparse.Namespace(lora_enable=True))  # refuses --fwd2bot_… without --fwd2bot
+            sys.argv += ["--lora_enable", str(lora)]
+            return module.train(attention)
+        with shims.rebound(module, **_with_fwd2bot(module, own, lora)):
+            return module.train(attention)
+
+
+def _own_arguments(argv: Sequence[str]) -> tuple[Any, bool, str | None, list[str]]:
+    """Ours (a Fwd2BotArguments), `--lora_enable`, the attention, and what is left for LLaVA."""
+    parser = argparse.ArgumentParser(prog="fwd2bot llava train", allow_abbrev=False, add_help=False)
+    for field in dataclasses.fields(Fwd2BotArguments):
+        kind = next(k for k in (int, float, str) if k.__name__ in str(field.type))
+        parser.add_argument(f"--{field.name}", type=kind, help=field.metadata.get("help"))
+    parser.add_argument("--lora_enable", nargs="?", const="True", default="False")
+    parser.add_argument("--attn_implementation", help="LLaVA's train_mem.py says flash_attention_2")
+    found, theirs = parser.parse_known_args(list(argv))
+    own = {field.name: getattr(found, field.name) for field in dataclasses.fields(Fwd2BotArguments)}
+    return Fwd2BotArguments(**own), string_to_bool(found.lora_enable), found.attn_implementation, theirs
+
+
+@contextmanager
+def _command_line(argv: Sequence[str]):
+    before, sys.argv = sys.argv, ["llava/train/train.py", *argv]  # their parser reads it there
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _with_fwd2bot(module: Any, own: Any, lora: bool) -> dict[str, Any]:
+    """What `llava.train.train` finds under its own names."""
+
+    class Trainer(Fwd2BotTrainerMixin, module.LLaVATrainer):
+        def __init__(self, model: Any, tokenizer: Any, args: Any, **kwargs: Any) -> None:
+            _add(model, tokenizer, args, own, lora)
+            super().__init__(model=model, tokenizer=tokenizer, args=args, **kwargs)
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            # theirs gives all weights, in types of the wire; ours are few, and taken from the model
+            super()._save(output_dir, state_dict if self.is_deepspeed_enabled else None)
+
+    make_theirs = module.make_supervised_data_module
+
+    def make_data(tokenizer: Any, data_args: Any) -> dict[str, Any]:
+        found = make_theirs(tokenizer=tokenizer, data_args=data_args)
+        data = WithCaptions(found["train_dataset"], own.fwd2bot_caption_data, tokenizer)
+        return {**found, "train_dataset": data, "data_collator": CaptionCollator(found["data_collator"])}
+
+    return {"LLaVATrainer": Trainer, "make_supervised_data_module": make_data}
+
+
+def _add(model: Any, tokenizer: Any, args: Any, own: Any, lora: bool) -> None:
+    from . import install
+
+    if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
+        raise ValueError("--fwd2bot needs a LLaVA as its base: this model has no vision tower.")
+    ranks = {name: getattr(args, name) if lora else None for name in ("lora_r", "lora_alpha", "lora_dropout")}
+    config = Fwd2BotConfig(**given_settings(own, argparse.Namespace(lora_enable=lora, **ranks)))
+    prompts = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in (config.image_prompt, config.text_prompt)]
+    trains_projector = args.mm_projector_lr is not None and not args.freeze_mm_mlp_adapter
+    install(model, Fwd2BotLlavaLlama, config, *prompts, train_projector=trains_projector)
+
+
+class WithCaptions(Dataset):
+    """LLaVA's data set, and captions for its rows: `caption` of the record, or out of `--fwd2bot_caption_data`.
+
+    Captioned images that no record shows become rows of their own, without an answer to learn.
+    """
+
+    def __init__(self, data: Any, caption_data: str | None, tokenizer: Any, max_length: int = 77) -> None:
+        self.data, self.tokenizer, self.max_length = data, tokenizer, max_length
+        records, self.answered = data.list_data_dict, len(data.list_data_dict)
+        known: dict[str, list[str]] = {}
+        if caption_data is not None:
+            for entry in read_records(caption_data):
+                said = entry.get("caption", entry.get("captions"))
+                known.setdefault(entry["image"], []).extend([said] if isinstance(said, str) else said)
+        shown = {record.get("image") for record in records}
+        for image, said in known.items():
+            if image not in shown:
+                turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": said[0]}]
+                records.append({"image": image, "conversations": turns, "caption": said})
+        self.captions = []
+        for record in records:
+            said = record.get("caption") or known.get(record.get("image", ""), [])
+            self.captions.append([said] if isinstance(said, str) else list(said))
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getattr__(self, name: str) -> Any:  # lengths, modality_lengths: what their sampler asks for
+        return getattr(self.__dict__["data"], name)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = dict(self.data[i])
+        if i >= self.answered:
+            item["labels"] = torch.full_like(item["labels"], -100)
+        if self.captions[i]:
+            said = random.Random(f"{self.epoch}-{i}").choice(self.captions[i])
+            ids = self.tokenizer(said.strip(), add_special_tokens=False)["input_ids"]
+            item["caption_ids"] = torch.tensor(ids[: self.max_length])
+        return item
+
+
+class CaptionCollator:
+    """LLaVA's collator, and the captions beside: [B, L] and their mask, all zero for rows without one."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        captions = [item.pop("caption_ids", torch.zeros(0, dtype=torch.long)) for item in items]
+        batch = self.collate(items)
+        if any(len(ids) for ids in captions):
+            batch["caption_input_ids"] = pad_sequence(captions, batch_first=True)
+            mask = [torch.ones_like(ids) for ids in captions]
+            batch["caption_attention_mask"] = pad_sequence(mask, batch_first=True)
+        return batch

@@ -1,0 +1,103 @@
+"""LLaVA's own train() with the one flag, and without it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+pytest.importorskip(
+    "llava.model", reason="the original LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
+)
+
+from original_toys import clip_tower, conversations, on_disk  # noqa: E402
+
+from llava_fwd2bot.hosts import original_shims as shims  # noqa: E402
+from llava_fwd2bot.hosts.original_train import train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    tower = clip_tower(folder / "clip")
+    return {"tower": tower, "base": on_disk(folder / "llava-toy", tower), **conversations(folder / "data")}
+
+
+def command(toys: dict[str, Path], output: Path, *more: str) -> list[str]:
+    """scripts/v1_5/finetune_task_lora.sh, as far as a CPU goes."""
+    return [
+        *("--lora_enable", "True", "--lora_r", "4", "--lora_alpha", "8", "--mm_projector_lr", "2e-3"),
+        *("--model_name_or_path", str(toys["base"]), "--version", "v1", "--data_path", str(toys["data"])),
+        *("--image_folder", str(toys["images"]), "--vision_tower", str(toys["tower"])),
+        *("--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2", "--mm_use_im_start_end", "False"),
+        *("--mm_use_im_patch_token", "False", "--image_aspect_ratio", "pad", "--group_by_modality_length", "True"),
+        *("--output_dir", str(output), "--num_train_epochs", "4", "--per_device_train_batch_size", "4"),
+        *("--evaluation_strategy", "no", "--save_strategy", "steps", "--save_steps", "2", "--learning_rate", "2e-2"),
+        *("--lr_scheduler_type", "cosine", "--logging_steps", "1", "--model_max_length", "256"),
+        *("--gradient_checkpointing", "True", "--lazy_preprocess", "True", "--report_to", "none", "--use_cpu", "True"),
+        *more,
+    ]
+
+
+def history(output: Path) -> list[dict]:
+    return [e for e in json.loads((output / "trainer_state.json").read_text())["log_history"] if "loss" in e]
+
+
+def test_the_one_flag_on_their_own_train(toys, tmp_path):
+    """Loss falls, both adapters and R change; what is saved is a Fwd2Bot checkpoint, which the stock loader refuses."""
+    argv = sys.argv
+    train(command(toys, tmp_path / "m", "--fwd2bot", "4", "--num_train_epochs", "16"))
+    assert sys.argv is argv
+    log = history(tmp_path / "m")
+    assert {"answer_loss", "contrastive_loss"} <= set(log[0])
+    assert log[-1]["answer_loss"] < 0.7 * log[0]["answer_loss"]
+    from llava_fwd2bot.checkpoint import read_checkpoint
+
+    assert read_checkpoint(tmp_path / "m")["fwd2bot"].lora_r == 4
+    assert {p.name for p in (tmp_path / "m").iterdir()} >= {"compress", "answer", "fwd2bot.safetensors"}
+    from llava.model import LlavaLlamaForCausalLM
+
+    with pytest.raises(OSError):
+        LlavaLlamaForCausalLM.from_pretrained(tmp_path / "m")
+    assert not hasattr(sys.modules["llava.train.train"].TrainingArguments, "fwd2bot_lora")
+
+
+def test_resume_is_exact(toys, tmp_path, monkeypatch):
+    """LLaVA's mid-training checkpoints leave projector and tokens out; the same command must go on with everything."""
+    if transformers.__version__ < "5":  # its Trainer reads its own random state in a way that torch 2.6 refuses
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    more = ("--fwd2bot", "4", "--fwd2bot_nested_k", "1,2,4", "--lora_dropout", "0")
+    train(command(toys, tmp_path / "whole", *more))
+    import shutil
+
+    whole = history(tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    train(command(toys, tmp_path / "cut", *more))
+    assert [e["loss"] for e in history(tmp_path / "cut")] == pytest.approx([e["loss"] for e in whole], abs=1e-4)
+
+
+def test_without_the_flag_it_is_their_lora(toys, tmp_path):
+    train(command(toys, tmp_path / "llava-lora", "--num_train_epochs", "1"))
+    names = {p.name for p in (tmp_path / "llava-lora").iterdir()}
+    assert "non_lora_trainables.bin" in names and "adapter_config.json" in names
+    assert not any("fwd2bot" in name for name in names)
+    with pytest.raises(ValueError, match="--fwd2bot_nested_k needs --fwd2bot K"):
+        train(command(toys, tmp_path / "x", "--fwd2bot_nested_k", "1,2"))
+
+
+def test_nothing_stays_patched(toys, tmp_path):
+    """Repairs hold while LLaVA's function runs, and no longer."""
+    import transformers.trainer
+    from llava.train import llava_trainer
+    from llava.train import train as module
+
+    before = (module.LLaVATrainer, module.LlavaLlamaForCausalLM, module.maybe_zero_3)
+    had = hasattr(transformers.trainer, "ALL_LAYERNORM_LAYERS")
+    with pytest.raises(Exception), shims.importable(), shims.applied(module, llava_trainer):  # noqa: B017
+        raise Exception("whatever happens")
+    assert before == (module.LLaVATrainer, module.LlavaLlamaForCausalLM, module.maybe_zero_3)
+    assert had == hasattr(transformers.trainer, "ALL_LAYERNORM_LAYERS")
