@@ -31,7 +31,7 @@ setup(
         "quantized": ["bitsandbytes>=0.46"],
         "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
         "smol": ["gguf>=0.10"],
-        "eval": ["pycocoevalcap>=1.2", "protobuf", "shortuuid", "requests", "nltk>=3.8", "matplotlib>=3.8"],
+        "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
@@ -43,6 +43,9 @@ setup(
             "pycocoevalcap>=1.2",
             "gguf>=0.10",
             "matplotlib>=3.8",
+            "protobuf",
+            "requests",
+            "shortuuid",
         ],
     },
     entry_points={"console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"]},

@@ -1,4 +1,4 @@
-"""The command line: `fwd2bot train | info | ask | compress`.
+"""The command line: `fwd2bot train | info | ask | compress`, and `fwd2bot llava train | eval`.
 
 torch and transformers are imported inside the subcommands, so that `fwd2bot --help` answers at once.
 """
@@ -32,6 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .train import train
 
             train(argv[1:])
+            return 0
+        if argv[:2] == ["llava", "train"]:
+            from .hosts.original_train import train as train_original
+
+            train_original(argv[2:])
+            return 0
+        if argv[:2] == ["llava", "eval"]:
+            from .hosts.original_eval import evaluate
+
+            evaluate(argv[2:])
             return 0
         args = _parser().parse_args(argv)
         args.run(args)
@@ -101,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     shared: dict[str, Any] = {"parents": [_model_options()], "allow_abbrev": False}
 
     commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
+
+    commands.add_parser("llava", help="the original LLaVA's own programs: llava train …, llava eval …", add_help=False)
 
     info = commands.add_parser("info", help="what a checkpoint is, without loading the model", allow_abbrev=False)
     info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")

@@ -69,14 +69,14 @@ def original_base(tower: Path, dtype: torch.dtype = DTYPE, **changes: Any) -> nn
     return model.to(dtype).eval()
 
 
-def shaken(model: nn.Module) -> nn.Module:
+def shaken(model: nn.Module, scale: float = 0.1) -> nn.Module:
     """LoRA starts as a no-op; with random weights a mix-up of stages shows."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name in model._stages.names:
             for key, parameter in model._stages.tensors(name).items():
                 if "lora_B" in key:
-                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+                    parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return model
 
 

@@ -24,6 +24,7 @@ class OriginalHost(Fwd2BotMixin):
 
     image_input_names = ("images", "image_sizes")
     prompt_in_output = False  # the original's generate gives new ids alone
+    default_num_tokens: int | None = None  # j for programs that know nothing of it
     quantization_skip = ("model.mm_projector", "model.vision_tower", "lm_head")
 
     def _language_model(self) -> nn.Module:
@@ -141,6 +142,8 @@ class OriginalHost(Fwd2BotMixin):
                     raise ValueError("Fwd2Bot is disabled here: the base knows no summaries.")
             return LlavaLlamaForCausalLM.generate(self, inputs, images, image_sizes, **kwargs)
         own = {} if images is None else self._own_images(inputs, images, image_sizes)
+        if kwargs.get("num_tokens") is None:
+            kwargs["num_tokens"] = self.default_num_tokens
         return super().generate(input_ids=inputs, **own, **kwargs)
 
     def _host_generate(self, input_ids: Tensor, **kwargs: Any) -> Any:
