@@ -23,11 +23,11 @@ _AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "ad
 
 def register() -> None:
     """Lets transformers' Auto classes open Fwd2Bot checkpoints, and smol-llava, whose vision tower is ours."""
-    from .hosts import llava
+    from .hosts import llava, llava_next, llava_onevision
     from .smol import tower
 
-    llava.register()
-    tower.register()
+    for module in (llava, llava_next, llava_onevision, tower):
+        module.register()
 
 
 def load_fwd2bot(

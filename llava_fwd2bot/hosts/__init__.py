@@ -13,6 +13,8 @@ from ..config import Fwd2BotConfig
 # class name of the base → module here, class there; imported only when such a model turns up
 HOSTS = {
     "LlavaForConditionalGeneration": ("llava", "Fwd2BotLlava"),
+    "LlavaNextForConditionalGeneration": ("llava_next", "Fwd2BotLlavaNext"),
+    "LlavaOnevisionForConditionalGeneration": ("llava_onevision", "Fwd2BotLlavaOnevision"),
     "LlavaLlamaForCausalLM": ("original", "Fwd2BotLlavaLlama"),
 }
 

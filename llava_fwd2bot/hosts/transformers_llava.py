@@ -1,0 +1,84 @@
+"""What transformers' LLaVA classes share (5.4 to < 6): a `.model` of tower, projector and bare decoder, and a head."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from ..mixin import Fwd2BotMixin
+
+
+class TransformersHost(Fwd2BotMixin):
+    """A subclass names its `base_class`, the `config_class` of its checkpoints, and its processor's image inputs."""
+
+    base_class: type
+    config_class: type
+    quantization_skip = ("model.vision_tower", "model.multi_modal_projector", "lm_head")  # full names, hosts of 5.x
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "base_class" not in vars(cls):  # a host of somebody's own, derived from one of ours
+            return
+        signature = inspect.signature(cls.base_class.forward)
+        names = list(signature.parameters)[1:]
+
+        def forward(self: Any, *args: Any, **given: Any) -> Any:
+            """`Fwd2BotMixin.forward`, with the arguments of the base in the base's order."""
+            given = {**dict(zip(names, args, strict=False)), **given}
+            return Fwd2BotMixin.forward(self, **{name: value for name, value in given.items() if value is not None})
+
+        forward.__signature__ = signature  # generate, and trainers, read there what may be given
+        cls.forward = forward
+
+    def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_fwd2bot(*args, **kwargs)
+        self._host_backbone = self.model.forward
+        # on the instance: some trainers (TRL) run the backbone without our forward
+        self.model.forward = self._backbone_forward
+        if getattr(self, "is_quantized", False):
+            self._hf_peft_config_loaded = True  # transformers' Trainer refuses a quantised model without adapters
+
+    def _language_model(self) -> nn.Module:
+        return self.model.language_model
+
+    def _image_token_id(self) -> int:
+        return self.config.image_token_id
+
+    def _projector_slot(self) -> tuple[nn.Module, str]:
+        return self.model, "multi_modal_projector"
+
+    def _dense_tokens(self, **image_inputs: Any) -> list[Tensor]:
+        return list(self.model.get_image_features(**image_inputs, return_dict=True).pooler_output)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, *args: Any, config: Any = None, **loading: Any) -> nn.Module:
+        """Opens a Fwd2Bot checkpoint: its base (or `base=`), then what was trained. Other arguments load the base."""
+        from ..load import open_checkpoint
+
+        attention = getattr(config, "_attn_implementation_internal", None)  # where AutoConfig puts the argument
+        if attention is not None:
+            loading.setdefault("attn_implementation", attention)
+        return open_checkpoint(path, **loading)
+
+
+class _BaseProcessor:
+    """Found by AutoProcessor for a checkpoint that was saved without a processor: gives the base's."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> Any:
+        from ..load import base_of
+
+        return AutoProcessor.from_pretrained(base_of(path), **kwargs)
+
+
+def register_host(host: type[TransformersHost], processor: type) -> None:
+    """Lets the Auto classes open the host's checkpoints; `processor` is the class of its base's processor."""
+    config = host.config_class
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForImageTextToText.register(config, host, exist_ok=True)
+    own = type(f"{host.__name__}Processor", (_BaseProcessor, processor), {"__module__": host.__module__})
+    AutoProcessor.register(config, own, exist_ok=True)
