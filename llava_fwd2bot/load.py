@@ -81,7 +81,7 @@ def open_checkpoint(
     quantization = loading.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
         quantization.llm_int8_skip_modules = list(host.quantization_skip)
-    model = host.base_class.from_pretrained(source, **loading)
+    model = host.load_base(source, **loading)
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
     check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
     load_weights(model, path)

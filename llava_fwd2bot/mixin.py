@@ -46,6 +46,11 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
         """Where the projector hangs: its parent module and its name there."""
         raise NotImplementedError
 
+    @classmethod
+    def load_base(cls, source: str, **loading: Any) -> nn.Module:
+        """The base at `source`, ready for images."""
+        return cls.base_class.from_pretrained(source, **loading)
+
     # ------------------------------------------------------------------ setting up
     def _init_fwd2bot(
         self,

@@ -27,6 +27,17 @@ class OriginalHost(Fwd2BotMixin):
     default_num_tokens: int | None = None  # j for programs that know nothing of it
     quantization_skip = ("model.mm_projector", "model.vision_tower", "lm_head")
 
+    @classmethod
+    def load_base(cls, source: str, **loading: Any) -> nn.Module:
+        if "dtype" in loading:  # its name in the versions that the original was written for
+            loading["torch_dtype"] = loading.pop("dtype")
+        model = super().load_base(source, **loading)
+        tower = model.get_vision_tower()
+        if not tower.is_loaded:  # it comes by its own name, and after the model
+            tower.load_model(device_map=loading.get("device_map"))
+        tower.to(dtype=model.dtype)
+        return model
+
     def _language_model(self) -> nn.Module:
         return self.get_model()
 

@@ -9,10 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..checkpoint import check_base, load_weights, read_checkpoint
-from ..load import base_of, is_checkpoint, quantization_config
-from . import install
-from .original import Fwd2BotLlavaLlama
+from ..load import base_of, is_checkpoint, open_checkpoint, quantization_config
 
 
 def load_pretrained_model(
@@ -43,25 +40,17 @@ def load_pretrained_model(
         return own(
             model_path, model_base, model_name, load_8bit, load_4bit, device_map, device, use_flash_attn, **loading
         )
-    settings = read_checkpoint(model_path)
-    source = base_of(model_path, model_base, settings)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    dtype = loading.pop("torch_dtype", torch.float32 if on_cpu else torch.float16)
-    quantization = quantization_config(load_4bit, load_8bit, {"dtype": torch.float32 if on_cpu else torch.float16})
+    loading.setdefault("torch_dtype", torch.float32 if on_cpu else torch.float16)
+    quantization = quantization_config(load_4bit, load_8bit, {"dtype": loading["torch_dtype"]})
     if quantization is not None:
-        quantization.llm_int8_skip_modules = list(Fwd2BotLlavaLlama.quantization_skip)
         loading["quantization_config"] = quantization
     loading["device_map"] = {"": "cpu"} if on_cpu else {"": device} if device != "cuda" else device_map
     if use_flash_attn:
         loading["attn_implementation"] = "flash_attention_2"
-    model = Fwd2BotLlavaLlama.base_class.from_pretrained(source, torch_dtype=dtype, low_cpu_mem_usage=True, **loading)
-    tower = model.get_vision_tower()
-    if not tower.is_loaded:
-        tower.load_model(device_map=loading["device_map"])
-    tower.to(dtype=dtype)
-    install(model, Fwd2BotLlavaLlama, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
-    check_base(settings["base"]["fingerprint"], model._base_fingerprint, source)
-    load_weights(model, model_path)
+    model = open_checkpoint(model_path, base=model_base, low_cpu_mem_usage=True, **loading)
+    source = base_of(model_path, model_base)
     model.default_num_tokens = num_tokens
     tokenizer = AutoTokenizer.from_pretrained(source, use_fast=False)
-    return tokenizer, model.eval(), tower.image_processor, getattr(model.config, "max_sequence_length", 2048)
+    image_processor = model.get_vision_tower().image_processor
+    return tokenizer, model, image_processor, getattr(model.config, "max_sequence_length", 2048)
