@@ -272,17 +272,17 @@ def load_weights(model: nn.Module, directory: str | os.PathLike) -> None:
     """
     directory = Path(directory)
     own = dict(model.fwd2bot.named_parameters())
-    tensors = _read_tensors(directory / TENSORS_NAME)
+    tensors = read_tensors(directory / TENSORS_NAME)
     if any(name.startswith("projector.") for name in tensors):
         model._train_projector()
         own.update({f"projector.{name}": p for name, p in model.trained_projector().named_parameters()})
-    _copy(own, tensors, directory / TENSORS_NAME)
+    copy_tensors(own, tensors, directory / TENSORS_NAME)
     for adapter in model._stages.names:
         path = directory / adapter / ADAPTER_NAME
-        _copy(model._stages.tensors(adapter), _read_tensors(path), path)
+        copy_tensors(model._stages.tensors(adapter), read_tensors(path), path)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -290,7 +290,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _copy(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())
         raise ValueError(f"{path} does not fit this model: {len(odd)} names differ, the first is {odd[0]}.")

@@ -1,4 +1,4 @@
-"""The command line: `fwd2bot train | info | ask | compress`, and `fwd2bot llava train | eval`.
+"""The command line: `fwd2bot train | info | ask | compress | convert`, and `fwd2bot llava train | eval`.
 
 torch and transformers are imported inside the subcommands, so that `fwd2bot --help` answers at once.
 """
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fwd2bot {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    plain: dict[str, Any] = {"allow_abbrev": False}
     shared: dict[str, Any] = {"parents": [_model_options()], "allow_abbrev": False}
 
     commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
@@ -118,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(run=_info)
+
+    convert = commands.add_parser("convert", help="to the other layout: original LLaVA's or transformers'", **plain)
+    convert.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint")
+    convert.add_argument("--base", required=True, metavar="PATH", help="the same LLaVA in the other layout")
+    convert.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    convert.set_defaults(run=_convert)
 
     ask = commands.add_parser("ask", help="ask about images, or about stored summaries", **shared)
     ask.add_argument("question", nargs="?", help="the question; <image> in it says where an image stands")
@@ -213,6 +220,12 @@ def _info(args: argparse.Namespace) -> None:
 
     found = describe(_folder(args.checkpoint))
     print(json.dumps(found, indent=2) if args.json else render(found))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .convert import convert
+
+    print(convert(_folder(args.checkpoint), args.base, args.output))
 
 
 def _ask(args: argparse.Namespace) -> None:
