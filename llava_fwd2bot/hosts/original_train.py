@@ -31,13 +31,14 @@ from . import original_shims as shims
 from .original import Fwd2BotLlavaLlama
 
 
-def train(argv: Sequence[str]) -> None:
-    """Runs LLaVA's `train()` on `argv`.
+def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
+    """Runs LLaVA's `train()` on `argv`; `attn_implementation` is what its caller would give it.
 
     Raises:
         ImportError: `llava` is not installed. ValueError: an argument is wrong, or the base is no LLaVA.
     """
     own, lora, attention, theirs = _own_arguments(argv)
+    attention = attention or attn_implementation
     with shims.importable():
         module = importlib.import_module("llava.train.train")
         trainer = importlib.import_module("llava.train.llava_trainer")
