@@ -6,6 +6,7 @@ DATA holds `flickr8k/{train,dev}.jsonl` and `daquar/train.jsonl` with their `ima
 
 stage1.json     captions, for LLaVA's first stage
 stage2.json     the mix of instructions, for its second stage and for Fwd2Bot
+stage2b.json    the same with every caption, for the second stage's longer half
 captions.json   for the contrastive loss
 tune.json       captions and questions kept out of training, to choose settings by
 
@@ -53,9 +54,13 @@ def write_training_files(data: Path, output: Path, seed: int = 0) -> dict[str, i
     _, asked_tuning, asked = (within(part, "daquar") for part in daquar(data))
     stage2 = make.caption_records(training, 2, seed) + make.question_records(asked, 3, seed)
     random.Random(seed).shuffle(stage2)
+    more = make.describe_records(training, 5, seed + 1) + make.caption_records(training, 1, seed + 1, questions=3)
+    more += make.question_records(asked, 3, seed + 1)
+    random.Random(seed + 1).shuffle(more)
     files: dict[str, Any] = {
         "stage1.json": make.describe_records(training, 2, seed),
         "stage2.json": stage2,
+        "stage2b.json": more,
         "captions.json": [{"image": e["image"], "captions": [make.tidy(c) for c in e["captions"]]} for e in training],
         "tune.json": {"captions": tuning, "questions": asked_tuning},
     }

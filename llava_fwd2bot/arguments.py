@@ -58,7 +58,7 @@ class LlavaTrainingArguments(Fwd2BotTrainingArguments):
     lora_alpha: int | None = _help("LoRA alpha.")
     lora_dropout: float | None = _help("LoRA dropout.")
     lora_bias: str = _help("Must be none.", "none")
-    lora_weight_path: str = _help("Ignored, as in LLaVA.", "")
+    lora_weight_path: str = _help("Without --fwd2bot: a PEFT adapter to go on with; its rank and layers are kept.", "")
     freeze_mm_mlp_adapter: bool = _help("The projector trains only with --mm_projector_lr; this forbids it.", False)
     mpt_attn_impl: str | None = _help("Ignored.")
     attn_implementation: str | None = _help("sdpa (default), flash_attention_2, eager.")

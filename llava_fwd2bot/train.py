@@ -164,8 +164,10 @@ def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
         model.model.vision_tower.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(projector is not None)
         return model
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if args.lora_weight_path:
+        return _float32_where_trained(PeftModel.from_pretrained(model, args.lora_weight_path, is_trainable=True))
     lora = LoraConfig(
         r=args.lora_r or 64,
         lora_alpha=args.lora_alpha or 16,  # LLaVA's defaults

@@ -35,7 +35,10 @@ train stage1 --model_name_or_path "$work/untrained" --data_path "$work/data/stag
 # 2. projector and LoRA, on the mix of instructions
 train stage2 --model_name_or_path "$work/stage1" --data_path "$work/data/stage2.json" --lora_r 8 --lora_alpha 16 \
     --lora_dropout 0 --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --num_train_epochs 1
-python scripts/pack_smol_llava.py base "$work/stage2"
+train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stage2" --data_path "$work/data/stage2b.json" \
+    --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --group_by_modality_length True \
+    --max_steps 1000
+python scripts/pack_smol_llava.py base "$work/stage2b"
 
 # 3. Fwd2Bot, on the same mix
 train "${NAME:-fwd2bot}" --model_name_or_path smol-llava --data_path "$work/data/stage2.json" --fwd2bot 16 \

@@ -179,3 +179,10 @@ def test_no_image_is_in_two_splits(tmp_path):
     kept = {e["image"] for part in tune.values() for e in part} | {f"daquar/images/{name}" for name in parts[0]}
     for name in ("stage1.json", "stage2.json", "captions.json"):
         assert not kept & {r["image"] for r in json.loads((tmp_path / "out" / name).read_text())}
+
+
+def test_a_version_without_its_trained_files_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(smol, "WEIGHTS", tmp_path)
+    for ask in (smol.checkpoint_folder, smol.base_folder):
+        with pytest.raises(FileNotFoundError, match="scripts/train_smol_llava.sh does so"):
+            ask()

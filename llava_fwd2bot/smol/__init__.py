@@ -22,8 +22,20 @@ def is_smol(name: str | os.PathLike) -> bool:
 
 
 def checkpoint_folder() -> Path:
-    """The trained Fwd2Bot checkpoint, which is part of this package."""
-    return WEIGHTS / "fwd2bot"
+    """The trained Fwd2Bot checkpoint, which is part of this package.
+
+    Raises:
+        FileNotFoundError: it is not, in this version.
+    """
+    return _trained("fwd2bot")
+
+
+def _trained(part: str) -> Path:
+    if not (WEIGHTS / part).is_dir():
+        raise FileNotFoundError(
+            2, f"{NAME} was not trained in this version: scripts/train_smol_llava.sh does so", str(WEIGHTS / part)
+        )
+    return WEIGHTS / part
 
 
 def cached_base() -> Path | None:
@@ -44,7 +56,7 @@ def base_folder() -> Path:
 
         folder = _base_place()
         print(f"Putting {NAME} together in {folder} (once, under a minute) …", file=sys.stderr)
-        build(folder, adapter=WEIGHTS / "base")
+        build(folder, adapter=_trained("base"))
     return folder
 
 
@@ -54,6 +66,6 @@ def _base_place() -> Path:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llava_fwd2bot"
     # by what it is made of, so that other weights of a later version do not meet an old base
     digest = hashlib.sha256()
-    for file in sorted((WEIGHTS / "base").iterdir()) + [Path(__file__).with_name("build.py")]:
+    for file in sorted(_trained("base").iterdir()) + [Path(__file__).with_name("build.py")]:
         digest.update(file.read_bytes())
     return Path(root) / f"{NAME}-{digest.hexdigest()[:12]}"

@@ -203,7 +203,9 @@ def describe_records(entries: Sequence[dict[str, Any]], per_image: int, seed: in
     ]
 
 
-def caption_records(entries: Sequence[dict[str, Any]], per_image: int, seed: int) -> list[dict[str, Any]]:
+def caption_records(
+    entries: Sequence[dict[str, Any]], per_image: int, seed: int, questions: int = 2
+) -> list[dict[str, Any]]:
     """For the second stage: each record asks up to two questions made of the captions, then for a description.
 
     The description stands last: questions after it could be answered from it.
@@ -214,7 +216,7 @@ def caption_records(entries: Sequence[dict[str, Any]], per_image: int, seed: int
         short = short_questions(entry["captions"])
         rng.shuffle(short)
         for i, caption in enumerate(captions):
-            turns = [*asked[i::per_image], *short[i::per_image]][:2]
+            turns = [*asked[i::per_image], *short[i::per_image]][:questions]
             rng.shuffle(turns)
             records.append(record(entry["image"], [*turns, (DESCRIBE, tidy(caption))]))
     return records

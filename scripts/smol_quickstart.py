@@ -1,9 +1,9 @@
 """smol-llava at work: photographs compressed once, answered and searched from their summaries alone, and the one flag.
 
-    bash scripts/quickstart.sh                    # photographs out of two packages
-    bash scripts/quickstart.sh --data DATA        # Flickr8k's: DATA/flickr8k/{train,dev}.jsonl and images/
+    python scripts/smol_quickstart.py                    # photographs out of two packages
+    python scripts/smol_quickstart.py --data DATA        # Flickr8k's: DATA/flickr8k/{train,dev}.jsonl and images/
 
-The model's trained files come with this package. Writes DIR/report.json and DIR/report.html.
+The model's trained files come first: scripts/train_smol_llava.sh. Writes DIR/report.json and DIR/report.html.
 """
 
 from __future__ import annotations
