@@ -40,6 +40,8 @@ def _trained(part: str) -> Path:
 
 def cached_base() -> Path | None:
     """The folder of the base, where it has been put together already."""
+    if not (WEIGHTS / "base").is_dir():
+        return None
     folder = _base_place()
     return folder if (folder / "config.json").is_file() else None
 

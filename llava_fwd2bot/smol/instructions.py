@@ -194,12 +194,12 @@ def tidy(caption: str) -> str:
 
 
 def describe_records(entries: Sequence[dict[str, Any]], per_image: int, seed: int) -> list[dict[str, Any]]:
-    """Captions alone, for LLaVA's first stage: `per_image` of each picture's."""
+    """Captions alone, for LLaVA's first stage: up to `per_image` of each picture's."""
     rng = random.Random(seed)
     return [
         record(entry["image"], [(DESCRIBE, tidy(caption))])
         for entry in entries
-        for caption in rng.sample(entry["captions"], per_image)
+        for caption in rng.sample(entry["captions"], min(per_image, len(entry["captions"])))
     ]
 
 
@@ -212,7 +212,7 @@ def caption_records(
     """
     rng, records = random.Random(seed), []
     for entry, asked in zip(entries, balanced_questions(entries, 700, seed), strict=True):
-        captions = rng.sample(entry["captions"], per_image)
+        captions = rng.sample(entry["captions"], min(per_image, len(entry["captions"])))
         short = short_questions(entry["captions"])
         rng.shuffle(short)
         for i, caption in enumerate(captions):
