@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,3 +92,46 @@ def test_their_program_answers_with_our_model(toys, tmp_path):
 def test_a_plain_llava_goes_through_their_own_loader(toys, tmp_path):
     """The wrapper is no fork: the base beside Fwd2Bot is evaluated by the same command."""
     assert len(answers(toys, tmp_path, toys["base"])) == 4
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LLAVA_CHECKOUT"), reason="LLAVA_CHECKOUT names no checkout of haotian-liu/LLaVA"
+)
+def test_the_suite_runs_their_scorers_unchanged(toys, tmp_path):
+    """POPE in one process and SEED-Bench in two, from a checkout's root, to LLaVA's own scorers."""
+    checkout = tmp_path / "LLaVA"
+    for part in ("llava", "scripts"):
+        shutil.copytree(Path(os.environ["LLAVA_CHECKOUT"]) / part, checkout / part)
+    pope, seed = (checkout / "playground" / "data" / "eval" / name for name in ("pope", "seed_bench"))
+    (pope / "coco").mkdir(parents=True)
+    seed.mkdir(parents=True)
+    shutil.copytree(toys["images"], pope / "val2014")
+    shutil.copytree(toys["images"], seed / "images")
+    asked = [
+        {"question_id": i, "image": f"{i}.png", "text": "is there a cat ?", "category": "random"} for i in range(4)
+    ]
+    (pope / "llava_pope_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    truth = [{"question_id": i, "label": "no" if i % 2 else "yes"} for i in range(4)]
+    (pope / "coco" / "coco_pope_random.json").write_text("".join(json.dumps(line) + "\n" for line in truth))
+    for line in asked:
+        line.update(image=f"images/{line['image']}", question_id=str(line["question_id"]))
+    (seed / "llava-seed-bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    types = {"kind": 1}
+    items = [{"question_id": str(i), "question_type_id": 1, "answer": "A", "data_type": "image"} for i in range(4)]
+    items[3]["data_type"] = "video"  # their scorer divides by the number of either
+    (seed / "SEED-Bench.json").write_text(json.dumps({"questions": items, "question_type": types}))
+
+    suite = Path(__file__).parents[1] / "eval" / "llava_suite"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{checkout}{os.pathsep}{suite.parents[1]}"}
+    environment["CUDA_VISIBLE_DEVICES"] = "0,1"  # as names of shards; there is no GPU to see
+    said = {}
+    for script in ("pope", "seed"):
+        command = ["bash", str(suite / f"{script}.sh"), str(toys["model"]), "--k", "2", "--max_new_tokens", "3"]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said[script] = done.stdout
+    assert "F1 score" in said["pope"] and "Category: random, # samples: 4" in said["pope"]
+    merged = (seed / "answers" / f"{toys['model'].name}-k2" / "merge.jsonl").read_text().splitlines()
+    assert [json.loads(line)["question_id"] for line in merged] == ["0", "1", "2", "3"]
+    assert "accuracy" in said["seed"].lower()
