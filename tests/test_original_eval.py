@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 pytest.importorskip(
     "llava.model", reason="the original LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
@@ -58,6 +59,25 @@ def test_their_loader_gives_their_four(toys):
     pixels = image_processor(images=[torch.zeros(3, 40, 48)], return_tensors="pt")["pixel_values"]
     assert model.compress(images=pixels).shape == (1, 4, 64)
     assert tokenizer("USER")["input_ids"]
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="bitsandbytes of today needs transformers 5")
+@pytest.mark.parametrize("width", [4, 8])
+def test_quantised_the_projector_and_the_tower_stay_as_they_are(toys, width):
+    """On transformers 5 LLaVA's "mm_projector" names nothing, and the projector would be quantised without a word."""
+    pytest.importorskip("bitsandbytes")
+    _, model, _, _ = load_pretrained_model(
+        toys["model"], None, "llava-fwd2bot", load_4bit=width == 4, load_8bit=width == 8, device="cpu"
+    )
+    kinds = {name: type(module).__name__ for name, module in model.named_modules() if hasattr(module, "weight")}
+    assert kinds["model.layers.0.mlp.up_proj.base_layer"] == f"Linear{'4bit' if width == 4 else '8bitLt'}"
+    assert kinds["model.mm_projector.0"] == kinds["lm_head"] == "Linear"
+    assert not any("bit" in kind for name, kind in kinds.items() if "vision_tower" in name)
+    pixels = torch.randn(1, 3, 32, 32, dtype=model.dtype)
+    ids = torch.tensor([[1, -200, 5, 6]])
+    summary = model.compress(images=pixels)
+    said = model.generate(ids, images=pixels, do_sample=False, max_new_tokens=3)
+    assert torch.equal(said, model.generate(ids, summary=summary, do_sample=False, max_new_tokens=3))
 
 
 def test_their_program_answers_with_our_model(toys, tmp_path):
