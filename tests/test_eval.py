@@ -204,6 +204,8 @@ def photographs(tmp_path):
 
 def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photographs, tmp_path, monkeypatch):
     """A stopped evaluation goes on: what is done is not answered again, and the report is of all that is there."""
+    pytest.importorskip("pycocoevalcap")
+    pytest.importorskip("matplotlib")
     on_disk.save_pretrained(tmp_path / "m", processor=processor)
     tasks = ["caption", "exists", "retrieval", "coco", "sugarcrepe"]
     command = ["--data", str(photographs), "--work", str(tmp_path / "w"), "--k", "1", "4", "--tasks", *tasks]
