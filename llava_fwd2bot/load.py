@@ -58,11 +58,17 @@ def load_fwd2bot(
     """
     from transformers import AutoProcessor
 
-    register()
     path = local_folder(path, loading)
     quantization = quantization_config(load_in_4bit, load_in_8bit, loading)
     if quantization is not None:
         loading["quantization_config"] = quantization
+    kind = host or host_class(read_checkpoint(path)["base"]["fingerprint"]["class"])
+    if not kind.has_processor:
+        raise ValueError(
+            f"{path} is in the layout of the original LLaVA, which has no processor: open it with LLaVA's own programs "
+            "(fwd2bot llava eval …), or move it to transformers' layout first (fwd2bot convert)."
+        )
+    register()
     model = open_checkpoint(path, base=base, host=host, **loading)
     return model, AutoProcessor.from_pretrained(processor_source(path, base))
 

@@ -29,6 +29,7 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
     # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
     accepts_loss_kwargs = False
     image_input_names: tuple[str, ...] = ("pixel_values",)
+    has_processor = True  # one of transformers', for images and text
 
     # ------------------------------------------------------------------ what a host gives
     def _language_model(self) -> nn.Module:

@@ -21,7 +21,7 @@ pytest.importorskip("shortuuid", reason="LLaVA's evaluation needs shortuuid")
 from llava.model import LlavaLlamaForCausalLM  # noqa: E402
 from original_toys import clip_tower, conversations, on_disk, shaken  # noqa: E402
 
-from llava_fwd2bot import Fwd2BotConfig  # noqa: E402
+from llava_fwd2bot import Fwd2BotConfig, load_fwd2bot  # noqa: E402
 from llava_fwd2bot.hosts import host_class, install  # noqa: E402
 from llava_fwd2bot.hosts.original_eval import evaluate  # noqa: E402
 from llava_fwd2bot.hosts.original_load import load_pretrained_model  # noqa: E402
@@ -51,6 +51,12 @@ def answers(toys: dict[str, Path], folder: Path, model: Path, *more: str) -> lis
     argv += ["--image-folder", str(toys["images"]), "--answers-file", str(folder / "answers.jsonl"), *more]
     evaluate([*argv, "--temperature", "0", "--conv-mode", "vicuna_v1", "--max_new_tokens", "5"])
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_our_loader_says_where_to_go(toys):
+    """There is no processor to give with a model of this layout."""
+    with pytest.raises(ValueError, match="fwd2bot convert"):
+        load_fwd2bot(toys["model"])
 
 
 def test_their_loader_gives_their_four(toys):

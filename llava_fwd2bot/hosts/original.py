@@ -23,6 +23,7 @@ class OriginalHost(Fwd2BotMixin):
     """What the original's classes share: `get_model()`, `mm_projector`, images by their placeholder."""
 
     image_input_names = ("images", "image_sizes")
+    has_processor = False
     prompt_in_output = False  # the original's generate gives new ids alone
     default_num_tokens: int | None = None  # j for programs that know nothing of it
     quantization_skip = ("model.mm_projector", "model.vision_tower", "lm_head")
