@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
 
-    commands.add_parser("llava", help="the original LLaVA's own programs: llava train …, llava eval …", add_help=False)
+    llava = commands.add_parser("llava", help="the original LLaVA's own programs: llava train …, llava eval …", **plain)
+    llava.add_argument("program", choices=("train", "eval"), help="its own arguments follow, and --fwd2bot K or --k J")
 
     info = commands.add_parser("info", help="what a checkpoint is, without loading the model", allow_abbrev=False)
     info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")

@@ -22,6 +22,7 @@ from llava.model import LlavaLlamaForCausalLM  # noqa: E402
 from original_toys import clip_tower, conversations, on_disk, shaken  # noqa: E402
 
 from llava_fwd2bot import Fwd2BotConfig, load_fwd2bot  # noqa: E402
+from llava_fwd2bot.cli import main  # noqa: E402
 from llava_fwd2bot.hosts import host_class, install  # noqa: E402
 from llava_fwd2bot.hosts.original_eval import evaluate  # noqa: E402
 from llava_fwd2bot.hosts.original_load import load_pretrained_model  # noqa: E402
@@ -161,3 +162,8 @@ def test_the_suite_runs_their_scorers_unchanged(toys, tmp_path):
     merged = (seed / "answers" / f"{toys['model'].name}-k2" / "merge.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in merged] == ["0", "1", "2", "3"]
     assert "accuracy" in said["seed"].lower()
+
+
+def test_the_command_without_its_program_says_what_there_is(capsys):
+    assert main(["llava"]) == 2
+    assert "{train,eval}" in capsys.readouterr().err
