@@ -89,10 +89,10 @@ def test_quantised_the_projector_and_the_tower_stay_as_they_are(toys, width):
 
 def test_their_program_answers_with_our_model(toys, tmp_path):
     """The answer file has LLaVA's keys, so that its scorers read it; the texts are what generate says."""
-    argv, cuda = sys.argv, torch.Tensor.cuda
+    argv, cuda, initialise = sys.argv, torch.Tensor.cuda, torch.nn.Linear.reset_parameters
     found = answers(toys, tmp_path, toys["model"])
     assert [set(line) for line in found] == [{"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}] * 4
-    assert sys.argv is argv and torch.Tensor.cuda is cuda
+    assert sys.argv is argv and torch.Tensor.cuda is cuda and torch.nn.Linear.reset_parameters is initialise
     from llava.constants import IMAGE_TOKEN_INDEX
     from llava.conversation import conv_templates
     from llava.mm_utils import process_images, tokenizer_image_token

@@ -38,10 +38,21 @@ def evaluate(argv: Sequence[str]) -> None:
     load.without_fwd2bot = builder.load_pretrained_model
     before, sys.argv = sys.argv, [f"llava/eval/{own.module}.py", *theirs]
     try:
-        with shims.rebound(builder, load_pretrained_model=load), _without_cuda():
+        with shims.rebound(builder, load_pretrained_model=load), _without_cuda(), _initialisation_kept():
             runpy.run_module(f"llava.eval.{own.module}", run_name="__main__")
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _initialisation_kept() -> Iterator[None]:
+    """LLaVA's programs turn off how layers are initialised, to load faster, and never turn it on again."""
+    linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+    with (
+        shims.rebound(linear, reset_parameters=linear.reset_parameters),
+        shims.rebound(norm, reset_parameters=norm.reset_parameters),
+    ):
+        yield
 
 
 @contextmanager
