@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
     host.pop("quantization_config", None)
     write_json(staging / "config.json", host)
     (staging / "README.md").write_text(_card(model, base), encoding="utf-8")
-    hashes = {str(p.relative_to(staging)): _hash(p) for p in sorted(staging.rglob("*.safetensors"))}
+    hashes = {str(p.relative_to(staging)): file_hash(p) for p in sorted(staging.rglob("*.safetensors"))}
     write_json(
         staging / CONFIG_NAME,
         {
@@ -196,7 +197,7 @@ def _base_entry(model: nn.Module, directory: Path) -> dict[str, Any]:
     return entry
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -245,7 +246,7 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             raise FileNotFoundError(2, "A file of this Fwd2Bot checkpoint is missing: copy the whole folder", str(file))
-        if _hash(file) != expected:
+        if file_hash(file) != expected:
             raise ValueError(f"{file} is not the file that was saved (its hash differs): restore it from a good copy.")
     return settings
 
@@ -264,25 +265,32 @@ def reload(model: nn.Module, directory: str | os.PathLike) -> None:
         model.get_output_embeddings().load_state_dict(trained.get_output_embeddings().state_dict())
 
 
-def load_weights(model: nn.Module, directory: str | os.PathLike) -> None:
+def load_weights(
+    model: nn.Module, directory: str | os.PathLike, renamed: Callable[[str, Container[str]], str] | None = None
+) -> None:
     """Puts the trained tensors of a checkpoint into a model that Fwd2Bot is on, in place.
+
+    Args:
+        renamed: gives a stored projector tensor's name in this model, out of the names that it has.
 
     Raises:
         ValueError: names or shapes do not fit the model.
     """
     directory = Path(directory)
     own = dict(model.fwd2bot.named_parameters())
-    tensors = read_tensors(directory / TENSORS_NAME)
+    tensors = _read_tensors(directory / TENSORS_NAME)
     if any(name.startswith("projector.") for name in tensors):
         model._train_projector()
         own.update({f"projector.{name}": p for name, p in model.trained_projector().named_parameters()})
-    copy_tensors(own, tensors, directory / TENSORS_NAME)
+        if renamed is not None:
+            tensors = {renamed(name, own): tensor for name, tensor in tensors.items()}
+    _copy(own, tensors, directory / TENSORS_NAME)
     for adapter in model._stages.names:
         path = directory / adapter / ADAPTER_NAME
-        copy_tensors(model._stages.tensors(adapter), read_tensors(path), path)
+        _copy(model._stages.tensors(adapter), _read_tensors(path), path)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -290,7 +298,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def _copy(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())
         raise ValueError(f"{path} does not fit this model: {len(odd)} names differ, the first is {odd[0]}.")

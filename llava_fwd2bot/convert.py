@@ -7,15 +7,14 @@ is the base that they sit on, the names within a trained projector, and the conf
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoConfig
 
-from .checkpoint import ADAPTER_NAME, TENSORS_NAME, copy_tensors, read_checkpoint, read_tensors
+from .checkpoint import load_weights, read_checkpoint
 from .hosts import host_class, install
-from .load import register
+from .load import base_class_name, register
 
 # the projector's layers: transformers' names, the original's
 _LAYERS = {"linear_1": "0", "linear_2": "2"}
@@ -36,42 +35,19 @@ def convert(checkpoint: str | os.PathLike, base: str | os.PathLike, output: str 
     settings = read_checkpoint(checkpoint)
     if settings["base"].get("trained"):
         raise ValueError(f"{checkpoint} holds a fully trained model, whose layout is its own: convert that as a LLaVA.")
-    kind = _class_name(base)
+    kind = base_class_name(base)
     if kind == settings["base"]["fingerprint"]["class"]:
         raise ValueError(f"{checkpoint} is in the layout of {kind} already.")
     host = host_class(kind)
     model = host.load_base(str(base))
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
     _same_weights(settings["base"]["fingerprint"], model._base_fingerprint, str(base))
-    tensors = read_tensors(checkpoint / TENSORS_NAME)
-    own: dict[str, nn.Parameter] = dict(model.fwd2bot.named_parameters())
-    if any(name.startswith("projector.") for name in tensors):
-        model._train_projector()
-        names = dict(model.trained_projector().named_parameters())
-        own.update({f"projector.{name}": parameter for name, parameter in names.items()})
-        tensors = {_renamed(name, own.keys()): tensor for name, tensor in tensors.items()}
-    copy_tensors(own, tensors, checkpoint / TENSORS_NAME)
-    for adapter in model._stages.names:
-        path = checkpoint / adapter / ADAPTER_NAME
-        copy_tensors(model._stages.tensors(adapter), read_tensors(path), path)
+    load_weights(model, checkpoint, _renamed)
     model.save_pretrained(output)
     return output
 
 
-def _class_name(base: str | os.PathLike) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    try:
-        import llava.model  # noqa: F401  registers llava_llama
-    except ImportError:
-        pass
-    config = AutoConfig.from_pretrained(base)
-    if config.model_type == "llava_llama":
-        return "LlavaLlamaForCausalLM"
-    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
-
-
-def _renamed(name: str, known: object) -> str:
+def _renamed(name: str, known: Container[str]) -> str:
     for one, other in [*_LAYERS.items(), *((b, a) for a, b in _LAYERS.items())]:
         changed = name.replace(f"projector.{one}.", f"projector.{other}.")
         if changed != name and changed in known:

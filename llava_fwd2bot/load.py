@@ -172,6 +172,17 @@ def base_source(name: str) -> str:
     return str(base_folder()) if is_smol(name) else name
 
 
+def base_class_name(base: str | os.PathLike) -> str:
+    """The name of the model class that the base is opened with, by which `host_class` knows it."""
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if PretrainedConfig.get_config_dict(base)[0].get("model_type") == "llava_llama":  # told without importing llava
+        return "LlavaLlamaForCausalLM"
+    config = AutoConfig.from_pretrained(base)
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+
+
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether a Fwd2Bot checkpoint, rather than a base, is at `path`."""
     return (Path(path) / CONFIG_NAME).is_file()

@@ -28,7 +28,15 @@ from .config import Fwd2BotConfig
 from .conversation import V1_TEMPLATE
 from .data import LlavaDataset
 from .hosts import add_fwd2bot, host_class
-from .load import base_source, is_checkpoint, open_checkpoint, processor_source, quantization_config, register
+from .load import (
+    base_class_name,
+    base_source,
+    is_checkpoint,
+    open_checkpoint,
+    processor_source,
+    quantization_config,
+    register,
+)
 from .trainer import Fwd2BotTrainer
 
 # what may change when a checkpoint is trained further
@@ -118,7 +126,7 @@ def load_for_training(
         return _go_on(open_checkpoint(name, host=host, **loading), name, args, given)
     if args.bits != 16:
         loading["quantization_config"].llm_int8_skip_modules = list(
-            host_class(_class_name(base_source(name))).quantization_skip
+            host_class(base_class_name(base_source(name))).quantization_skip
         )
     model = AutoModelForImageTextToText.from_pretrained(base_source(name), **loading)
     model.name_or_path = name  # the name that was given, not where it was found
@@ -184,13 +192,6 @@ def _float32_where_trained(model: nn.Module) -> nn.Module:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a small update is lost on a bfloat16 weight
     return model
-
-
-def _class_name(name: str) -> str:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(name))].__name__
 
 
 def _pad_to_square(processor: Any) -> None:

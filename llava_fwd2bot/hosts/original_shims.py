@@ -18,6 +18,8 @@ import transformers
 import transformers.trainer
 from torch import Tensor, nn
 
+from .original import OriginalHost
+
 
 @dataclass(frozen=True)
 class Shim:
@@ -125,7 +127,7 @@ def repaired_loading(base: type) -> type:
                 config = transformers.BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
             if config is not None:
                 # since 5.0 whole names are meant, and "mm_projector" would be quantised without a word
-                config.llm_int8_skip_modules = ["model.mm_projector", "model.vision_tower", "lm_head"]
+                config.llm_int8_skip_modules = list(OriginalHost.quantization_skip)
                 kwargs["quantization_config"] = config
             return base.from_pretrained(*args, **kwargs)
 

