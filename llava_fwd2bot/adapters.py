@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -23,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from .config import STAGES, Fwd2BotConfig
 
 PEFT_PREFIX = "base_model.model."
+# before transformers 5 it is filled in where nobody asked for it
+_REENTRANT_IS_A_WISH = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def lora_target(names: Sequence[str]) -> str:
@@ -117,7 +120,7 @@ class StageAdapters:
             ValueError: it asks for re-entrant checkpointing, which gives a frozen first layer no gradient.
         """
         keywords = getattr(function, "keywords", {})
-        if keywords.get("use_reentrant"):
+        if keywords.get("use_reentrant") and _REENTRANT_IS_A_WISH:
             raise ValueError(
                 "Fwd2Bot needs non-reentrant gradient checkpointing: pass "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}.'

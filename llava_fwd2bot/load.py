@@ -16,6 +16,12 @@ from .config import CONFIG_NAME
 from .hosts import host_class, install
 from .smol import base_folder, checkpoint_folder, is_smol
 
+# the original LLaVA's model types, unknown to transformers
+ORIGINAL = {
+    "llava_llama": "LlavaLlamaForCausalLM",
+    "llava_mistral": "LlavaMistralForCausalLM",
+    "llava_qwen": "LlavaQwenForCausalLM",
+}
 # names that belong to the checkpoint's own place on a hub, not to its base
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 _AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "adapter_kwargs", "subfolder")
@@ -177,8 +183,9 @@ def base_class_name(base: str | os.PathLike) -> str:
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    if PretrainedConfig.get_config_dict(base)[0].get("model_type") == "llava_llama":  # told without importing llava
-        return "LlavaLlamaForCausalLM"
+    model_type = PretrainedConfig.get_config_dict(base)[0].get("model_type")
+    if model_type in ORIGINAL:  # told without importing llava
+        return ORIGINAL[model_type]
     config = AutoConfig.from_pretrained(base)
     return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
 

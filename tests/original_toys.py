@@ -34,8 +34,8 @@ def clip_tower(folder: Path) -> Path:
     return folder
 
 
-def original_base(tower: Path, dtype: torch.dtype = DTYPE, **changes: Any) -> nn.Module:
-    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+def original_base(tower: Path, dtype: torch.dtype = DTYPE, family: str = "LlavaLlama", **changes: Any) -> nn.Module:
+    from llava import model as classes
 
     settings: dict[str, Any] = {
         "hidden_size": 64,
@@ -60,7 +60,8 @@ def original_base(tower: Path, dtype: torch.dtype = DTYPE, **changes: Any) -> nn
         "image_aspect_ratio": "pad",
     }
     torch.manual_seed(0)
-    model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **changes}))
+    kind = getattr(classes, f"{family}ForCausalLM")
+    model = kind(kind.config_class(**{**settings, **changes}))
     model.get_vision_tower().load_model()
     with torch.no_grad():
         model.lm_head.weight.mul_(10)
@@ -101,6 +102,22 @@ def sentencepiece_tokenizer(folder: Path) -> Path:
     settings |= {"add_bos_token": True, "add_eos_token": False, "model_max_length": 2048, "legacy": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def qwen_tokenizer(folder: Path) -> int:
+    """A tokenizer of Qwen2's kind, byte-level with <|im_start|> and <|im_end|>; returns its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    own.train_from_iterator(["what colour is the picture ? red green blue user assistant system"], trainer)
+    named = {"eos_token": special[2], "pad_token": special[0], "additional_special_tokens": special[1:]}
+    PreTrainedTokenizerFast(tokenizer_object=own, **named).save_pretrained(folder)
+    return -(-(len(own.get_vocab()) + 8) // 64) * 64
 
 
 def on_disk(folder: Path, tower: Path) -> Path:

@@ -16,6 +16,8 @@ HOSTS = {
     "LlavaNextForConditionalGeneration": ("llava_next", "Fwd2BotLlavaNext"),
     "LlavaOnevisionForConditionalGeneration": ("llava_onevision", "Fwd2BotLlavaOnevision"),
     "LlavaLlamaForCausalLM": ("original", "Fwd2BotLlavaLlama"),
+    "LlavaMistralForCausalLM": ("original", "Fwd2BotLlavaMistral"),
+    "LlavaQwenForCausalLM": ("original", "Fwd2BotLlavaQwen"),
 }
 
 

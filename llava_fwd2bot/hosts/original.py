@@ -1,20 +1,21 @@
-"""The original LLaVA (haotian-liu/LLaVA, package `llava` 1.2.2): LlavaLlamaForCausalLM and its own batch.
+"""The original LLaVA (haotian-liu/LLaVA, `llava` 1.2.2) and LLaVA-NeXT (`llava` 1.7): their classes, their batch.
 
 An image stands in `input_ids` as one IMAGE_TOKEN_INDEX (-200); pixels come as `images`. How crops become one row of
-dense tokens (anyres) is asked of LLaVA itself, so the crops of an image are compressed together.
+dense tokens (anyres), or the frames of a video, is asked of LLaVA itself, so they are compressed together.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import llava.model
 import torch
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model import LlavaLlamaForCausalLM
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
 
 from ..mixin import Fwd2BotMixin
 
@@ -22,7 +23,8 @@ from ..mixin import Fwd2BotMixin
 class OriginalHost(Fwd2BotMixin):
     """What the original's classes share: `get_model()`, `mm_projector`, images by their placeholder."""
 
-    image_input_names = ("images", "image_sizes")
+    image_input_names = ("images", "image_sizes", "modalities")
+    text_class: type  # the language model's class in transformers, which LLaVA's derives from
     has_processor = False
     prompt_in_output = False  # the original's generate gives new ids alone
     default_num_tokens: int | None = None  # j for programs that know nothing of it
@@ -48,8 +50,22 @@ class OriginalHost(Fwd2BotMixin):
     def _projector_slot(self) -> tuple[nn.Module, str]:
         return self.get_model(), "mm_projector"
 
+    def _rows(self, ids: Tensor, mask: Tensor, labels: Tensor | None, images: Any, sizes: Any, kinds: Any) -> tuple:
+        """LLaVA's own (ids, positions, mask, cache, embeddings, labels) of expanded rows."""
+        prepare = self.prepare_inputs_labels_for_multimodal
+        more = {"image_sizes": sizes}
+        if "modalities" in inspect.signature(prepare).parameters:  # LLaVA-NeXT's
+            # it drops rows beyond the list's length, and its default is a list of one
+            more["modalities"] = list(kinds or ["image"] * max(len(images), len(ids)))
+        return prepare(ids, None, mask, None, labels, images, **more)
+
     def _dense_tokens(
-        self, images: Any = None, image_sizes: Any = None, pixel_values: Any = None, **unknown: Any
+        self,
+        images: Any = None,
+        image_sizes: Any = None,
+        modalities: Any = None,
+        pixel_values: Any = None,
+        **unknown: Any,
     ) -> list[Tensor]:
         images = pixel_values if images is None else images
         device = self.get_input_embeddings().weight.device
@@ -57,20 +73,18 @@ class OriginalHost(Fwd2BotMixin):
         ids = torch.tensor([[IMAGE_TOKEN_INDEX, 0]] * len(images), device=device)
         mask = torch.tensor([[True, False]] * len(images), device=device)
         with _untruncated(self.config):
-            _, _, mask, _, rows, _ = self.prepare_inputs_labels_for_multimodal(
-                ids, None, mask, None, None, images, image_sizes
-            )
+            _, _, mask, _, rows, _ = self._rows(ids, mask, None, images, image_sizes, modalities)
         return [row[real.bool()] for row, real in zip(rows, mask, strict=True)]
 
     def _host_backbone(self, input_ids: Tensor, attention_mask: Tensor | None, **given: Any) -> Any:
         """The base's last hidden states at the caller's positions; at an image's, that of its last dense token."""
-        images, sizes = given.pop("images"), given.pop("image_sizes", None)
+        images, sizes, kinds = (given.pop(name, None) for name in self.image_input_names)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         # labels travel with their tokens, so positions in their place tell where each token came from
         places = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
-        _, positions, long_mask, _, rows, origin = self.prepare_inputs_labels_for_multimodal(
-            input_ids, None, mask, None, places, _with_dummies(input_ids, images), sizes
-        )
+        images = _with_blanks(input_ids, images, torch.zeros_like(images[0]))
+        sizes, kinds = (v and _with_blanks(input_ids, v, blank) for v, blank in ((sizes, (1, 1)), (kinds, "image")))
+        _, positions, long_mask, _, rows, origin = self._rows(input_ids, mask, places, images, sizes, kinds)
         out = self.get_model()(inputs_embeds=rows, attention_mask=long_mask, position_ids=positions, **given)
         hidden, at = out.last_hidden_state, origin >= 0
         flat = hidden.new_zeros(input_ids.numel(), hidden.shape[-1]).index_copy(0, origin[at], hidden[at])
@@ -79,17 +93,18 @@ class OriginalHost(Fwd2BotMixin):
         out.last_hidden_state = flat.view(*input_ids.shape, -1)
         return out
 
-    def _own_images(self, input_ids: Tensor, images: Any, sizes: Any) -> dict[str, Any]:
+    def _own_images(self, input_ids: Tensor, images: Any, *more: Any) -> dict[str, Any]:
         """The images that have a placeholder: the original's collator adds a blank one for a row of text alone."""
         counts = (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
+        taken = {n: v for n, v in zip(self.image_input_names, (images, *more), strict=True) if v is not None}
         if len(images) != sum(counts) and len(images) == sum(max(count, 1) for count in counts):
             kept = [bool(count) for count in counts for _ in range(max(count, 1))]
-            images = [image for image, keep in zip(images, kept, strict=True) if keep]
-            sizes = None if sizes is None else [size for size, keep in zip(sizes, kept, strict=True) if keep]
-            if images and all(image.shape == images[0].shape for image in images):
-                images = torch.stack(images)
-        taken = {"images": images, "image_sizes": sizes} if len(images) else {}
-        return {name: value for name, value in taken.items() if value is not None}
+            for name, values in taken.items():
+                # LLaVA-NeXT's list of kinds may be shorter: by default it is ["image"]
+                taken[name] = [v for v, keep in zip(values, kept, strict=len(values) == len(kept)) if keep]
+            if isinstance(images, Tensor) and taken["images"]:
+                taken["images"] = torch.stack(taken["images"])
+        return taken if len(taken["images"]) else {}
 
     def forward(
         self,
@@ -105,29 +120,35 @@ class OriginalHost(Fwd2BotMixin):
         images: Any = None,
         image_sizes: Any = None,
         return_dict: bool | None = None,
+        modalities: Any = None,
+        dpo_forward: bool = False,
+        cache_position: Any = None,
         caption_input_ids: Tensor | None = None,
         caption_attention_mask: Tensor | None = None,
         summary: Tensor | None = None,
         num_tokens: int | None = None,
         return_logits: bool = True,
     ) -> Any:
-        """`Fwd2BotMixin.forward` in the original's order of arguments.
+        """`Fwd2BotMixin.forward` in the original's order of arguments; the last three of them are LLaVA-NeXT's.
 
         Without labels the logits are of the collapsed row, as the original's are of the expanded one.
         """
+        if dpo_forward:
+            raise ValueError("dpo_forward is not supported with Fwd2Bot: train with its two losses.")
         given: dict[str, Any] = {"use_cache": use_cache, "output_attentions": output_attentions}
         given |= {"output_hidden_states": output_hidden_states, "return_dict": return_dict}
         if not self._fwd2bot_enabled or input_ids is None or (images is None and summary is None):
-            own = {"images": images, "image_sizes": image_sizes} if images is not None else {}
+            own = dict(zip(self.image_input_names, (images, image_sizes, modalities), strict=True))
+            own = {} if images is None else {name: value for name, value in own.items() if value is not None}
         else:
-            own = {} if images is None else self._own_images(input_ids, images, image_sizes)
+            own = {} if images is None else self._own_images(input_ids, images, image_sizes, modalities)
         trains = labels is not None or caption_input_ids is not None
         if self._fwd2bot_enabled and not trains and (own or summary is not None):
             summary, lengths = self._summaries(summary, own, num_tokens)
             plan = self._collapse(input_ids, attention_mask, summary, lengths)
             rows, mask = self._answer_rows(plan, input_ids, summary)
             given |= {"inputs_embeds": rows, "attention_mask": mask.long(), "past_key_values": past_key_values}
-            return LlamaForCausalLM.forward(self, **given)
+            return self.text_class.forward(self, **given)
         given |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         if trains and self._fwd2bot_enabled:  # what the losses do not take
             given = {"return_dict": return_dict, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
@@ -145,21 +166,29 @@ class OriginalHost(Fwd2BotMixin):
         )
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, images: Any = None, image_sizes: Any = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Any = None,
+        image_sizes: Any = None,
+        modalities: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """The original's `generate`: new ids alone. `summary=` may stand for `images=`, `num_tokens=` is j ≤ k."""
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if not self._fwd2bot_enabled or (images is None and kwargs.get("summary") is None):
             for name in ("summary", "num_tokens"):
                 if kwargs.pop(name, None) is not None and name == "summary":
                     raise ValueError("Fwd2Bot is disabled here: the base knows no summaries.")
-            return LlavaLlamaForCausalLM.generate(self, inputs, images, image_sizes, **kwargs)
-        own = {} if images is None else self._own_images(inputs, images, image_sizes)
+            kwargs |= {} if modalities is None else {"modalities": modalities}
+            return self.base_class.generate(self, inputs, images, image_sizes, **kwargs)
+        own = {} if images is None else self._own_images(inputs, images, image_sizes, modalities)
         if kwargs.get("num_tokens") is None:
             kwargs["num_tokens"] = self.default_num_tokens
         return super().generate(input_ids=inputs, **own, **kwargs)
 
     def _host_generate(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        return LlamaForCausalLM.generate(self, **kwargs)  # past the original's own, which refuses embeddings
+        return self.text_class.generate(self, **kwargs)  # past the original's own, which refuses embeddings
 
 
 @contextmanager
@@ -173,13 +202,21 @@ def _untruncated(config: Any) -> Iterator[None]:
         config.tokenizer_model_max_length = before
 
 
-def _with_dummies(input_ids: Tensor, images: Any) -> list[Tensor]:
-    """The inverse of `_own_images`: a blank image again for each row of text alone."""
-    own, found = iter(images), []
+def _with_blanks(input_ids: Tensor, values: Any, blank: Any) -> list[Any]:
+    """The inverse of `_own_images`: a blank again for each row of text alone."""
+    own, found = iter(values), []
     for count in (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist():
-        found += [next(own) for _ in range(count)] or [torch.zeros_like(images[0])]
+        found += [next(own) for _ in range(count)] or [blank]
     return found
 
 
-class Fwd2BotLlavaLlama(OriginalHost, LlavaLlamaForCausalLM):
-    base_class = LlavaLlamaForCausalLM
+@cache
+def __getattr__(name: str) -> type:
+    """`Fwd2BotLlavaLlama` and its like: the host of a class that this installation's `llava.model` has."""
+    base_name = f"{name.removeprefix('Fwd2Bot')}ForCausalLM"
+    if not name.startswith("Fwd2Bot") or not hasattr(llava.model, base_name):
+        raise AttributeError(f"The installed llava ({llava.model.__path__[0]}) has no {base_name}.")
+    base = getattr(llava.model, base_name)
+    return type(
+        name, (OriginalHost, base), {"__module__": __name__, "base_class": base, "text_class": base.__bases__[0]}
+    )

@@ -1,4 +1,4 @@
-"""The original LLaVA's own `train()`, with one extra flag.
+"""The own `train()` of the original LLaVA, or of LLaVA-NeXT, with one extra flag.
 
     fwd2bot llava train <LLaVA's arguments> --fwd2bot 16
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from transformers import Trainer
 from transformers.hf_argparser import string_to_bool
 
 from ..arguments import Fwd2BotArguments, given_settings
@@ -28,7 +29,6 @@ from ..config import Fwd2BotConfig
 from ..data import read_records
 from ..trainer import Fwd2BotTrainerMixin
 from . import original_shims as shims
-from .original import Fwd2BotLlavaLlama
 
 
 def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
@@ -42,6 +42,8 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
     with shims.importable():
         module = importlib.import_module("llava.train.train")
         trainer = importlib.import_module("llava.train.llava_trainer")
+    if hasattr(module.TrainingArguments, "attn_implementation"):  # LLaVA-NeXT: an argument of theirs, not train()'s
+        theirs += ["--attn_implementation", attention] if attention else []
     with shims.applied(module, trainer), _command_line(shims.renamed(theirs)):
         if own.fwd2bot is None:
             given_settings(own, argparse.Namespace(lora_enable=True))  # refuses --fwd2bot_… without --fwd2bot
@@ -76,14 +78,13 @@ def _command_line(argv: Sequence[str]):
 def _with_fwd2bot(module: Any, own: Any, lora: bool) -> dict[str, Any]:
     """What `llava.train.train` finds under its own names."""
 
-    class Trainer(Fwd2BotTrainerMixin, module.LLaVATrainer):
+    class LLaVATrainer(Fwd2BotTrainerMixin, module.LLaVATrainer):
         def __init__(self, model: Any, tokenizer: Any, args: Any, **kwargs: Any) -> None:
             _add(model, tokenizer, args, own, lora)
             super().__init__(model=model, tokenizer=tokenizer, args=args, **kwargs)
 
-        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            # theirs gives all weights, in types of the wire; ours are few, and taken from the model
-            super()._save(output_dir, state_dict if self.is_deepspeed_enabled else None)
+        # LLaVA-NeXT's trainer has a loop of its own, for an optimizer that is refused in _add
+        _inner_training_loop = Trainer._inner_training_loop
 
     make_theirs = module.make_supervised_data_module
 
@@ -92,19 +93,35 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool) -> dict[str, Any]:
         data = WithCaptions(found["train_dataset"], own.fwd2bot_caption_data, tokenizer)
         return {**found, "train_dataset": data, "data_collator": CaptionCollator(found["data_collator"])}
 
-    return {"LLaVATrainer": Trainer, "make_supervised_data_module": make_data}
+    def save(trainer: Any, output_dir: str) -> None:
+        trainer.save_model(output_dir)  # theirs gathers all weights, and LLaVA-NeXT's needs a GPU for it
+
+    names = {"LLaVATrainer": LLaVATrainer, "make_supervised_data_module": make_data}
+    return {**names, "safe_save_model_for_hf_trainer": save}
 
 
 def _add(model: Any, tokenizer: Any, args: Any, own: Any, lora: bool) -> None:
-    from . import install
+    from . import host_class, install
 
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
         raise ValueError("--fwd2bot needs a LLaVA as its base: this model has no vision tower.")
+    if getattr(args, "trainer_mode", "regular") != "regular":
+        raise ValueError(f"--trainer_mode {args.trainer_mode} has no gradients: --fwd2bot trains with regular alone.")
+    parts = (getattr(args, "mm_tunable_parts", None) or "").split(",")  # LLaVA-NeXT's way to say what trains
+    if getattr(args, "tune_mm_mlp_adapter", False) or parts == ["mm_mlp_adapter"]:
+        raise ValueError(
+            "--tune_mm_mlp_adapter is LLaVA's first stage, the projector alone: do that first, without --fwd2bot; then "
+            "train what it gives with --fwd2bot."
+        )
+    if "mm_vision_tower" in parts:
+        raise ValueError("--fwd2bot leaves the vision tower as it is: take mm_vision_tower out of --mm_tunable_parts.")
     ranks = {name: getattr(args, name) if lora else None for name in ("lora_r", "lora_alpha", "lora_dropout")}
     config = Fwd2BotConfig(**given_settings(own, argparse.Namespace(lora_enable=lora, **ranks)))
     prompts = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in (config.image_prompt, config.text_prompt)]
     trains_projector = args.mm_projector_lr is not None and not args.freeze_mm_mlp_adapter
-    install(model, Fwd2BotLlavaLlama, config, *prompts, train_projector=trains_projector)
+    if any(parts):
+        trains_projector = "mm_mlp_adapter" in parts
+    install(model, host_class(type(model).__name__), config, *prompts, train_projector=trains_projector)
 
 
 class WithCaptions(Dataset):
@@ -145,7 +162,9 @@ class WithCaptions(Dataset):
         item = dict(self.data[i])
         if i >= self.answered:
             item["labels"] = torch.full_like(item["labels"], -100)
-        if self.captions[i]:
+        # LLaVA-NeXT gives another record for one that it cannot read, and says so by its id alone
+        stand_in = "id" in item and item["id"] != self.data.list_data_dict[i].get("id", i)
+        if self.captions[i] and not stand_in:
             said = random.Random(f"{self.epoch}-{i}").choice(self.captions[i])
             ids = self.tokenizer(said.strip(), add_special_tokens=False)["input_ids"]
             item["caption_ids"] = torch.tensor(ids[: self.max_length])
