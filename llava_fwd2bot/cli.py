@@ -242,7 +242,7 @@ def _ask(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from .images import open_image
+    from .images import join_pixels, open_image, prepare_pixels
 
     path = _checked(args)
     inputs: dict[str, Any] = {}
@@ -260,12 +260,13 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
     prompt = ConversationFormatter(processor).prompt(args.question, len(pictures) or len(args.id))
     bos = processor.tokenizer.bos_token
     text: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": not (bos and prompt.startswith(bos))}
-    if args.summaries:  # not by the processor, which refuses a placeholder without an image
-        inputs.update(processor.tokenizer(prompt, **text).to(model.device))
+    # not by the processor, which makes as many placeholders as there are dense tokens: one for each image will do
+    inputs.update(getattr(processor, "tokenize", processor.tokenizer)(prompt, **text).to(model.device))
+    if args.summaries:
         inputs["summary"] = inputs["summary"].to(model.device)
     else:
-        encoded = processor(text=prompt, images=pictures, **text)
-        inputs.update(encoded.to(model.device, model.get_input_embeddings().weight.dtype))
+        pixels = [prepare_pixels(processor, model, pictures)]
+        inputs.update(join_pixels(pixels, model.get_input_embeddings().weight))
     if args.temperature > 0:
         inputs.update(do_sample=True, temperature=args.temperature)
     else:
@@ -276,7 +277,8 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         sequences = model.generate(**inputs, num_tokens=args.k, max_new_tokens=args.max_new_tokens)
     seconds = time.perf_counter() - started
-    answer = processor.tokenizer.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    new = sequences[0, inputs["input_ids"].shape[1] if model.prompt_in_output else 0 :]
+    answer = processor.tokenizer.decode(new, skip_special_tokens=True)
     stored = inputs["summary"].shape[1] if args.summaries else model.fwd2bot_config.num_summary_tokens
     return {
         "question": args.question,

@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 
 from .bottleneck import embed
 from .config import CONFIG_NAME
-from .images import DEFAULT_MAX_PIXELS, open_image, stack_pixels
+from .images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
 from .version import __version__
 
 READERS = min(4, os.cpu_count() or 1)
@@ -125,10 +126,9 @@ def compress_images(
     ids: list[str] = []
     skipped = list(skipped)
 
-    def prepare(path: Path) -> dict[str, Tensor]:
+    def prepare(path: Path) -> dict[str, Any]:
         image = open_image(path, DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels)
-        pixels = processor.image_processor(images=[image], return_tensors="pt")
-        return {name: pixels[name] for name in ("pixel_values", "image_sizes") if name in pixels}
+        return prepare_pixels(processor, model, [image])
 
     with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
 
@@ -137,11 +137,11 @@ def compress_images(
             bar.write(f"fwd2bot: skipped {reason}", file=sys.stderr)
             bar.update()
 
-        def run(batch: dict[str, dict[str, Tensor]]) -> None:
+        def run(batch: dict[str, dict[str, Any]]) -> None:
             if not batch:
                 return
             with torch.inference_mode():
-                summary = model.compress(**_stacked(list(batch.values()), words), num_tokens=num_tokens)  # [M, k, D]
+                summary = model.compress(**join_pixels(list(batch.values()), words), num_tokens=num_tokens)  # [M, k, D]
                 vectors = embed(summary, model.fwd2bot_config.pooling).cpu()
                 summary = summary.to(dtype).cpu()
             for name, rows, vector in zip(batch, summary, vectors, strict=True):
@@ -155,7 +155,7 @@ def compress_images(
 
         for entry in skipped:
             bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
-        batch: dict[str, dict[str, Tensor]] = {}
+        batch: dict[str, dict[str, Any]] = {}
         for name, future in zip(images, _ahead(prepare, images.values(), 2 * batch_size), strict=True):
             try:
                 batch[name] = future.result()
@@ -186,14 +186,6 @@ def compress_images(
     }
 
 
-def _stacked(pixels: list[dict[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
-    """One batch of what the processor gave for each image, on the device and in the precision of `like`."""
-    stacked = {
-        name: (stack_pixels if name == "pixel_values" else torch.cat)([p[name] for p in pixels]) for name in pixels[0]
-    }
-    return {name: x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for name, x in stacked.items()}
-
-
 def _ahead(prepare: Callable[[Path], Any], paths: Any, ahead: int) -> Iterator[Future]:
     """`prepare` of each path in threads, in order, at most `ahead` of what is taken: memory does not grow with N."""
     waiting: deque[Future] = deque()
@@ -221,36 +213,58 @@ def _write(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str]) -
         _beside(output).unlink(missing_ok=True)
 
 
-def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str, k: int | None = None) -> Tensor:
-    """The stored summaries of `ids`, [M, k, D]; only their rows are read.
+class SummaryFile:
+    """A file of `fwd2bot compress`; only the rows that are asked for are read.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not one of `fwd2bot compress`, of another model, an unknown id, or
-            more tokens asked for than are stored.
+        FileNotFoundError, ValueError: no such file, not one of `fwd2bot compress`, or of another model.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "There is no such file of summaries", str(path))
-    try:
-        with safe_open(path, "pt") as file:
+
+    def __init__(self, path: str | os.PathLike, fingerprint: str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "There is no such file of summaries", str(path))
+        with self._open() as file:
             meta = file.metadata() or {}
-            if not {"ids", "skipped", "k", "fingerprint"} <= meta.keys():
-                raise ValueError(f"{path} holds no summaries: it was not written by `fwd2bot compress`.")
-            if meta["fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"{path} was written with another model: summaries are read only by the model that made them. "
-                    "Name that one by --model, or compress the images again."
-                )
-            if k is not None and k > int(meta["k"]):
-                raise ValueError(f"{path} holds {meta['k']} tokens per image, but --k asks for {k}.")
-            place = {name: at for at, name in enumerate(json.loads(meta["ids"]))}
-            for name in ids:
-                if name not in place:
-                    raise ValueError(_unknown(path, name, list(place), json.loads(meta["skipped"])))
-            rows = file.get_slice("summary")
-            return torch.cat([rows[place[name] : place[name] + 1] for name in ids])
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): compress the images again.") from error
+        if not {"ids", "skipped", "k", "fingerprint"} <= meta.keys():
+            raise ValueError(f"{path} holds no summaries: it was not written by `fwd2bot compress`.")
+        if meta["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{path} was written with another model: summaries are read only by the model that made them. "
+                "Name that one by --model, or compress the images again."
+            )
+        self.k, self.skipped = int(meta["k"]), json.loads(meta["skipped"])
+        self.place = {name: at for at, name in enumerate(json.loads(meta["ids"]))}
+
+    def row(self, name: str) -> int:
+        """Where the summary of image `name` is; ValueError if it is not."""
+        if name not in self.place:
+            raise ValueError(_unknown(self.path, name, list(self.place), self.skipped))
+        return self.place[name]
+
+    def read(self, rows: Sequence[int], k: int | None = None) -> Tensor:
+        """The first k tokens of those rows, [M, k, D]; all stored tokens where k is None."""
+        if k is not None and k > self.k:
+            raise ValueError(f"{self.path} holds {self.k} tokens per image, but --k asks for {k}.")
+        with self._open() as file:
+            stored = file.get_slice("summary")
+            return torch.cat([stored[row : row + 1] for row in rows])[:, :k]
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except SafetensorError as error:
+            reason = f"{self.path} cannot be read as safetensors ({error}): compress the images again."
+            raise ValueError(reason) from error
+
+
+def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str, k: int | None = None) -> Tensor:
+    """The stored summaries of `ids`, [M, k, D]; errors as of SummaryFile."""
+    file = SummaryFile(path, fingerprint)
+    rows = [file.row(name) for name in ids]
+    return file.read(rows, k)
 
 
 def _unknown(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:

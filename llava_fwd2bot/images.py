@@ -132,6 +132,32 @@ class ImageReader:
         return self._counts[image.size]
 
 
+def prepare_pixels(processor: Any, model: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
+    """What the host's model takes for `images`, as its image processor gives it."""
+    found = processor.image_processor(images=list(images), return_tensors="pt")
+    return {name: found[name] for name in dict.fromkeys(("pixel_values", *model.image_input_names)) if name in found}
+
+
+def join_pixels(parts: Sequence[dict[str, Any]], like: torch.Tensor) -> dict[str, Any]:
+    """One batch of several `prepare_pixels`, on the device and in the precision of `like`."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+    joined: dict[str, Any] = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if isinstance(values[0], list):  # the original LLaVA's: one entry for each image, of crops or of one
+            values = [moved(value) for part in values for value in part]
+            plain = name == "images" and all(v.dim() == 3 and v.shape == values[0].shape for v in values)
+            joined[name] = torch.stack(values) if plain else values
+        else:
+            joined[name] = moved((stack_pixels if name == "pixel_values" else torch.cat)(values))
+    return joined
+
+
 def stack_pixels(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Concatenate the rows' pixel values: N x [n_i, 3, H, W] -> [M, 3, H, W].
 

@@ -45,7 +45,7 @@ def load_fwd2bot(
     host: type | None = None,
     **loading: Any,
 ) -> tuple[nn.Module, Any]:
-    """The model and the processor of a Fwd2Bot checkpoint.
+    """The model and the processor of a Fwd2Bot checkpoint; for the original LLaVA's layout, an OriginalProcessor.
 
     Args:
         path: the checkpoint's folder, its name on the hub, or "smol-llava", which comes with this package.
@@ -62,21 +62,14 @@ def load_fwd2bot(
         FileNotFoundError, ValueError: no checkpoint there, damaged, or `base` is not the base it was trained on.
         ImportError: bitsandbytes is needed and missing.
     """
-    from transformers import AutoProcessor
-
     path = local_folder(path, loading)
     quantization = quantization_config(load_in_4bit, load_in_8bit, loading)
     if quantization is not None:
         loading["quantization_config"] = quantization
-    kind = host or host_class(read_checkpoint(path)["base"]["fingerprint"]["class"])
-    if not kind.has_processor:
-        raise ValueError(
-            f"{path} is in the layout of the original LLaVA, which has no processor: open it with LLaVA's own programs "
-            "(fwd2bot llava eval …), or move it to transformers' layout first (fwd2bot convert)."
-        )
-    register()
+    if read_checkpoint(path)["base"]["fingerprint"]["class"] not in ORIGINAL.values():
+        register()
     model = open_checkpoint(path, base=base, host=host, **loading)
-    return model, AutoProcessor.from_pretrained(processor_source(path, base))
+    return model, model.load_processor(processor_source(path, base))
 
 
 def open_checkpoint(
@@ -178,16 +171,20 @@ def base_source(name: str) -> str:
     return str(base_folder()) if is_smol(name) else name
 
 
+def original_class_name(base: str | os.PathLike) -> str | None:
+    """The model class of a base in the original LLaVA's layout, None for another; told without importing `llava`."""
+    from transformers import PretrainedConfig
+
+    return ORIGINAL.get(PretrainedConfig.get_config_dict(base)[0].get("model_type"))
+
+
 def base_class_name(base: str | os.PathLike) -> str:
     """The name of the model class that the base is opened with, by which `host_class` knows it."""
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    model_type = PretrainedConfig.get_config_dict(base)[0].get("model_type")
-    if model_type in ORIGINAL:  # told without importing llava
-        return ORIGINAL[model_type]
-    config = AutoConfig.from_pretrained(base)
-    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+    named = original_class_name(base)
+    return named or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(base))].__name__
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:

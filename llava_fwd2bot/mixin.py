@@ -29,7 +29,6 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
     # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
     accepts_loss_kwargs = False
     image_input_names: tuple[str, ...] = ("pixel_values",)
-    has_processor = True  # one of transformers', for images and text
 
     # ------------------------------------------------------------------ what a host gives
     def _language_model(self) -> nn.Module:
@@ -51,6 +50,12 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
     def load_base(cls, source: str, **loading: Any) -> nn.Module:
         """The base at `source`, ready for images."""
         return cls.base_class.from_pretrained(source, **loading)
+
+    def load_processor(self, source: str) -> Any:
+        """The processor at `source`, for images and text."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(source)
 
     # ------------------------------------------------------------------ setting up
     def _init_fwd2bot(

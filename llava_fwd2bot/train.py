@@ -33,6 +33,7 @@ from .load import (
     base_source,
     is_checkpoint,
     open_checkpoint,
+    original_class_name,
     processor_source,
     quantization_config,
     register,
@@ -58,6 +59,11 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     set_seed(args.seed)
     register()
     name = model_args.model_name_or_path
+    if not is_checkpoint(name) and original_class_name(base_source(name)):
+        raise ValueError(
+            f"{name} is in the layout of the original LLaVA: train it there, by `fwd2bot llava train` with the same "
+            "arguments, or name the same model in transformers' layout, such as llava-hf/llava-1.5-7b-hf."
+        )
     processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else base_source(name))
     if data_args.image_aspect_ratio == "pad":
         _pad_to_square(processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -54,10 +55,42 @@ def answers(toys: dict[str, Path], folder: Path, model: Path, *more: str) -> lis
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
-def test_our_loader_says_where_to_go(toys):
-    """There is no processor to give with a model of this layout."""
-    with pytest.raises(ValueError, match="fwd2bot convert"):
-        load_fwd2bot(toys["model"])
+def test_our_commands_on_their_layout(toys, tmp_path, capsys):
+    """ask and compress give what LLaVA's own program answers: its prompt, its padding, its -200."""
+    expected = answers(toys, tmp_path, toys["model"])
+    capsys.readouterr()
+    model = ["--model", str(toys["model"]), "--json"]
+    summaries = str(tmp_path / "s.safetensors")
+    assert main(["compress", *model, "--images", str(toys["images"]), "--output", summaries]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 6
+    for line in expected:
+        image = f"{line['question_id']}.png"
+        for source in (["--image", str(toys["images"] / image)], ["--summaries", summaries, "--id", image]):
+            assert main(["ask", *model, *source, "what is in the picture ?", "--max-new-tokens", "5"]) == 0
+            assert json.loads(capsys.readouterr().out)["answer"] == line["text"]
+    _, processor = load_fwd2bot(toys["model"])
+    assert processor.tokenize("a <image> b <image>")["input_ids"].eq(-200).sum() == 2
+
+
+def test_their_program_on_stored_summaries(toys, tmp_path, capsys):
+    """--from-cache: the same answers, and not one image is opened."""
+    cache, gone = tmp_path / "s.safetensors", tmp_path / "gone"
+    store = ["compress", "--model", str(toys["model"]), "--images", str(toys["images"]), "--store-dtype", "float32"]
+    assert main([*store, "--output", str(cache)]) == 0
+    for more in ((), ("--k", "2")):
+        expected = answers(toys, tmp_path, toys["model"], *more)
+        found = answers({**toys, "images": gone}, tmp_path, toys["model"], *more, "--from-cache", str(cache))
+        assert [line["text"] for line in found] == [line["text"] for line in expected]
+    with pytest.raises(ValueError, match="no id 'other/0.png'"):
+        from llava_fwd2bot.hosts.original_cache import from_cache
+
+        theirs = ["--image-folder", "x", "--model-path", str(toys["model"])]
+        with from_cache(str(cache), theirs, None):
+            from PIL import Image
+
+            Image.open("x/other/0.png")
+    with pytest.raises(ValueError, match="needs a Fwd2Bot checkpoint"):
+        answers(toys, tmp_path, toys["base"], "--from-cache", str(cache))
 
 
 def test_their_loader_gives_their_four(toys):
@@ -148,12 +181,17 @@ def test_the_suite_runs_their_scorers_unchanged(toys, tmp_path):
     items[3]["data_type"] = "video"  # their scorer divides by the number of either
     (seed / "SEED-Bench.json").write_text(json.dumps({"questions": items, "question_type": types}))
 
+    qbench = seed.parent / "qbench"
+    shutil.copytree(toys["images"], qbench / "images_llvisionqa")
+    record = {"question": "is it dark ?", "candidates": ["yes", "no"], "correct_ans": "no"}
+    (qbench / "llvisionqa_dev.json").write_text(json.dumps([{**record, "img_path": f"{i}.png"} for i in range(3)]))
+
     suite = Path(__file__).parents[1] / "eval" / "llava_suite"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{checkout}{os.pathsep}{suite.parents[1]}"}
     environment["CUDA_VISIBLE_DEVICES"] = "0,1"  # as names of shards; there is no GPU to see
     said = {}
-    for script in ("pope", "seed"):
+    for script in ("pope", "seed", "qbench"):
         command = ["bash", str(suite / f"{script}.sh"), str(toys["model"]), "--k", "2", "--max_new_tokens", "3"]
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -162,6 +200,27 @@ def test_the_suite_runs_their_scorers_unchanged(toys, tmp_path):
     merged = (seed / "answers" / f"{toys['model'].name}-k2" / "merge.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in merged] == ["0", "1", "2", "3"]
     assert "accuracy" in said["seed"].lower()
+    assert "accuracy: 0." in said["qbench"]
+    lines = (qbench / "answers" / "dev" / f"{toys['model'].name}-k2_submission.jsonl").read_text().splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{*record, "img_path", "response"}] * 3
+
+
+def test_qbench_in_and_out():
+    """LLaVA's module for it does not exist: the questions and the scorer are ours, so they are held here."""
+    suite = runpy.run_path(str(Path(__file__).parents[1] / "eval" / "llava_suite" / "qbench.py"))
+    records = [
+        {"img_path": "a.jpg", "question": "How sharp?", "candidates": ["Blurry", "Sharp"], "correct_ans": "Sharp"},
+        {"img_path": "b.jpg", "question": "Dark?", "candidates": ["Yes", "No"], "correct_ans": "No"},
+    ]
+    asked = suite["questions"](records)
+    assert asked[0]["image"] == "a.jpg" and asked[0]["text"].startswith("How sharp?\nA. Blurry\nB. Sharp\nAnswer with")
+    for first, second, expected in (("B", "No.", 1.0), ("(B) Sharp", "A", 0.5), ("Avoid", "sharp", 0.0)):
+        said = [{"question_id": 0, "text": first}, {"question_id": 1, "text": second}]
+        lines, accuracy = suite["submission"](records, said)
+        assert accuracy == expected and lines[0]["response"] == first
+    with pytest.raises(ValueError, match="the first is record 1"):
+        suite["submission"](records, said[:1])
+    assert suite["submission"]([{**records[0]}, {"img_path": "b", "question": "", "candidates": []}], said)[1] is None
 
 
 def test_the_command_without_its_program_says_what_there_is(capsys):

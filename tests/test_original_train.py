@@ -90,6 +90,22 @@ def test_without_the_flag_it_is_their_lora(toys, tmp_path):
         train(command(toys, tmp_path / "x", "--fwd2bot_nested_k", "1,2"))
 
 
+def test_our_own_training_says_where_to_go(toys, tmp_path, capsys):
+    """The same arguments, another command: said before anything is loaded."""
+    from llava_fwd2bot.cli import main
+
+    if transformers.__version__ < "5":
+        pytest.skip("fwd2bot train needs transformers 5")
+    argv = ["--model_name_or_path", str(toys["base"]), "--data_path", str(toys["data"]), "--fwd2bot", "4"]
+    assert main(["train", *argv, "--output_dir", str(tmp_path / "o")]) == 1
+    assert "fwd2bot llava train" in capsys.readouterr().err
+
+
+def test_the_first_stage_is_refused_with_the_flag(toys, tmp_path):
+    with pytest.raises(ValueError, match="first stage"):
+        train(command(toys, tmp_path / "o", "--fwd2bot", "4", "--tune_mm_mlp_adapter", "True"))
+
+
 def test_nothing_stays_patched(toys, tmp_path):
     """Repairs hold while LLaVA's function runs, and no longer."""
     import transformers.trainer

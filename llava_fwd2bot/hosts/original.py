@@ -16,6 +16,7 @@ import llava.model
 import torch
 from llava.constants import IMAGE_TOKEN_INDEX
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from ..mixin import Fwd2BotMixin
 
@@ -25,7 +26,6 @@ class OriginalHost(Fwd2BotMixin):
 
     image_input_names = ("images", "image_sizes", "modalities")
     text_class: type  # the language model's class in transformers, which LLaVA's derives from
-    has_processor = False
     prompt_in_output = False  # the original's generate gives new ids alone
     default_num_tokens: int | None = None  # j for programs that know nothing of it
     quantization_skip = ("model.mm_projector", "model.vision_tower", "lm_head")
@@ -40,6 +40,12 @@ class OriginalHost(Fwd2BotMixin):
             tower.load_model(device_map=loading.get("device_map"))
         tower.to(dtype=model.dtype)
         return model
+
+    def load_processor(self, source: str) -> Any:
+        from .original_processor import OriginalProcessor
+
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=False)
+        return OriginalProcessor(tokenizer, self.get_vision_tower().image_processor, self.config)
 
     def _language_model(self) -> nn.Module:
         return self.get_model()

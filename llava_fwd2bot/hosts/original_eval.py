@@ -12,13 +12,14 @@ import argparse
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
 from . import original_shims as shims
+from .original_cache import from_cache
 from .original_load import load_pretrained_model
 
 
@@ -31,6 +32,7 @@ def evaluate(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="fwd2bot llava eval", allow_abbrev=False)
     parser.add_argument("module", help="model_vqa_loader, model_vqa, model_vqa_mmbench, model_vqa_science, …")
     parser.add_argument("--k", type=int, help="answer from the first K summary tokens; default: all")
+    parser.add_argument("--from-cache", metavar="FILE", help="summaries by `fwd2bot compress`, instead of the images")
     own, theirs = parser.parse_known_args(list(argv))
     from llava.model import builder
 
@@ -38,7 +40,12 @@ def evaluate(argv: Sequence[str]) -> None:
     load.without_fwd2bot = builder.load_pretrained_model
     before, sys.argv = sys.argv, [f"llava/eval/{own.module}.py", *theirs]
     try:
-        with shims.rebound(builder, load_pretrained_model=load), _without_cuda(), _initialisation_kept():
+        with ExitStack() as stack:
+            for block in (_without_cuda(), _initialisation_kept()):
+                stack.enter_context(block)
+            if own.from_cache:
+                load = stack.enter_context(from_cache(own.from_cache, theirs, load))
+            stack.enter_context(shims.rebound(builder, load_pretrained_model=load))
             runpy.run_module(f"llava.eval.{own.module}", run_name="__main__")
     finally:
         sys.argv = before
