@@ -135,8 +135,9 @@ def test_the_patch(toys, tmp_path):
     checkout = tmp_path / "LLaVA-NeXT"
     for part in ("llava", "trl"):
         shutil.copytree(Path(os.environ["LLAVA_NEXT_CHECKOUT"]) / part, checkout / part)
-    patch = PATCHES / "llava-next-df17966.patch"
-    subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=checkout, check=True)
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    done = subprocess.run(["bash", str(PATCHES / "apply.sh"), str(checkout)], capture_output=True, text=True)
+    assert done.stdout.startswith("llava-next-df17966.patch fits"), done.stderr
     environment = {**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{PATCHES.parent}", "HF_HUB_OFFLINE": "1"}
 
     def run(code: str, *argv: str) -> str:

@@ -17,7 +17,7 @@ llava = pytest.importorskip(
 from original_toys import DENSE, DTYPE, IMAGE, SIDE, TOLERANCE, clip_tower, original_base, shaken  # noqa: E402
 
 from llava_fwd2bot import Fwd2BotConfig  # noqa: E402
-from llava_fwd2bot.hosts import host_class, install  # noqa: E402
+from llava_fwd2bot.hosts import host_class, install, original  # noqa: E402
 from llava_fwd2bot.losses import distillation_loss  # noqa: E402
 
 # two images, text alone, and one image with padding
@@ -69,6 +69,23 @@ def test_disabled_it_is_the_base_bit_for_bit(base, model):
         ours, said = model(**batch), model.generate(IDS[:1], images=pixels(2), **GREEDY)
     assert torch.equal(ours.loss, base(**batch).loss) and torch.equal(ours.logits, base(**batch).logits)
     assert torch.equal(said, base.generate(IDS[:1], images=pixels(2), **GREEDY))
+
+
+@pytest.mark.parametrize(
+    "version, base_generates, refused",
+    [("4.37.2", True, False), ("4.40.2", True, True), ("4.40.2", False, False), ("5.2.0", False, True)]
+    + [("5.4.0", True, False), ("5.23.0", False, False)],
+)
+def test_versions_in_between_are_refused_before_loading(monkeypatch, version, base_generates, refused):
+    """4.38 to 5.3 break LLaVA's generate, 5.0 to 5.3 its tokenizer, without a word (hosts.md, 1.6)."""
+    monkeypatch.setattr(original.transformers, "__version__", version)
+    if refused and version < "5" and "LlavaQwen" in FAMILIES:
+        pytest.skip("LLaVA-NeXT's forward takes cache_position")
+    if refused:
+        with pytest.raises(ImportError, match=f"transformers {version} .*: install 4.37.2, or 5.4 or later"):
+            original.check_version(base_generates)
+    else:
+        original.check_version(base_generates)
 
 
 def test_lora_stays_out_of_the_vision_tower(model):

@@ -29,6 +29,19 @@ def test_patches_carry_our_lines_alone(patch):
         ), line
 
 
+def test_a_checkout_that_no_patch_fits_is_told_what_does(tmp_path):
+    """git itself applies additions without context to any file that is long enough, in the wrong place."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in ("train/train.py", "model/builder.py"):
+        (tmp_path / "llava" / name).parent.mkdir(parents=True)
+        (tmp_path / "llava" / name).write_text("import os\n" * 2000)
+    command = ["bash", str(PATCHES / "apply.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    for word in ("no commit", "haotian-liu/LLaVA at c121f04", "LLaVA-NeXT at df17966", "fwd2bot llava train"):
+        assert word in done.stderr
+
+
 @pytest.mark.skipif(not CHECKOUT, reason="LLAVA_CHECKOUT names no checkout of haotian-liu/LLaVA")
 def test_their_own_command_with_the_one_flag(tmp_path):
     """`git apply`, then LLaVA's script with --fwd2bot: trained, saved, and loaded by their own loader."""
@@ -41,8 +54,12 @@ def test_their_own_command_with_the_one_flag(tmp_path):
 
     checkout = tmp_path / "LLaVA"
     shutil.copytree(Path(CHECKOUT) / "llava", checkout / "llava")
-    patch = PATCHES / "llava-c121f04.patch"
-    subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=checkout, check=True)
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    done = subprocess.run(["bash", str(PATCHES / "apply.sh"), str(checkout)], capture_output=True, text=True)
+    assert done.stdout.startswith("llava-c121f04.patch fits"), done.stderr
+    for more, code in (("--check", 1), ("--reverse", 0), ("--check", 0), ("", 0)):  # there, out, fits again, in again
+        again = subprocess.run(["bash", str(PATCHES / "apply.sh"), str(checkout), *more.split()], capture_output=True)
+        assert again.returncode == code, again.stderr
     tower = clip_tower(tmp_path / "clip")
     toys = {"tower": tower, "base": on_disk(tmp_path / "llava-toy", tower), **conversations(tmp_path / "data")}
     run = command(toys, tmp_path / "llava-fwd2bot", "--fwd2bot", "4", "--num_train_epochs", "1")

@@ -14,11 +14,32 @@ from typing import Any
 
 import llava.model
 import torch
+import transformers
 from llava.constants import IMAGE_TOKEN_INDEX
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from ..mixin import Fwd2BotMixin
+
+
+def check_version(base_generates: bool = False) -> None:
+    """Refuses the versions of transformers between LLaVA's own and today's, before anything is loaded.
+
+    Args:
+        base_generates: the base's own `generate` is to run, not Fwd2Bot's.
+
+    Raises:
+        ImportError: this one misreads LLaVA's tokenizer, or calls its forward in a way that it does not know.
+    """
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    takes_positions = "cache_position" in inspect.signature(llava.model.LlavaLlamaForCausalLM.forward).parameters
+    if (5, 0) <= version < (5, 4):
+        problem = "reads the tokenizer of the original LLaVA wrongly"
+    elif base_generates and not takes_positions and (4, 38) <= version < (5, 4):
+        problem = "cannot generate with the original LLaVA (its forward takes no cache_position)"
+    else:
+        return
+    raise ImportError(f"transformers {transformers.__version__} {problem}: install 4.37.2, or 5.4 or later.")
 
 
 class OriginalHost(Fwd2BotMixin):
@@ -32,6 +53,7 @@ class OriginalHost(Fwd2BotMixin):
 
     @classmethod
     def load_base(cls, source: str, **loading: Any) -> nn.Module:
+        check_version()
         if "dtype" in loading:  # its name in the versions that the original was written for
             loading["torch_dtype"] = loading.pop("dtype")
         model = super().load_base(source, **loading)

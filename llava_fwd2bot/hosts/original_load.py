@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from ..load import base_of, is_checkpoint, open_checkpoint, quantization_config
+from .original import check_version
 
 
 def load_pretrained_model(
@@ -38,6 +39,7 @@ def load_pretrained_model(
     from llava.model import builder
 
     if not is_checkpoint(model_path):
+        check_version(base_generates=True)
         own = getattr(builder.load_pretrained_model, "without_fwd2bot", builder.load_pretrained_model)
         return own(
             model_path, model_base, model_name, load_8bit, load_4bit, device_map, device, use_flash_attn, **loading

@@ -29,14 +29,17 @@ from ..config import Fwd2BotConfig
 from ..data import read_records
 from ..trainer import Fwd2BotTrainerMixin
 from . import original_shims as shims
+from .original import check_version
 
 
 def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
     """Runs LLaVA's `train()` on `argv`; `attn_implementation` is what its caller would give it.
 
     Raises:
-        ImportError: `llava` is not installed. ValueError: an argument is wrong, or the base is no LLaVA.
+        ImportError: `llava` is not installed, or transformers is of a version that it cannot run on.
+        ValueError: an argument is wrong, or the base is no LLaVA.
     """
+    check_version()
     own, lora, attention, theirs = _own_arguments(argv)
     attention = attention or attn_implementation
     with shims.importable():
