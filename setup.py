@@ -13,7 +13,11 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=[*find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]), "llava_fwd2bot.eval"],
+    packages=[
+        *find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]),
+        "llava_fwd2bot.eval",
+        "llava_fwd2bot.eval.scorers",
+    ],
     package_dir={"llava_fwd2bot.eval": "eval"},
     package_data={"llava_fwd2bot.smol": ["weights/**/*"]},
     python_requires=">=3.10",

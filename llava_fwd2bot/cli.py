@@ -1,4 +1,4 @@
-"""The command line: `fwd2bot train | info | ask | compress | convert`, and `fwd2bot llava train | eval`.
+"""The command line: `fwd2bot train | info | ask | compress | convert | eval`, and `fwd2bot llava train | eval`.
 
 torch and transformers are imported inside the subcommands, so that `fwd2bot --help` answers at once.
 """
@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .hosts.original_eval import evaluate
 
             evaluate(argv[2:])
+            return 0
+        if argv[:1] == ["eval"]:
+            from .eval.command import main as evaluate_ours
+
+            evaluate_ours(argv[1:])
             return 0
         args = _parser().parse_args(argv)
         args.run(args)
@@ -115,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
     llava = commands.add_parser("llava", help="the original LLaVA's own programs: llava train …, llava eval …", **plain)
     llava.add_argument("program", choices=("train", "eval"), help="its own arguments follow, and --fwd2bot K or --k J")
+
+    commands.add_parser("eval", help="score answers: eval score BENCHMARK --answers FILE …", add_help=False)
 
     info = commands.add_parser("info", help="what a checkpoint is, without loading the model", allow_abbrev=False)
     info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")

@@ -1,0 +1,120 @@
+"""Scores of answers that exist, in the official formats: `fwd2bot eval score BENCHMARK --answers … --ground-truth …`.
+
+A scorer is a function of LLaVA's answers ({id: record}) and of the benchmark's own files, and gives a `Score`. Each
+reads an answer as the benchmark's official script does, oddities included, so that the figures are the ones in papers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# name → (module, function, what --ground-truth is, whether --questions is needed)
+SCORERS = {
+    "pope": ("pope", "pope", "the folder of coco_pope_*.json", True),
+    "textvqa": ("vqa", "textvqa", "TextVQA_0.5.1_val.json", False),
+    "vqav2": ("vqa", "vqav2", "v2_mscoco_val2014_annotations.json", False),
+    "vizwiz": ("vqa", "vizwiz", "VizWiz's val.json", True),
+    "gqa": ("gqa", "gqa", "testdev_balanced_questions.json", False),
+    "mme": ("mme", "mme", "MME_Benchmark_release_version", False),
+    "scienceqa": ("choices", "scienceqa", "the folder of problems.json and pid_splits.json", False),
+    "seed": ("choices", "seed", "SEED-Bench.json", False),
+    "mmbench": ("choices", "mmbench", "mmbench_dev_20230712.tsv, or another with answers", False),
+    "mmvet": ("mmvet", "mmvet", "none: what is written is for its own scorer, which asks GPT-4", False),
+}
+
+
+@dataclass
+class Score:
+    """Figures as the official script prints them, the main one first, and what each item adds to that one."""
+
+    figures: dict[str, float]
+    per_item: dict[str, float] = field(default_factory=dict)
+    submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
+
+
+Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
+
+
+def scorer(name: str) -> Callable[..., Score]:
+    """The function of a benchmark; ValueError if there is none of that name."""
+    if name not in SCORERS:
+        raise ValueError(f"There is no scorer {name!r}. There are: {', '.join(SCORERS)}.")
+    module, function, *_ = SCORERS[name]
+    return getattr(import_module(f"{__name__}.{module}"), function)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; a line is no JSON object, as where writing was cut off.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is no JSON ({error.msg}): was writing cut off? Answer again."
+            ) from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is {type(record).__name__}, where a JSON object is needed.")
+        records.append(record)
+    return records
+
+
+def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong: bool = False) -> Answers:
+    """LLaVA's answers out of one file or the parts of several GPUs, by `question_id`.
+
+    Args:
+        key: another name of what tells the answers apart; "question_id+prompt" takes both.
+        empty_is_wrong: let empty answers through; they match nothing.
+
+    Raises:
+        ValueError: an id twice, an answer without id or text, empty answers, answers of several models.
+    """
+    found: Answers = {}
+    models: set[str] = set()
+    empty: list[Any] = []
+    for path in paths:
+        for record in read_lines(Path(path)):
+            if "question_id" not in record or not isinstance(record.get("text"), str):
+                raise ValueError(
+                    f"{path} holds a record without question_id or text: it is no answers file of LLaVA's."
+                )
+            name = tuple(record[part] for part in key.split("+")) if "+" in key else record[key]
+            if name in found:
+                raise ValueError(f"{path}: the answer to {name!r} is there twice. Were two runs written into one file?")
+            found[name] = record
+            models.add(str(record.get("model_id")))
+            if not record["text"].strip():
+                empty.append(name)
+    if not found:
+        raise ValueError(f"There is no answer in {', '.join(map(str, paths))}.")
+    if len(models) > 1:
+        raise ValueError(f"The answers are of several models: {', '.join(sorted(models))}. Score each by itself.")
+    if empty and not empty_is_wrong:
+        shown = ", ".join(repr(name) for name in empty[:5])
+        raise ValueError(
+            f"{len(empty)} of {len(found)} answers are empty, the first: {shown}. Answer them again, or count them as "
+            "wrong with --empty-is-wrong."
+        )
+    return found
+
+
+def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:
+    """The answer to question `name`; ValueError where there is none, so that no part is taken for the whole."""
+    if name not in answers:
+        raise ValueError(f"There is no answer to question {name!r} of {source}, which has others: is the run complete?")
+    return answers[name]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

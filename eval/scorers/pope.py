@@ -1,0 +1,73 @@
+"""POPE (arXiv 2305.10355): is the object there? "yes" is the positive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import Answers, Score, answered, read_lines
+
+
+def says_no(text: str) -> bool:
+    """As POPE's script reads an answer: up to the first full stop, commas aside, the words no, No or not say no."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"}.isdisjoint(words)
+
+
+def object_of(question: str) -> str:
+    """What is asked for in "Is there a cat in the image?"."""
+    found = re.match(r"Is there an? (.+) in the ima\w*ge\?", question)
+    return found[1] if found else question.split("\n")[0]
+
+
+def figures_of(said: Sequence[bool], truth: Sequence[bool]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 and the share of yes, of yes (True) and no."""
+    both = sum(a and b for a, b in zip(said, truth, strict=True))
+    precision, recall = both / max(sum(said), 1), both / max(sum(truth), 1)
+    return {
+        "accuracy": sum(a == b for a, b in zip(said, truth, strict=True)) / len(said),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if both else 0.0,
+        "yes": sum(said) / len(said),
+    }
+
+
+def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
+    """F1 and its like for each category, and F1 and accuracy averaged over them.
+
+    Args:
+        ground_truth: the folder of coco_pope_{random,popular,adversarial}.json.
+        questions: LLaVA's llava_pope_test.jsonl. Labels are found by image and object, not by order, as it lacks some
+            of POPE's random category, and some of its questions are spelt otherwise ("imange").
+
+    Raises:
+        ValueError: a question has no answer or no label, or the folder holds no such file.
+    """
+    labels = {}
+    files = sorted(ground_truth.glob("coco_pope_*.json"))
+    if not files:
+        raise ValueError(f"{ground_truth} holds no coco_pope_*.json.")
+    for file in files:
+        category = file.stem.removeprefix("coco_pope_")
+        for line in read_lines(file):
+            labels[category, line["image"], object_of(line["text"])] = line["label"] == "yes"
+    said: dict[str, list[bool]] = {}
+    truth: dict[str, list[bool]] = {}
+    figures, per_item = {}, {}
+    for line in read_lines(questions):
+        category = line["category"]
+        key = (category, line["image"], object_of(line["text"]))
+        if key not in labels:
+            raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
+        yes = not says_no(answered(line["question_id"], answers, str(questions))["text"])
+        said.setdefault(category, []).append(yes)
+        truth.setdefault(category, []).append(labels[key])
+        per_item[str(line["question_id"])] = float(yes == labels[key])
+    by_category = {category: figures_of(said[category], truth[category]) for category in sorted(said)}
+    for name in ("f1", "accuracy"):
+        figures[name] = sum(own[name] for own in by_category.values()) / len(by_category)
+    for category, own in by_category.items():
+        figures.update({f"{category}_{name}": value for name, value in own.items()})
+    return Score(figures, per_item)

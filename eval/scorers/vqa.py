@@ -1,0 +1,147 @@
+"""The VQA accuracy (arXiv 1505.00468) and what it takes for the same answer: TextVQA, VQAv2, VizWiz.
+
+Ten people answered. An answer scores min(1, n/3), n of nine others agreeing, averaged over the ten choices of nine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import Answers, Score, answered, mean, read_lines
+
+_ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
+I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
+somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
+they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
+who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
+_MORE = """couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've 'ow's'at"""
+_NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
+_NUMBERS["none"] = "0"
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")  # the first group is the official script's own, which never holds
+
+
+def _contractions() -> dict[str, str]:
+    """What a word with an apostrophe left out is taken for."""
+    found = {word.replace("'", ""): word for word in _ONE.split()}
+    for word in _MORE.split():
+        for at, letter in enumerate(word):
+            if letter == "'":
+                found[word[:at] + word[at + 1 :]] = word
+    return {**found, "somebody'd": "somebodyd"}  # an oddity of the official table
+
+
+CONTRACTIONS = _contractions()
+
+
+def without_punctuation(text: str) -> str:
+    """A mark beside a space goes, between letters it becomes a space; all go where a number is written with a comma."""
+    out, number = text, _COMMA_IN_NUMBER.search(text) is not None
+    for mark in _PUNCTUATION:
+        out = out.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
+    return _FULL_STOP.sub("", out, count=32)  # so many, because the official script gives a flag in the count's place
+
+
+def plain_words(text: str) -> str:
+    """Lower case, numbers as digits, no articles, contractions with their apostrophes."""
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normal(answer: str) -> str:
+    """An answer as EvalAI's processor gives it, which TextVQA's scorer and LLaVA's submissions use."""
+    answer = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return plain_words(without_punctuation(_one_line(answer)))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def agreement(answer: str, people: Sequence[str]) -> float:
+    """The VQA accuracy of one answer: [0, 1]."""
+    same = sum(person == answer for person in people)
+    return mean([min(1.0, (same - (person == answer)) / 3) for person in people])
+
+
+def textvqa(answers: Answers, ground_truth: Path) -> Score:
+    """TextVQA's validation accuracy in percent, of LLaVA's answers (question_id is the image's)."""
+    data = json.loads(ground_truth.read_text(encoding="utf-8"))["data"]
+    truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
+    per_item = {}
+    for (image, prompt), record in answers.items():
+        question = _question_of(prompt)
+        if (image, question) not in truth:
+            raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
+        people = [normal(person) for person in truth[image, question]]
+        if len(people) != 10:
+            raise ValueError(
+                f"{ground_truth} has {len(people)} answers to {question!r} about {image}, where 10 belong."
+            )
+        per_item[f"{image} {question}"] = agreement(normal(record["text"]), people)
+    if len(per_item) < len(truth):
+        raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
+    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item)
+
+
+def _question_of(prompt: str) -> str:
+    """The question in LLaVA's prompt for TextVQA, with OCR tokens or without, in lower case."""
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        return re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)[1].lower()
+    if "Reference OCR token: " in prompt and len(lines) == 3:
+        return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
+    if len(lines) == 2:
+        return lines[0].lower()
+    raise ValueError(f"This is no prompt of LLaVA's for TextVQA: {prompt!r}")
+
+
+def vqav2(answers: Answers, ground_truth: Path) -> Score:
+    """VQAv2's accuracy in percent, of answers as LLaVA submits them; by type of answer as well.
+
+    As the official script, people's answers are made alike only where they differ.
+    """
+    entries = json.loads(ground_truth.read_text(encoding="utf-8"))["annotations"]
+    per_item, by_type = {}, {}
+    for entry in entries:
+        record = answered(entry["question_id"], answers, str(ground_truth))
+        people = [_one_line(person["answer"]) for person in entry["answers"]]
+        said = normal(record["text"])
+        if len(set(people)) > 1:
+            people = [plain_words(without_punctuation(person)) for person in people]
+            said = plain_words(without_punctuation(said))
+        score = agreement(said, people)
+        per_item[str(entry["question_id"])] = score
+        by_type.setdefault(entry["answer_type"], []).append(score)
+    figures = {"accuracy": 100 * mean(list(per_item.values()))}
+    return Score(figures | {kind: 100 * mean(by_type[kind]) for kind in sorted(by_type)}, per_item)
+
+
+def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
+    """VizWiz's accuracy in percent where the answers are public (val), and its submission.
+
+    Args:
+        questions: LLaVA's llava_*.jsonl, whose question_id the answers have; images tell the questions apart.
+    """
+    truth = {entry["image"]: entry for entry in json.loads(ground_truth.read_text(encoding="utf-8"))}
+    per_item, by_type, submission = {}, {}, []
+    for line in read_lines(questions):
+        said = normal(answered(line["question_id"], answers, str(questions))["text"])
+        submission.append({"image": line["image"], "answer": said})
+        if line["image"] not in truth:
+            raise ValueError(f"{ground_truth} has nothing about {line['image']}.")
+        entry = truth[line["image"]]
+        if "answers" in entry:
+            score = agreement(said, [normal(person["answer"]) for person in entry["answers"]])
+            per_item[line["image"]] = score
+            by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
+    if not per_item:
+        return Score({}, {}, submission)
+    figures = {"accuracy": 100 * mean(list(per_item.values()))}
+    return Score(figures | {kind: 100 * mean(by_type[kind]) for kind in sorted(by_type)}, per_item, submission)
