@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .scorers.pope import figures_of, says_no
+
 
 def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
     """CIDEr per image, and the corpus' CIDEr, BLEU-4 and, if asked for, SPICE, by pycocoevalcap.
@@ -108,23 +110,10 @@ def wups(said: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> l
 
 
 def yes_no(said: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
-    """POPE's figures, "yes" being the positive: accuracy, precision, recall, F1, share of yes; and `per_item`.
-
-    As POPE's own script reads answers: with "no" or "not" among the words it is no, else yes.
-    """
-    answers = ["no" if {"no", "not"} & set(re.findall(r"\w+", text.lower())) else "yes" for text in said]
-    hits = [float(a == b) for a, b in zip(answers, truth, strict=True)]
-    both = sum(a == b == "yes" for a, b in zip(answers, truth, strict=True))
-    yes, wanted = answers.count("yes"), list(truth).count("yes")
-    precision, recall = both / max(yes, 1), both / max(wanted, 1)
-    return {
-        "accuracy": float(np.mean(hits)),
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / max(precision + recall, 1e-12),
-        "yes": yes / len(answers),
-        "per_item": hits,
-    }
+    """POPE's figures, "yes" being the positive, answers read as by its script; and `per_item`."""
+    answers, wanted = [not says_no(text) for text in said], [label == "yes" for label in truth]
+    hits = [float(a == b) for a, b in zip(answers, wanted, strict=True)]
+    return {**figures_of(answers, wanted), "per_item": hits}
 
 
 def recall_at(scores: Tensor, owner: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
