@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import checkpoint, own_base, photos, run, stored  # noqa: F401
+from data_fixtures import folder, make  # noqa: F401
 from data_toys import TEMPLATE_WITHOUT_EOS, llama_tokenizer
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -145,15 +147,15 @@ def captions() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def llava_data(tmp_path) -> dict[str, Path]:
     """A dozen records in LLaVA's format with real image files, captions included."""
-    folder = tmp_path / "images"
-    folder.mkdir()
+    pictures = tmp_path / "images"
+    pictures.mkdir()
     colours = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230)}
     records = []
     for i in range(12):
         name = list(colours)[i % 3]
         noise = np.random.default_rng(i).integers(0, 30, (40, 48, 3))
         pixels = np.clip(np.array(colours[name]) + noise, 0, 255).astype("uint8")
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
         records.append(
             {
                 "id": str(i),
@@ -167,4 +169,4 @@ def llava_data(tmp_path) -> dict[str, Path]:
         )
     path = tmp_path / "data.json"
     path.write_text(json.dumps(records))
-    return {"data": path, "images": folder}
+    return {"data": path, "images": pictures}
