@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_fwd2bot import load_fwd2bot, register
 from llava_fwd2bot.bottleneck import embed
-from llava_fwd2bot.conversation import ConversationFormatter
+from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
 
 from .rivals import RIVALS, KeyValueLlava, PooledLlava
 
@@ -83,13 +83,13 @@ class BaseReader:
         token = self.processor.image_token
         texts = [self.prompt(question).replace(token, token * placeholders) for question in questions]
         found = self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=self._needs_bos(texts[0])
+            texts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=needs_bos(self.tokenizer, texts[0]),
         )
         return found["input_ids"], found["attention_mask"]
-
-    def _needs_bos(self, text: str) -> bool:
-        bos = self.tokenizer.bos_token
-        return not (bos and text.startswith(bos))  # chat templates may write it themselves
 
 
 class PrunedReader(BaseReader):

@@ -18,7 +18,6 @@ sugarcrepe 426 pairs of a true caption and a false one: how often the true one i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.data import read_records
 from llava_fwd2bot.smol import instructions as make
 
 from . import metrics
@@ -51,7 +51,7 @@ class Split:
 
     @classmethod
     def read(cls, file: Path, images: Path, limit: int | None = None) -> Split:
-        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
+        entries = read_records(file)[:limit]
         return cls([images / e["image"] for e in entries], [e["captions"] for e in entries])
 
 

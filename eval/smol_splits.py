@@ -16,30 +16,26 @@ What is reported, Flickr8k's dev and 100 of DAQUAR's images, is in none of them.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 from llava_fwd2bot.config import write_json
+from llava_fwd2bot.data import read_records
 from llava_fwd2bot.smol import instructions as make
 
 FLICKR_TUNING = 300
 DAQUAR_REPORTED, DAQUAR_TUNING = 100, 40
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def daquar(data: Path) -> list[list[dict[str, Any]]]:
     """Questions to report on, to tune by, and to train on."""
-    return make.split_by_image(_lines(data / "daquar" / "train.jsonl"), (DAQUAR_REPORTED, DAQUAR_TUNING))
+    return make.split_by_image(read_records(data / "daquar" / "train.jsonl"), (DAQUAR_REPORTED, DAQUAR_TUNING))
 
 
 def flickr(data: Path, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Captioned images to tune by, and to train on."""
-    entries = _lines(data / "flickr8k" / "train.jsonl")
+    entries = read_records(data / "flickr8k" / "train.jsonl")
     random.Random(seed).shuffle(entries)
     return entries[:FLICKR_TUNING], entries[FLICKR_TUNING:]
 

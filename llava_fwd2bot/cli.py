@@ -262,11 +262,10 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     from transformers import TextStreamer
 
-    from .conversation import ConversationFormatter
+    from .conversation import ConversationFormatter, needs_bos
 
     prompt = ConversationFormatter(processor).prompt(args.question, len(pictures) or len(args.id))
-    bos = processor.tokenizer.bos_token
-    text: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": not (bos and prompt.startswith(bos))}
+    text: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": needs_bos(processor.tokenizer, prompt)}
     # not by the processor, which makes as many placeholders as there are dense tokens: one for each image will do
     inputs.update(getattr(processor, "tokenize", processor.tokenizer)(prompt, **text).to(model.device))
     if args.summaries:

@@ -127,6 +127,11 @@ class ConversationFormatter:
         return chunk.rstrip() + self.eos, ""
 
 
+def needs_bos(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer must add its special tokens: chat templates may write the first one themselves."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
 def _image_first(value: str) -> str:
     # One picture goes before the question, where LLaVA puts it; several stay where the text refers to them.
     if value.count(PLACEHOLDER) == 1:

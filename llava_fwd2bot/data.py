@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .batching import IGNORE_INDEX, few
-from .conversation import PLACEHOLDER, ConversationFormatter
+from .conversation import PLACEHOLDER, ConversationFormatter, needs_bos
 from .images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
@@ -35,8 +35,8 @@ class _Row:
     captions: list[str]
 
 
-def read_records(path: str | Path) -> list[dict]:
-    """The records of a .json list or a .jsonl; errors name the file and the place."""
+def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
+    """The records of a .json list or a .jsonl (`lines`, whatever its name is); errors name the file and the place."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
@@ -44,7 +44,7 @@ def read_records(path: str | Path) -> list[dict]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    lines = path.suffix == ".jsonl"
+    lines = path.suffix == ".jsonl" if lines is None else lines
     records = []
     # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
     for number, part in enumerate(text.split("\n") if lines else [text], start=1):
@@ -233,10 +233,9 @@ class LlavaDataset(Dataset):
     def _encode(
         self, text: str, spans: list[tuple[int, int]], counts: list[int], name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        bos = self.tokenizer.bos_token
         encoded = self.tokenizer(
             text,
-            add_special_tokens=not (bos and text.startswith(bos)),  # chat templates may write it themselves
+            add_special_tokens=needs_bos(self.tokenizer, text),
             return_offsets_mapping=True,
             verbose=False,
         )

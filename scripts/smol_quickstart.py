@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli import main as fwd2bot
 from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.data import read_records
 from llava_fwd2bot.eval.metrics import recall_at, yes_no
 from llava_fwd2bot.eval.readers import BaseReader, SummaryReader
 from llava_fwd2bot.smol import instructions as make
@@ -66,8 +67,7 @@ def packaged(folder: Path) -> list[Photo]:
 
 def flickr(data: Path, folder: Path, split: str, count: int) -> list[Photo]:
     """The first `count` of a split of Flickr8k; the questions are made POPE's way from the captions."""
-    lines = (data / "flickr8k" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    entries = [json.loads(line) for line in lines]
+    entries = read_records(data / "flickr8k" / f"{split}.jsonl")[:count]
     asked: dict[str, list[tuple[str, str]]] = {entry["image"]: [] for entry in entries}
     for question in make.pope_questions(entries, "random"):
         asked[question["image"]].append((question["question"], question["answer"]))

@@ -218,10 +218,10 @@ def test_mmvet_is_converted(tmp_path, capsys):
     "text, message",
     [
         ('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n', "answer to 1 is there twice"),
-        ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "line 2 is no JSON"),
+        ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "not JSON at line 2"),
         ('{"question_id": 1, "text": " "}\n', "1 of 1 answers are empty, the first: 1"),
         ('{"question_id": 1, "answer": "a"}\n', "without question_id or text"),
-        ("\n", "There is no answer in"),
+        ("\n", "no records"),
         (
             '{"question_id": 1, "text": "a", "model_id": "m"}\n{"question_id": 2, "text": "a", "model_id": "n"}\n',
             "several models: m, n",

@@ -6,12 +6,13 @@ reads an answer as the benchmark's official script does, oddities included, so t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from llava_fwd2bot.data import read_records
 
 # name → (module, function, what --ground-truth is, whether --questions is needed)
 SCORERS = {
@@ -48,28 +49,6 @@ def scorer(name: str) -> Callable[..., Score]:
     return getattr(import_module(f"{__name__}.{module}"), function)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; a line is no JSON object, as where writing was cut off.
-    """
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is no JSON ({error.msg}): was writing cut off? Answer again."
-            ) from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is {type(record).__name__}, where a JSON object is needed.")
-        records.append(record)
-    return records
-
-
 def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong: bool = False) -> Answers:
     """LLaVA's answers out of one file or the parts of several GPUs, by `question_id`.
 
@@ -78,13 +57,13 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
         empty_is_wrong: let empty answers through; they match nothing.
 
     Raises:
-        ValueError: an id twice, an answer without id or text, empty answers, answers of several models.
+        ValueError: a line cut off, no line, an id twice, an answer without id or text, empty answers, several models.
     """
     found: Answers = {}
     models: set[str] = set()
     empty: list[Any] = []
     for path in paths:
-        for record in read_lines(Path(path)):
+        for record in read_records(path, lines=True):
             if "question_id" not in record or not isinstance(record.get("text"), str):
                 raise ValueError(
                     f"{path} holds a record without question_id or text: it is no answers file of LLaVA's."
@@ -96,8 +75,6 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
             models.add(str(record.get("model_id")))
             if not record["text"].strip():
                 empty.append(name)
-    if not found:
-        raise ValueError(f"There is no answer in {', '.join(map(str, paths))}.")
     if len(models) > 1:
         raise ValueError(f"The answers are of several models: {', '.join(sorted(models))}. Score each by itself.")
     if empty and not empty_is_wrong:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import Answers, Score, answered, read_lines
+from llava_fwd2bot.data import read_records
+
+from . import Answers, Score, answered
 
 
 def says_no(text: str) -> bool:
@@ -51,12 +53,12 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         raise ValueError(f"{ground_truth} holds no coco_pope_*.json.")
     for file in files:
         category = file.stem.removeprefix("coco_pope_")
-        for line in read_lines(file):
+        for line in read_records(file, lines=True):
             labels[category, line["image"], object_of(line["text"])] = line["label"] == "yes"
     said: dict[str, list[bool]] = {}
     truth: dict[str, list[bool]] = {}
     figures, per_item = {}, {}
-    for line in read_lines(questions):
+    for line in read_records(questions, lines=True):
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:

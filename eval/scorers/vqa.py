@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import Answers, Score, answered, mean, read_lines
+from llava_fwd2bot.data import read_records
+
+from . import Answers, Score, answered, mean
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -132,7 +134,7 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     """
     truth = {entry["image"]: entry for entry in json.loads(ground_truth.read_text(encoding="utf-8"))}
     per_item, by_type, submission = {}, {}, []
-    for line in read_lines(questions):
+    for line in read_records(questions, lines=True):
         said = normal(answered(line["question_id"], answers, str(questions))["text"])
         submission.append({"image": line["image"], "answer": said})
         if line["image"] not in truth:
