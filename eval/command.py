@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.cli import model_options
 from llava_fwd2bot.config import write_json
 from llava_fwd2bot.version import __version__
 
@@ -34,8 +37,102 @@ def main(argv: Sequence[str]) -> None:
     score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=_score)
+
+    shared = {"parents": [_evaluator_options()], "allow_abbrev": False}
+    retrieval = commands.add_parser("retrieval", help="images by captions and captions by images: R@1, 5, 10", **shared)
+    retrieval.add_argument("--dataset", required=True, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
+    retrieval.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
+    retrieval.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
+    retrieval.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
+    retrieval.add_argument("--maxsim", action="store_true", help="also compare the summary tokens one by one")
+    retrieval.set_defaults(run=_retrieval)
+
+    parts = commands.add_parser("compositionality", help="SugarCrepe, SugarCrepe++ or Winoground", **shared)
+    parts.add_argument("--tests", required=True, type=Path, metavar="PATH", help="the folder of JSON files, or .jsonl")
+    parts.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    parts.add_argument("--skip-missing", action="store_true", help="leave out tests without their image; counted")
+    parts.add_argument("--no-likelihood", action="store_true", help="score by embeddings alone")
+    parts.set_defaults(run=_compositionality)
     args = parser.parse_args(list(argv))
     args.run(args)
+
+
+def _evaluator_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[model_options(k=False)])
+    options.add_argument("--k", type=int, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
+    options.add_argument("--limit", type=int, metavar="N", help="the first N alone, for a try; the result says so")
+    options.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
+    options.add_argument(
+        "--work", type=Path, default=Path("fwd2bot-eval"), metavar="DIR", help="keeps what is compressed, to go on from"
+    )
+    options.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
+    return options
+
+
+def _evaluate(args: argparse.Namespace, run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Opens the model, runs an evaluator on its encoder, and prints and writes what it finds.
+
+    Args:
+        run: (encoder, ks) → (the result, what each item adds to it).
+    """
+    from llava_fwd2bot.checkpoint import read_checkpoint
+    from llava_fwd2bot.cli import folder_of, load_model
+    from llava_fwd2bot.compress import fingerprint_of
+
+    from .encode import Encoder
+    from .retrieval import table
+
+    with ExitStack() as stack:
+        if args.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        path = folder_of(args.model)
+        most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+        ks = args.k or [most]
+        if not all(1 <= k <= most for k in ks):
+            raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
+        model, processor = load_model(path, args)
+        found, per_item = run(Encoder(model, processor, fingerprint_of(path), args.work, args.batch_size), ks)
+        about = {"model": str(args.model), "fingerprint": fingerprint_of(path), "dtype": str(model.dtype)[6:]}
+        quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
+        result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
+    if args.output:
+        write_json(args.output, {**result, "per_item": per_item})
+    print(json.dumps(result) if args.json else table(found["rows"]))
+
+
+def _stamp() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    versions = {"llava_fwd2bot": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"date": str(date.today()), "versions": versions}
+
+
+def _retrieval(args: argparse.Namespace) -> None:
+    from . import retrieval
+    from .datasets import read_captioned
+
+    data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
+        return {"evaluator": "retrieval", **retrieval.about(data), "split": args.split, "rows": rows}, ranks
+
+    _evaluate(args, run)
+
+
+def _compositionality(args: argparse.Namespace) -> None:
+    from . import compositionality
+
+    tests = compositionality.read_items(args.tests, args.images, args.skip_missing)
+    tests.items = tests.items[: args.limit]
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
+        told = {"evaluator": "compositionality", "benchmark": tests.kind, "tests": len(tests.items)}
+        return {**told, "missing": tests.missing, "rows": rows}, passed
+
+    _evaluate(args, run)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -59,8 +156,7 @@ def _score(args: argparse.Namespace) -> None:
         "items": len(found.per_item),
         "model": next(iter(answers.values())).get("model_id"),
         "answers": [str(path) for path in args.answers],
-        "date": str(date.today()),
-        "version": __version__,
+        **_stamp(),
     }
     if args.submission:
         if found.submission is None:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .scorers.pope import figures_of, says_no
 
@@ -114,28 +112,6 @@ def yes_no(said: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
     answers, wanted = [not says_no(text) for text in said], [label == "yes" for label in truth]
     hits = [float(a == b) for a, b in zip(answers, wanted, strict=True)]
     return {**figures_of(answers, wanted), "per_item": hits}
-
-
-def recall_at(scores: Tensor, owner: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
-    """R@n both ways between images and captions, several captions to an image.
-
-    Args:
-        scores: [images, captions]. owner: the image of each caption, [captions].
-
-    Returns:
-        `t2i_r1`, … and `i2t_r1`, … (an image is found when any caption of its own is among the first n),
-        and the hits at rank 1 of each caption and image, `t2i_hits`, `i2t_hits`.
-    """
-    own = scores[owner, torch.arange(len(owner))]  # [captions]
-    t2i = (scores > own).sum(0)  # images before the right one
-    mine = owner == torch.arange(len(scores))[:, None]  # [images, captions]
-    best = scores.masked_fill(~mine, float("-inf")).max(1).values
-    i2t = ((scores > best[:, None]) & ~mine).sum(1)
-    found: dict[str, Any] = {}
-    for name, place in (("t2i", t2i), ("i2t", i2t)):
-        found.update({f"{name}_r{n}": (place < n).double().mean().item() for n in ranks})
-        found[f"{name}_hits"] = (place < 1).double().tolist()
-    return found
 
 
 def bootstrap(

@@ -36,6 +36,7 @@ from llava_fwd2bot.smol import instructions as make
 
 from . import metrics
 from .readers import BaseReader, SummaryReader, open_reader
+from .search import ranks, recalls
 
 ANSWERED = ("caption", "exists", "daquar")
 SEARCHED = ("retrieval", "coco", "sugarcrepe")
@@ -133,10 +134,8 @@ def search(
     owner = torch.tensor([i for i, said in enumerate(split.captions) for _ in said])
     if task not in texts:
         texts[task] = reader.text_states(captions)
-    scores = reader.embed_images(images(split.paths), k) @ reader.embed_images(texts[task], k).T
-    found = metrics.recall_at(scores, owner)
-    items = found.pop("t2i_hits")
-    return {"figures": {name: value for name, value in found.items() if name != "i2t_hits"}, "items": items}
+    t2i, i2t = ranks(reader.embed_images(images(split.paths), k), reader.embed_images(texts[task], k), owner)
+    return {"figures": recalls(t2i, i2t), "items": (t2i < 1).double().tolist()}
 
 
 def sugarcrepe(

@@ -92,7 +92,8 @@ def _number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[st
 _count = _number(int, 1, "a whole number")
 
 
-def _model_options() -> argparse.ArgumentParser:
+def model_options(k: bool = True) -> argparse.ArgumentParser:
+    """The options of every command that loads a model; `k`: with --k J."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
     group.add_argument("--model", required=True, metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
@@ -102,7 +103,8 @@ def _model_options() -> argparse.ArgumentParser:
     width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
     group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
-    group.add_argument("--k", type=_count, metavar="J", help="use the first J summary tokens; default: all")
+    if k:
+        group.add_argument("--k", type=_count, metavar="J", help="use the first J summary tokens; default: all")
     options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     return options
 
@@ -114,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fwd2bot {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     plain: dict[str, Any] = {"allow_abbrev": False}
-    shared: dict[str, Any] = {"parents": [_model_options()], "allow_abbrev": False}
+    shared: dict[str, Any] = {"parents": [model_options()], "allow_abbrev": False}
 
     commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
 
@@ -170,7 +172,7 @@ def _images_and_question(args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------- commands
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     from .load import local_folder
 
     try:
@@ -179,18 +181,18 @@ def _folder(name: str) -> Path:
         raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
 
 
-def _checked(args: argparse.Namespace) -> Path:
+def checked(args: argparse.Namespace) -> Path:
     """The checkpoint's folder, once what costs nothing to check is checked: it is one, and --k fits."""
     from .checkpoint import read_checkpoint
 
-    path = _folder(args.model)
+    path = folder_of(args.model)
     k = read_checkpoint(path)["fwd2bot"].num_summary_tokens
     if args.k is not None and args.k > k:
         raise ValueError(f"--k must be from 1 to this model's k = {k}, got {args.k}.")
     return path
 
 
-def _load(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
+def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     """(model, processor) on the device and in the precision asked for."""
     import torch
 
@@ -226,14 +228,14 @@ def _device(name: str | None) -> Any:
 def _info(args: argparse.Namespace) -> None:
     from .info import describe, render
 
-    found = describe(_folder(args.checkpoint))
+    found = describe(folder_of(args.checkpoint))
     print(json.dumps(found, indent=2) if args.json else render(found))
 
 
 def _convert(args: argparse.Namespace) -> None:
     from .convert import convert
 
-    print(convert(_folder(args.checkpoint), args.base, args.output))
+    print(convert(folder_of(args.checkpoint), args.base, args.output))
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -251,14 +253,14 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     from .images import join_pixels, open_image, prepare_pixels
 
-    path = _checked(args)
+    path = checked(args)
     inputs: dict[str, Any] = {}
     if args.summaries:
         from .compress import fingerprint_of, read_summaries
 
         inputs["summary"] = read_summaries(args.summaries, args.id, fingerprint_of(path), args.k)
     pictures = [open_image(name) for name in args.image or []]
-    model, processor = _load(path, args)
+    model, processor = load_model(path, args)
 
     from transformers import TextStreamer
 
@@ -303,8 +305,8 @@ def _compress(args: argparse.Namespace) -> None:
             stack.enter_context(redirect_stdout(sys.stderr))
         output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         images, skipped = find_images(args.images)
-        path = _checked(args)
-        model, processor = _load(path, args)
+        path = checked(args)
+        model, processor = load_model(path, args)
         done = compress_images(
             model,
             processor,

@@ -64,6 +64,20 @@ def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
     return records
 
 
+def with_labels(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of `text`, [T], and its labels, [T]: the ids in the answers' spans, IGNORE_INDEX elsewhere."""
+    options = {"add_special_tokens": needs_bos(tokenizer, text), "return_offsets_mapping": True, "verbose": False}
+    encoded = tokenizer(text, **options)
+    ids = torch.tensor(encoded["input_ids"])
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    # A token counts if it overlaps an answer: "▁word" may begin with a space that belongs to the prompt.
+    start, end = torch.tensor(encoded["offset_mapping"]).unbind(-1)
+    for first, last in spans:
+        inside = (start < last) & (torch.maximum(end, start + 1) > first)
+        labels[inside] = ids[inside]
+    return ids, labels
+
+
 def _strings(value: Any, name: str, field: str) -> list[str]:
     values = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) for item in values):
@@ -233,19 +247,7 @@ class LlavaDataset(Dataset):
     def _encode(
         self, text: str, spans: list[tuple[int, int]], counts: list[int], name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=needs_bos(self.tokenizer, text),
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        ids = torch.tensor(encoded["input_ids"])  # [T'], one id per picture
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        # A token counts if it overlaps an answer: "▁word" may begin with a space that belongs to the prompt.
-        start, end = torch.tensor(encoded["offset_mapping"]).unbind(-1)
-        for first, last in spans:
-            inside = (start < last) & (torch.maximum(end, start + 1) > first)
-            labels[inside] = ids[inside]
+        ids, labels = with_labels(self.tokenizer, text, spans)  # [T'], one id per picture
         is_image = ids == self.reader.image_token_id
         if int(is_image.sum()) != len(counts):
             raise ValueError(

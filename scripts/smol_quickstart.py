@@ -27,8 +27,9 @@ from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli import main as fwd2bot
 from llava_fwd2bot.config import read_json, write_json
 from llava_fwd2bot.data import read_records
-from llava_fwd2bot.eval.metrics import recall_at, yes_no
+from llava_fwd2bot.eval.metrics import yes_no
 from llava_fwd2bot.eval.readers import BaseReader, SummaryReader
+from llava_fwd2bot.eval.search import ranks, recalls
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.train import train
 
@@ -154,7 +155,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
     captions = [caption for photo in photos for caption in photo.captions]
     owner = torch.tensor([i for i, photo in enumerate(photos) for _ in photo.captions])
     vectors = reader.embed_images(reader.text_states(captions), K)
-    found = recall_at(stored["embedding"].float() @ vectors.T, owner, (1,))
+    found = recalls(*ranks(stored["embedding"].float(), vectors, owner), (1,))
     mark = lap("search", mark)
 
     print("4. Fine-tuning from the base with one extra flag", flush=True)

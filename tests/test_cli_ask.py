@@ -94,7 +94,7 @@ def test_ask_samples_only_when_told(run, checkpoint, photos):
 
 def test_ask_with_a_bad_picture(run, checkpoint, photos, monkeypatch):
     """It is named, with the reason, before minutes are spent on loading a model."""
-    monkeypatch.setattr(cli, "_load", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     for name, reason in (
         ("beach/truncated.jpg", "damaged or truncated"),
         ("text.jpg", "not a picture"),
@@ -114,7 +114,7 @@ def test_a_one_pixel_picture_is_a_picture(run, checkpoint, photos):
 @pytest.mark.parametrize("command", ["ask", "compress"])
 def test_k_above_the_models(run, checkpoint, photos, tmp_path, monkeypatch, command):
     """Told before the model is loaded, with the largest k there is."""
-    monkeypatch.setattr(cli, "_load", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     rest = {
         "ask": ("--image", photos / "a.png", QUESTION),
         "compress": ("--images", photos, "--output", tmp_path / "s.safetensors"),
@@ -167,7 +167,7 @@ def test_stored_summaries_answer_as_the_image_does(run, checkpoint, photos, stor
 
 def test_errors_of_stored_summaries(run, checkpoint, stored, tmp_path, monkeypatch):
     """Each says what is wrong with the file or the id, and what to try, before the model is loaded."""
-    monkeypatch.setattr(cli, "_load", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     tensors, meta = load_file(stored), metadata(stored)
     other = tmp_path / "other.safetensors"
     save_file(tensors, other, metadata={**meta, "fingerprint": "0" * 64})

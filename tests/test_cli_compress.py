@@ -106,7 +106,7 @@ def test_compress_keeps_what_is_there(run, checkpoint, photos, stored, monkeypat
     before = stored.read_bytes()
     command = ("compress", "--model", checkpoint, "--images", photos, "--output", stored)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_load", lambda *args: pytest.fail("the model was loaded first"))
+        patch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
         code, out, err = run(*command)
         assert (code, out) == (1, "") and "--overwrite" in err and stored.read_bytes() == before
 
@@ -125,7 +125,7 @@ def test_compress_keeps_what_is_there(run, checkpoint, photos, stored, monkeypat
 
 def test_compress_checks_the_output_before_the_work(run, checkpoint, photos, tmp_path, monkeypatch):
     """An output that cannot be written is told in a second, not after the last image."""
-    monkeypatch.setattr(cli, "_load", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     (tmp_path / "file").write_text("a regular file")
     for output in (tmp_path / "file" / "s.safetensors", tmp_path / "file" / "sub" / "s.safetensors", tmp_path):
         code, out, err = run("compress", "--model", checkpoint, "--images", photos, "--output", output)

@@ -11,7 +11,7 @@ from conftest import DENSE, SIZE, settings, shake, toy_base
 from PIL import Image
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot
-from llava_fwd2bot.eval import metrics, smol, smol_report
+from llava_fwd2bot.eval import metrics, search, smol, smol_report
 from llava_fwd2bot.eval.readers import BaseReader, KeyValueReader, PooledReader, PrunedReader, SummaryReader
 from llava_fwd2bot.eval.rivals import KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
 
@@ -159,11 +159,31 @@ def test_rivals_train_and_come_back_from_disk(base_dir, processor, tmp_path, hos
 def test_retrieval_counts_by_hand():
     """Two images, three captions; the first image owns two of them."""
     scores = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.5, 0.3]])
-    found = metrics.recall_at(scores, torch.tensor([0, 0, 1]), (1, 2))
+    t2i, i2t = search.ranks(scores, torch.eye(3), torch.tensor([0, 0, 1]))
+    found = search.recalls(t2i, i2t, (1, 2))
     assert found["t2i_r1"] == pytest.approx(1 / 3)  # captions 1 and 2 lie nearer to the other image
     assert found["t2i_r2"] == 1.0
     assert found["i2t_r1"] == 0.5  # image 0's best is its own; image 1's is not
-    assert found["t2i_hits"] == [1.0, 0.0, 0.0]
+    assert t2i.tolist() == [0, 1, 1]
+
+
+def test_search_in_blocks_is_the_whole_search():
+    """Ranks must not depend on how much is scored at once; also those of late interaction, by hand."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(40).repeat_interleave(3)
+    images, captions = (torch.randn(n, 2, 8, generator=generator) for n in (40, 120))
+    images, captions = search.unit_tokens(images), search.unit_tokens(captions + 2 * images[owner])
+    for one, other, function in ((images[:, 0], captions[:, 0], search.cosine), (images, captions, search.maxsim)):
+        scores = function(one, other)  # [N, C]
+        right = scores[owner, torch.arange(120)]
+        best = scores.masked_fill(owner != torch.arange(40)[:, None], -9).amax(1)
+        mine = owner == torch.arange(40)[:, None]
+        for block in (1, 500, 2**20):
+            t2i, i2t = search.ranks(one, other, owner, function, block)
+            assert torch.equal(t2i, ((scores > right) & ~mine).sum(0))
+            assert torch.equal(i2t, ((scores > best[:, None]) & ~mine).sum(1))
+    pair = torch.einsum("id,jd->ij", images[3], captions[7])
+    assert search.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
 def test_answers_are_compared_as_people_read_them():

@@ -1,0 +1,175 @@
+"""`fwd2bot eval compositionality`: is the true caption preferred to one with a word changed or two words swapped?
+
+SugarCrepe (arXiv 2306.14610), SugarCrepe++ (arXiv 2406.11171) and Winoground (arXiv 2204.03162). A caption is scored
+against an image in two ways: by the cosine of their embeddings, and by how likely the caption is as the answer to a
+request to describe the image (its mean log-probability per token, our choice of normalisation).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from llava_fwd2bot.batching import IGNORE_INDEX
+from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.conversation import PLACEHOLDER, ConversationFormatter
+from llava_fwd2bot.data import read_records, with_labels
+
+from .encode import Encoder
+
+DESCRIBE = "Describe the image in one sentence."
+
+
+@dataclass
+class Item:
+    """One test: its images, its texts (the true ones first), and its kind."""
+
+    images: list[Path]
+    texts: list[str]
+    kind: str
+
+
+@dataclass
+class Items:
+    """A benchmark's tests, and how many were left out because an image is not there."""
+
+    kind: str  # sugarcrepe, sugarcrepe++, winoground
+    items: list[Item] = field(default_factory=list)
+    missing: int = 0
+
+
+def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
+    """SugarCrepe's or SugarCrepe++'s folder of JSON files, or Winoground's examples.jsonl; told apart by their fields.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no known fields; an image is missing, and not `skip_missing`.
+    """
+    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(2, "There is no JSON file of tests", str(source))
+    found = Items("")
+    for file in files:
+        content = read_records(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
+        for record in content.values() if isinstance(content, dict) else content:
+            kind, item = _item(record, file, images)
+            if found.kind not in ("", kind):
+                raise ValueError(f"{source} holds tests of {found.kind} and of {kind}: score each by itself.")
+            found.kind = kind
+            absent = [path for path in item.images if not path.is_file()]
+            if absent and not skip_missing:
+                problem = f"An image of {file.name} is missing (--skip-missing leaves such tests out)"
+                raise FileNotFoundError(2, problem, str(absent[0]))
+            if absent:
+                found.missing += 1
+            else:
+                found.items.append(item)
+    if not found.items:
+        raise ValueError(f"Not one image of {source} is in {images}.")
+    return found
+
+
+def _item(record: dict[str, Any], file: Path, images: Path) -> tuple[str, Item]:
+    if "caption_0" in record:
+        paths = []
+        for name in (record["image_0"], record["image_1"]):
+            paths.append(images / (name if Path(name).suffix else f"{name}.png"))
+        return "winoground", Item(paths, [record["caption_0"], record["caption_1"]], record.get("collapsed_tag", "all"))
+    if "negative_caption" in record:
+        path = images / record["filename"]
+        if not path.is_file():  # COCO's 2017 names have no prefix
+            path = images / record["filename"].rsplit("_", 1)[-1]
+        if "caption2" in record:
+            texts = [record["caption"], record["caption2"], record["negative_caption"]]
+            return "sugarcrepe++", Item([path], texts, file.stem)
+        return "sugarcrepe", Item([path], [record["caption"], record["negative_caption"]], file.stem)
+    raise ValueError(f"{file} holds a record of no known benchmark, with the fields {', '.join(sorted(record))}.")
+
+
+def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, bool]:
+    """Whether one test is passed, by each of the benchmark's measures.
+
+    Args:
+        scores: image against text, [images, texts]. texts: text against text, for SugarCrepe++'s text-only measure.
+    """
+    if kind == "sugarcrepe":
+        return {"accuracy": bool(scores[0, 0] > scores[0, 1])}
+    if kind == "sugarcrepe++":
+        passed = {"itt": bool(scores[0, :2].min() > scores[0, 2])}
+        if texts is not None:
+            passed["tot"] = bool(texts[0, 1] > max(texts[0, 2], texts[1, 2]))
+        return passed
+    text = bool(scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0])
+    image = bool(scores[0, 0] > scores[1, 0] and scores[1, 1] > scores[0, 1])
+    return {"group": text and image, "text": text, "image": image}
+
+
+def compositionality(
+    encoder: Encoder, tests: Items, ks: Sequence[int], generative: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The figures for each number of summary tokens and way of scoring; and what each test adds to the first one."""
+    paths = list(dict.fromkeys(path for item in tests.items for path in item.images))
+    texts = list(dict.fromkeys(text for item in tests.items for text in item.texts))
+    images, words = encoder.images(paths), encoder.texts(texts)
+    at_image = {path: i for i, path in enumerate(paths)}
+    at_text = {text: i for i, text in enumerate(texts)}
+    pooling, rows, per_item = encoder.model.fwd2bot_config.pooling, [], {}
+    for k in ks:
+        left, right = (embed(s[:, :k].float(), pooling) for s in (images, words))
+        passed = []
+        for item in tests.items:
+            own = right[[at_text[t] for t in item.texts]]
+            passed.append(judge(tests.kind, left[[at_image[p] for p in item.images]] @ own.T, own @ own.T))
+        rows.append({"k": k, "by": "embedding", **_figures(tests, passed)})
+        per_item[f"embedding k={k}"] = [float(next(iter(p.values()))) for p in passed]
+        if generative:
+            passed = []
+            for item in tqdm(tests.items, desc=f"likelihood k={k}", unit="test"):
+                state = images[[at_image[p] for p in item.images]][:, :k]
+                scores = torch.stack([likelihood(encoder, one, item.texts) for one in state])
+                passed.append(judge(tests.kind, scores))
+            rows.append({"k": k, "by": "likelihood", **_figures(tests, passed)})
+            per_item[f"likelihood k={k}"] = [float(next(iter(p.values()))) for p in passed]
+    return rows, per_item
+
+
+def _figures(tests: Items, passed: list[dict[str, bool]]) -> dict[str, float]:
+    found = {name: sum(p[name] for p in passed) / len(passed) for name in passed[0]}
+    main = next(iter(passed[0]))
+    for kind in sorted({item.kind for item in tests.items}):
+        own = [p[main] for p, item in zip(passed, tests.items, strict=True) if item.kind == kind]
+        found[f"{kind} ({len(own)})"] = sum(own) / len(own)
+    return found
+
+
+@torch.inference_mode()
+def likelihood(encoder: Encoder, summary: Tensor, answers: Sequence[str], question: str = DESCRIBE) -> Tensor:
+    """Mean log-probability per token of each answer, end token included, given one summary [k, D]: [answers]"""
+    model, tokenizer = encoder.model, encoder.processor.tokenizer
+    formatter = ConversationFormatter(encoder.processor)
+    rows, wanted = [], []
+    for answer in answers:
+        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question}"}, {"from": "gpt", "value": answer}]
+        ids, labels = with_labels(tokenizer, *formatter(turns))
+        rows.append(ids)
+        wanted.append(labels)
+    ids = pad_sequence(rows, batch_first=True).to(encoder.like.device)  # [answers, T]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
+    labels = pad_sequence(wanted, batch_first=True, padding_value=IGNORE_INDEX).to(ids.device)
+    state = summary.to(ids.device)[None].expand(len(rows), -1, -1)
+    plan = model._collapse(ids, mask, state, None)
+    hidden = model._answer_hidden(plan, ids, state)  # [N, D], all tokens of all rows
+    targets = labels.flatten()[plan.origin].masked_fill(plan.is_summary, IGNORE_INDEX)  # [N]
+    found = []
+    for own, target in zip(hidden.split(plan.lengths.tolist()), targets.split(plan.lengths.tolist()), strict=True):
+        said = target[1:] != IGNORE_INDEX
+        logits = model.get_output_embeddings()(own[:-1][said]).float()
+        found.append(logits.log_softmax(-1).gather(1, target[1:][said, None]).mean())
+    return torch.stack(found).cpu()

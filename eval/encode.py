@@ -1,0 +1,96 @@
+"""Summaries of many images and texts, kept as they are made: a run that is stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
+
+CHUNK = 256  # items in one file
+
+
+class Encoder:
+    """A Fwd2Bot model's summaries [N, k, D] in float16, in files below `work`.
+
+    Args:
+        fingerprint: of the checkpoint; what another one left in `work` is not taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, processor: Any, fingerprint: str, work: Path | None = None, batch_size: int = 16
+    ) -> None:
+        self.model, self.processor, self.work, self.batch_size = model.eval(), processor, work, batch_size
+        self.fingerprint = fingerprint
+        self.like = model.get_input_embeddings().weight
+
+    def images(self, paths: Sequence[Path]) -> Tensor:
+        """[N, k, D]; the images of a batch are read while the one before is compressed."""
+
+        def prepare(part: Sequence[Path]) -> dict[str, Any]:
+            return join_pixels([prepare_pixels(self.processor, self.model, [open_image(p)]) for p in part], self.like)
+
+        names = [f"{path}\0{path.stat().st_size}" for path in paths]
+        return self._kept("images", paths, names, prepare, lambda pixels: self.model.compress(**pixels))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """[N, k, D]; texts of like length go together."""
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
+        tokenizer = self.processor.tokenizer
+
+        def prepare(part: Sequence[str]) -> dict[str, Tensor]:
+            options = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
+            rows = tokenizer(list(part), **options)  # on either side: the pass goes by the mask
+            return {name: rows[name].to(self.like.device) for name in ("input_ids", "attention_mask")}
+
+        sorted_texts = [texts[i] for i in order]
+        found = self._kept("texts", sorted_texts, sorted_texts, prepare, lambda ids: self.model.compress_text(**ids))
+        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+    @torch.inference_mode()
+    def _kept(self, kind: str, items: Sequence[Any], names: Sequence[str], prepare: Callable, run: Callable) -> Tensor:
+        parts = []
+        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar, ThreadPoolExecutor(1) as ahead:
+            for at in range(0, len(items), CHUNK):
+                chunk = items[at : at + CHUNK]
+                file = self._file(kind, names[at : at + CHUNK])
+                if file is not None and file.is_file():
+                    parts.append(load_file(file)["summary"])
+                else:
+                    batches = [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
+                    found, waiting = [], ahead.submit(prepare, batches[0])
+                    for following in [*batches[1:], None]:
+                        ready = waiting.result()
+                        waiting = ahead.submit(prepare, following) if following is not None else None
+                        found.append(run(ready).to("cpu", torch.float16))
+                    parts.append(torch.cat(found))
+                    if file is not None:
+                        _write({"summary": parts[-1]}, file)
+                bar.update(len(chunk))
+        return torch.cat(parts)
+
+    def _file(self, kind: str, names: Sequence[str]) -> Path | None:
+        """Named by what is in it, so that other items, another model or another order are another file."""
+        if self.work is None:
+            return None
+        told = "\n".join([self.fingerprint, kind, str(self.like.dtype), *names])
+        return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, beside)
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""`fwd2bot eval retrieval`: images by captions and captions by images, R@1, 5 and 10, by exact search.
+
+The pooled vector is what training compares. `--maxsim` compares the k summary tokens one by one (late interaction, our
+choice): k² times the work and k times the memory of the pooled vector.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_fwd2bot.bottleneck import embed
+
+from .datasets import Captioned
+from .encode import Encoder
+from .search import Scores, cosine, maxsim, ranks, recalls, unit_tokens
+
+
+def retrieval(
+    encoder: Encoder, data: Captioned, ks: list[int] | None = None, late: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """The figures for each number of summary tokens, from one encoding.
+
+    Args:
+        ks: default: all that the model has.
+        late: also by MaxSim.
+
+    Returns:
+        (rows, the ranks that they are made of).
+    """
+    k = encoder.model.fwd2bot_config.num_summary_tokens
+    images, texts = encoder.images(data.paths), encoder.texts([text for said in data.captions for text in said])
+    owner = torch.tensor([i for i, said in enumerate(data.captions) for _ in said])
+    rows, places = [], {}
+    pooling = encoder.model.fwd2bot_config.pooling
+    for j in ks or [k]:
+        ways: list[tuple[str, Scores, Tensor, Tensor]] = []
+        ways.append(("pooled", cosine, *(embed(s[:, :j].float(), pooling) for s in (images, texts))))
+        if late:
+            ways.append(("maxsim", maxsim, *(unit_tokens(s[:, :j]) for s in (images, texts))))
+        for name, scores, left, right in ways:
+            start = time.perf_counter()
+            t2i, i2t = ranks(left, right, owner, scores)
+            row = {"k": j, "by": name, **recalls(t2i, i2t), "seconds": round(time.perf_counter() - start, 3)}
+            rows.append({**row, "bytes_per_image": left[0].numel() * 2})
+            places[f"{name} k={j}"] = t2i.tolist()
+    return rows, places
+
+
+def about(data: Captioned) -> dict[str, Any]:
+    return {"dataset": data.name, "images": len(data), "captions": sum(map(len, data.captions))}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown; shares in percent."""
+    columns = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
+    shares = [name for name in columns if "rank" not in name]
+    lines = ["| k | by | " + " | ".join(name.replace("_r", " R@").replace("2", "→") for name in shares) + " |"]
+    lines.append("|---" * (len(shares) + 2) + "|")
+    for row in rows:
+        cells = " | ".join(f"{100 * row[name]:.1f}" for name in shares)
+        lines.append(f"| {row['k']} | {row['by']} | {cells} |")
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""`fwd2bot eval retrieval` and `compositionality`: formats, figures by hand, going on after a stop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava_fwd2bot import load_fwd2bot
+from llava_fwd2bot.eval.compositionality import judge, likelihood, read_items
+from llava_fwd2bot.eval.datasets import read_captioned
+from llava_fwd2bot.eval.encode import CHUNK, Encoder
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Six pictures with two captions each, in all formats that are read."""
+    images = tmp_path / "images"
+    images.mkdir()
+    entries = []
+    for i, colour in enumerate(("red", "green", "blue", "white", "black", "grey")):
+        Image.new("RGB", (40, 30 + 5 * i), colour).save(images / f"{i}.png")
+        entries.append({"image": f"{i}.png", "captions": [f"a {colour} picture", f"{colour} all over"]})
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    (tmp_path / "own.json").write_text(json.dumps(entries))
+    said = [{"filename": e["image"], "sentences": [{"raw": c} for c in e["captions"]]} for e in entries]
+    karpathy = {"images": [{**image, "split": "test" if i < 4 else "val"} for i, image in enumerate(said)]}
+    (images / "dataset_flickr30k.json").write_text(json.dumps(karpathy))
+    coco = {"images": [{"id": i, "file_name": e["image"], "domain": "in-domain"} for i, e in enumerate(entries)]}
+    coco["annotations"] = [{"image_id": i, "caption": c} for i, e in enumerate(entries) for c in e["captions"]]
+    (tmp_path / "captions.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+def test_one_data_set_in_every_format(captioned):
+    own = read_captioned(str(captioned / "own.jsonl"))
+    assert len(own) == 6 and own.captions[0] == ["a red picture", "red all over"]
+    for file in ("own.json", "captions.json"):
+        assert read_captioned(str(captioned / file)).captions == own.captions
+    flickr = read_captioned("flickr30k", captioned / "images")
+    assert flickr.paths == own.paths[:4] and flickr.captions == own.captions[:4]
+    assert len(read_captioned("flickr30k", captioned / "images", split="val")) == 2
+    nocaps = {"images": captioned / "images", "annotations": captioned / "captions.json", "split": "in-domain"}
+    assert len(read_captioned("nocaps", **nocaps)) == 6
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda entries: entries[0].update(image="gone.png"), "1 of 6 images of"),
+        (lambda entries: entries[0].update(image="1.png"), "1 images are there twice, the first: 1.png"),
+        (lambda entries: entries[0].update(captions=[]), "1 images have no caption, the first: 0.png"),
+        (lambda entries: entries[0].update(captions=["a", " "]), "must be texts that are not empty"),
+        (lambda entries: entries[0].pop("image"), "a record has no 'image'"),
+    ],
+)
+def test_bad_data_sets_are_named(captioned, change, message):
+    """A hole in the data would move every rank, and show in no figure."""
+    entries = json.loads((captioned / "own.json").read_text())
+    change(entries)
+    (captioned / "own.json").write_text(json.dumps(entries))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_captioned(str(captioned / "own.json"))
+
+
+def test_retrieval_by_command(run, checkpoint, captioned):
+    """For every k from one encoding; by both ways; killed and begun again, the same figures."""
+    argv = [
+        "eval",
+        "retrieval",
+        "--model",
+        checkpoint,
+        "--dataset",
+        captioned / "own.jsonl",
+        "--k",
+        1,
+        2,
+        4,
+        "--maxsim",
+    ]
+    argv += ["--work", captioned / "work", "--output", captioned / "result.json", "--device", "cpu"]
+    code, out, err = run(*argv)
+    assert code == 0, err
+    result = json.loads((captioned / "result.json").read_text())
+    assert [(row["k"], row["by"]) for row in result["rows"]] == [
+        (k, by) for k in (1, 2, 4) for by in ("pooled", "maxsim")
+    ]
+    assert result["images"] == 6 and result["captions"] == 12 and result["versions"] and result["date"]
+    assert all(len(ranks) == 12 for ranks in result["per_item"].values())
+    by_hand = [rank < 1 for rank in result["per_item"]["pooled k=4"]]
+    row = next(row for row in result["rows"] if (row["k"], row["by"]) == (4, "pooled"))
+    assert row["t2i_r1"] == pytest.approx(sum(by_hand) / 12)
+    model, processor = load_fwd2bot(checkpoint)
+    pixels = processor.image_processor([Image.open(captioned / "images" / "0.png")], return_tensors="pt")
+    kept = load_file(next((captioned / "work").glob("images-*.safetensors")))["summary"]
+    torch.testing.assert_close(kept[0].float(), model.compress(**pixels)[0], atol=1e-2, rtol=1e-2)
+    for half in (captioned / "work").glob("texts-*"):
+        half.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (captioned / "work").iterdir()}
+    assert run(*argv, "--json")[0] == 0
+    again = json.loads((captioned / "result.json").read_text())
+    assert again["per_item"] == result["per_item"]
+    assert all(path.stat().st_mtime_ns == at for path, at in times.items())  # what was there was not made again
+    assert run(*argv, "--k", 9)[2].count("--k must be from 1 to this model's k = 4, got 9") == 1
+
+
+def test_another_model_does_not_take_what_is_kept(checkpoint, captioned):
+    """Summaries of another model in the same folder would be silently wrong."""
+    model, processor = load_fwd2bot(checkpoint)
+    data = read_captioned(str(captioned / "own.jsonl"))
+    files = set()
+    for fingerprint in ("one", "other"):
+        Encoder(model, processor, fingerprint, captioned / "work").images(data.paths)
+        files |= set((captioned / "work").iterdir())
+    assert len(files) == 2 and CHUNK >= 6
+
+
+def test_texts_come_back_in_their_order(checkpoint, captioned):
+    """They are sorted by length for the pass."""
+    model, processor = load_fwd2bot(checkpoint)
+    texts = ["a very long caption of a red cat", "cat", "two dogs on a mat", "cat"]
+    found = Encoder(model, processor, "x", None, batch_size=2).texts(texts)
+    for text, summary in zip(texts, found, strict=True):
+        ids = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        torch.testing.assert_close(summary.float(), model.compress_text(ids)[0], atol=1e-2, rtol=1e-2)
+
+
+def test_likelihood_is_the_answer_loss(checkpoint, processor):
+    """Per answer, of any length, minus the loss that training would see for it."""
+    from llava_fwd2bot.conversation import ConversationFormatter
+    from llava_fwd2bot.data import with_labels
+
+    model, processor = load_fwd2bot(checkpoint)
+    summary = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    answers = ["a cat", "two red dogs on the mat"]
+    found = likelihood(Encoder(model, processor, "x"), summary, answers, "what is it?")
+    for answer, score in zip(answers, found, strict=True):
+        turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": answer}]
+        ids, labels = with_labels(processor.tokenizer, *ConversationFormatter(processor)(turns))
+        loss = model(input_ids=ids[None], labels=labels[None], summary=summary[None]).answer_loss
+        assert score.item() == pytest.approx(-loss.item(), abs=1e-5)
+
+
+def test_what_passes_a_test():
+    """The benchmarks' own definitions, by hand."""
+    assert judge("sugarcrepe", torch.tensor([[0.5, 0.5]])) == {"accuracy": False}
+    scores, texts = torch.tensor([[0.6, 0.4, 0.5]]), torch.tensor([[1, 0.9, 0.8], [0.9, 1, 0.95], [0.8, 0.95, 1]])
+    assert judge("sugarcrepe++", scores, texts) == {"itt": False, "tot": False}
+    assert judge("sugarcrepe++", scores.sort(descending=True).values, texts.clamp(max=0.85) + torch.eye(3)) == {
+        "itt": True,
+        "tot": False,
+    }
+    assert judge("winoground", torch.tensor([[0.9, 0.1], [0.8, 0.85]])) == {"group": True, "text": True, "image": True}
+    assert judge("winoground", torch.tensor([[0.9, 0.1], [0.95, 0.99]])) == {
+        "group": False,
+        "text": True,
+        "image": False,
+    }
+
+
+def test_compositionality_by_command(run, checkpoint, captioned):
+    """SugarCrepe's files; a test without its image is an error, or left out and counted."""
+    folder = captioned / "sugarcrepe"
+    folder.mkdir()
+    record = {"filename": "COCO_0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
+    (folder / "swap_att.json").write_text(json.dumps({"0": record, "1": {**record, "filename": "gone.png"}}))
+    (folder / "add_obj.json").write_text(json.dumps({"0": {**record, "filename": "1.png"}}))
+    argv = ["eval", "compositionality", "--model", checkpoint, "--tests", folder, "--images", captioned / "images"]
+    argv += ["--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu"]
+    code, _, err = run(*argv)
+    assert code == 1 and "gone.png" in err and "--skip-missing" in err
+    assert run(*argv, "--skip-missing")[0] == 0
+    result = json.loads((captioned / "r.json").read_text())
+    assert (result["benchmark"], result["tests"], result["missing"]) == ("sugarcrepe", 2, 1)
+    assert [row["by"] for row in result["rows"]] == ["embedding", "likelihood"]
+    assert {"add_obj (1)", "swap_att (1)", "accuracy"} <= set(result["rows"][0])
+
+
+def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
+    images = captioned / "images"
+    tests = captioned / "examples.jsonl"
+    tests.write_text(json.dumps({"image_0": "0", "image_1": "1", "caption_0": "a b", "caption_1": "b a"}) + "\n")
+    found = read_items(tests, images)
+    assert found.kind == "winoground" and found.items[0].images == [images / "0.png", images / "1.png"]
+    record = {"filename": "0.png", "caption": "a", "caption2": "b", "negative_caption": "c"}
+    (captioned / "replace.json").write_text(json.dumps([record]))
+    assert read_items(captioned / "replace.json", images).kind == "sugarcrepe++"
+    (captioned / "replace.json").write_text(json.dumps([{"x": 1}]))
+    with pytest.raises(ValueError, match="no known benchmark, with the fields x"):
+        read_items(captioned / "replace.json", images)
