@@ -40,10 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
     shared = {"parents": [_evaluator_options()], "allow_abbrev": False}
     retrieval = commands.add_parser("retrieval", help="images by captions and captions by images: R@1, 5, 10", **shared)
-    retrieval.add_argument("--dataset", required=True, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
-    retrieval.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
-    retrieval.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
-    retrieval.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
+    _data_options(retrieval)
     retrieval.add_argument("--maxsim", action="store_true", help="also compare the summary tokens one by one")
     retrieval.set_defaults(run=_retrieval)
 
@@ -53,8 +50,34 @@ def main(argv: Sequence[str]) -> None:
     parts.add_argument("--skip-missing", action="store_true", help="leave out tests without their image; counted")
     parts.add_argument("--no-likelihood", action="store_true", help="score by embeddings alone")
     parts.set_defaults(run=_compositionality)
+
+    captioning = commands.add_parser("captioning", help="one sentence for each image: CIDEr, BLEU-4, SPICE", **shared)
+    _data_options(captioning)
+    captioning.add_argument("--with-base", action="store_true", help="also from the base's dense tokens")
+    captioning.add_argument("--spice", action="store_true", help="SPICE too; it needs Java, and minutes")
+    captioning.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    captioning.set_defaults(run=_captioning)
+
+    answer = commands.add_parser("answer", help="answer a file of questions, in LLaVA's format", **shared)
+    answer.add_argument(
+        "--questions", required=True, type=Path, metavar="FILE", help="lines of question_id, image, text"
+    )
+    answer.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    answer.add_argument(
+        "--answers", required=True, type=Path, metavar="FILE", help="LLaVA's answers file; gone on with"
+    )
+    answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
+    answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    answer.set_defaults(run=_answer)
     args = parser.parse_args(list(argv))
     args.run(args)
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
+    parser.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
 
 
 def _evaluator_options() -> argparse.ArgumentParser:
@@ -97,7 +120,7 @@ def _evaluate(args: argparse.Namespace, run: Callable[[Any, list[int]], tuple[di
         result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
     if args.output:
         write_json(args.output, {**result, "per_item": per_item})
-    print(json.dumps(result) if args.json else table(found["rows"]))
+    print(json.dumps(result) if args.json else table(found["rows"]) if "rows" in found else json.dumps(found))
 
 
 def _stamp() -> dict[str, Any]:
@@ -117,6 +140,38 @@ def _retrieval(args: argparse.Namespace) -> None:
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
         return {"evaluator": "retrieval", **retrieval.about(data), "split": args.split, "rows": rows}, ranks
+
+    _evaluate(args, run)
+
+
+def _captioning(args: argparse.Namespace) -> None:
+    from . import captioning
+    from .answers import Answerer
+    from .datasets import read_captioned
+    from .retrieval import about
+
+    data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        rows, cider = captioning.captioning(answerer, data, ks, args.work, str(args.model), args.with_base, args.spice)
+        return {"evaluator": "captioning", **about(data), "split": args.split, "rows": rows}, cider
+
+    _evaluate(args, run)
+
+
+def _answer(args: argparse.Namespace) -> None:
+    from .answers import DENSE, Answerer, answer_questions, read_questions
+
+    asked = read_questions(args.questions, args.limit)
+    if args.k and len(args.k) > 1:
+        raise ValueError("eval answer writes one file: give one --k.")
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        k = DENSE if args.from_base else ks[0]
+        done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model))
+        return {"evaluator": "answer", "k": k or "dense", **done}, {}
 
     _evaluate(args, run)
 

@@ -191,3 +191,45 @@ def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
     (captioned / "replace.json").write_text(json.dumps([{"x": 1}]))
     with pytest.raises(ValueError, match="no known benchmark, with the fields x"):
         read_items(captioned / "replace.json", images)
+
+
+def test_answers_go_on_where_they_were(run, checkpoint, captioned):
+    """Cut off in the middle of a line, begun again: the same answers, none twice; as `ask` answers; the base's too."""
+    questions, answers = captioned / "q.jsonl", captioned / "a.jsonl"
+    asked = [{"question_id": i, "image": f"{i % 6}.png", "text": ("what is it?", "a dog?")[i % 2]} for i in range(9)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    argv = ["eval", "answer", "--model", checkpoint, "--questions", questions, "--images", captioned / "images"]
+    argv += ["--answers", answers, "--work", captioned / "work", "--max-new-tokens", 6, "--device", "cpu"]
+    code, _, err = run(*argv, "--k", 2)
+    assert code == 0, err
+    whole = answers.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert sorted(line["question_id"] for line in lines) == list(range(9)) and lines[0]["metadata"]["k"] == 2
+    answers.write_text(whole[: len(whole) // 2])
+    code, out, _ = run(*argv, "--k", 2, "--json")
+    assert 0 < json.loads(out)["answered_before"] < 9
+    assert sorted(answers.read_text().splitlines()) == sorted(whole.splitlines())
+    first = next(line for line in lines if line["question_id"] == 0)
+    picture = captioned / "images" / "0.png"
+    out = run(
+        "ask", "--model", checkpoint, "--image", picture, "what is it?", "--k", 2, "--max-new-tokens", 6, "--json"
+    )[1]
+    assert json.loads(out)["answer"] == first["text"]
+    code, _, err = run(*argv, "--k", 4)
+    assert code == 1 and "name another file by --answers" in err
+    answers.unlink()
+    assert run(*argv, "--from-base")[0] == 0
+    dense = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert dense[0]["metadata"]["k"] == "dense" and {line["text"] for line in dense} != {line["text"] for line in lines}
+
+
+def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned):
+    pytest.importorskip("pycocoevalcap")
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "own.jsonl", "--with-base"]
+    argv += ["--k", 1, 4, "--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu"]
+    code, _, err = run(*argv, "--max-new-tokens", 8)
+    assert code == 0, err
+    result = json.loads((captioned / "r.json").read_text())
+    assert [row["k"] for row in result["rows"]] == ["dense", 1, 4]
+    assert all({"cider", "bleu4"} <= set(row) for row in result["rows"])
+    assert all(len(values) == 6 for values in result["per_item"].values())

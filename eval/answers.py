@@ -1,0 +1,168 @@
+"""`fwd2bot eval answer`: answers to a file of questions, in LLaVA's format, from summaries or from the base.
+
+It is `llava.eval.model_vqa_loader` for models of transformers' layout: its question files in, its answers files out. A
+run that was stopped goes on where it was, with the same answers: decoding is greedy, and each answer stands alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.data import read_records
+from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
+
+from .encode import Encoder
+
+DENSE = 0  # the k that stands for the base and all its dense tokens
+
+
+class Answerer:
+    """Greedy answers of one model, from k summary tokens of an image, or from all its dense tokens (k = 0)."""
+
+    def __init__(self, encoder: Encoder, max_new_tokens: int = 128, batch_size: int = 16) -> None:
+        self.encoder, self.max_new_tokens, self.batch_size = encoder, max_new_tokens, batch_size
+        self.formatter = ConversationFormatter(encoder.processor)
+
+    def __call__(self, paths: Sequence[Path], questions: Sequence[str], k: int) -> Iterator[tuple[int, str]]:
+        """(place, answer) of each question about the image beside it, questions of like length together."""
+        order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
+        unique = list(dict.fromkeys(paths))
+        at = {path: i for i, path in enumerate(unique)}
+        states = self.encoder.images(unique) if k != DENSE and unique else None  # [images, K, D]
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            prompts = [self.formatter.prompt(questions[i]) for i in part]
+            if states is not None:
+                summary = states[[at[paths[i]] for i in part]][:, :k]
+                texts = self._generate(prompts, summary=summary.to(self.encoder.like.device))
+            else:
+                texts = self._from_base(prompts, [paths[i] for i in part])
+            yield from zip(part, texts, strict=True)
+
+    def _from_base(self, prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
+        encoder = self.encoder
+        pixels = [prepare_pixels(encoder.processor, encoder.model, [open_image(path)]) for path in paths]
+        if not encoder.model.prompt_in_output:  # the original LLaVA: one id for an image
+            return self._generate(prompts, base=True, **join_pixels(pixels, encoder.like))
+        texts = []  # one by one: with crops n differs, and padding around images is each host's own affair
+        for prompt, own in zip(prompts, pixels, strict=True):
+            image = join_pixels([own], encoder.like)
+            count = self._dense_count(image)
+            token = encoder.processor.image_token
+            texts += self._generate([prompt.replace(token, token * count)], base=True, **image)
+        return texts
+
+    def _dense_count(self, image: dict[str, Any]) -> int:
+        with torch.inference_mode(), self.encoder.model.fwd2bot_disabled():
+            return len(self.encoder.model._dense_tokens(**image)[0])
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[str], base: bool = False, **inputs: Any) -> list[str]:
+        model, processor = self.encoder.model, self.encoder.processor
+        ids, mask = _left_padded(processor, prompts)
+        given = {"input_ids": ids.to(self.encoder.like.device), "attention_mask": mask.to(self.encoder.like.device)}
+        given |= {"do_sample": False, "max_new_tokens": self.max_new_tokens, **inputs}
+        if base:
+            with model.fwd2bot_disabled():
+                out = model.generate(**given)
+        else:
+            out = model.generate(**given)
+        new = out[:, ids.shape[1] :] if model.prompt_in_output else out
+        return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _left_padded(processor: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """[B, T] and its mask."""
+    tokenizer = processor.tokenizer
+    tokenize = getattr(processor, "tokenize", tokenizer)
+    rows = []
+    for text in prompts:
+        options = {"return_tensors": "pt", "add_special_tokens": needs_bos(tokenizer, text)}
+        rows.append(tokenize(text, **options)["input_ids"][0])
+    length = max(map(len, rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
+    return ids, mask
+
+
+def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """LLaVA's question file: lines of question_id, image and text.
+
+    Raises:
+        ValueError: a field is missing, or an id is there twice.
+    """
+    asked = read_records(file, lines=True)[:limit]
+    seen = set()
+    for number, line in enumerate(asked, 1):
+        missing = [name for name in ("question_id", "image", "text") if name not in line]
+        if missing:
+            raise ValueError(f"{file}, question {number} has no {' and no '.join(missing)}.")
+        if line["question_id"] in seen:
+            raise ValueError(f"{file} holds question_id {line['question_id']!r} twice.")
+        seen.add(line["question_id"])
+    return asked
+
+
+def answer_questions(
+    answerer: Answerer, asked: Sequence[dict[str, Any]], images: Path, answers: Path, k: int, model: str
+) -> dict[str, Any]:
+    """Answers those of `asked` that the file `answers` has no answer to yet; each is written as it is given.
+
+    Returns:
+        {"answers": path, "questions": how many, "answered_before": how many were there}.
+
+    Raises:
+        FileNotFoundError: an image is not there. ValueError: `answers` is of another model or k.
+    """
+    absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
+    if absent:
+        problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
+        raise FileNotFoundError(2, problem, str(images / absent[0]))
+    about = {"model_id": model, "metadata": {"k": k or "dense", "fingerprint": answerer.encoder.fingerprint}}
+    done = _done(answers, about)
+    left = [line for line in asked if line["question_id"] not in done]
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        answers.open("a", encoding="utf-8") as file,
+        tqdm(total=len(asked), initial=len(asked) - len(left), unit="question", desc=f"answer k={k or 'dense'}") as bar,
+    ):
+        paths = [images / line["image"] for line in left]
+        for i, text in answerer(paths, [line["text"] for line in left], k):
+            line = {"question_id": left[i]["question_id"], "prompt": left[i]["text"], "text": text, **about}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+    return {"answers": str(answers), "questions": len(asked), "answered_before": len(asked) - len(left)}
+
+
+def _done(answers: Path, about: dict[str, Any]) -> set[Any]:
+    """The ids that `answers` holds; a last line that was cut off is taken away."""
+    if not answers.is_file():
+        return set()
+    whole = answers.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with answers.open("r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
+    done = set()
+    for line in read_records(answers, lines=True) if end else []:
+        if any(line.get(name) != value for name, value in about.items()):
+            raise ValueError(
+                f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "
+                f"{about['model_id']} with {about['metadata']}: name another file by --answers."
+            )
+        done.add(line["question_id"])
+    return done

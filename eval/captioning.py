@@ -1,0 +1,42 @@
+"""`fwd2bot eval captioning`: one sentence for each image, against what people said: CIDEr, BLEU-4, SPICE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_fwd2bot.data import read_records
+
+from .answers import DENSE, Answerer, answer_questions
+from .compositionality import DESCRIBE
+from .datasets import Captioned
+from .metrics import caption_scores
+
+
+def captioning(
+    answerer: Answerer,
+    data: Captioned,
+    ks: Sequence[int],
+    work: Path,
+    model: str,
+    with_base: bool = False,
+    spice: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The figures for each k, the base's first where it is asked for; and each image's CIDEr.
+
+    What was said is in `work`, a file for each k, from which a run that was stopped goes on.
+    """
+    rows, per_item = [], {}
+    root = data.paths[0].parent
+    names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in data.paths]
+    fingerprint = answerer.encoder.fingerprint[:12]
+    asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
+    for k in [*([DENSE] if with_base else []), *ks]:
+        answers = work / f"captions-{data.name}-{fingerprint}-k{k}.jsonl"
+        answer_questions(answerer, asked, root, answers, k, model)
+        said = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
+        found = caption_scores([said[n] for n in range(len(data))], data.captions, spice)
+        per_item[f"k={k or 'dense'}"] = found.pop("per_image")
+        rows.append({"k": k or "dense", "by": "greedy", **{name: x for name, x in found.items() if x is not None}})
+    return rows, per_item
