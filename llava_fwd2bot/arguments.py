@@ -65,7 +65,7 @@ class LlavaTrainingArguments(Fwd2BotTrainingArguments):
 
 
 # renamed in transformers since LLaVA's scripts were written; a warm-up below 1 is a ratio
-_RENAMED = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
+RENAMED = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")  # LLaVA has these
 
 
@@ -125,7 +125,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     names = [(word.split("=")[0], word) for word in argv]
-    argv = [_RENAMED.get(name, name) + word[len(name) :] for name, word in names]
+    argv = [RENAMED.get(name, name) + word[len(name) :] for name, word in names]
     for i, word in enumerate(argv):
         if word.startswith("--load-") and word in ("--load-4bit", "--load-8bit"):
             argv[i : i + 1] = ["--bits", word[len("--load-")]]

@@ -42,10 +42,13 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     probes = {"embeddings": embeddings}
     if model.get_output_embeddings() is not None:
         probes["head"] = model.get_output_embeddings().weight
-    own = {id(p) for part in (language_model, getattr(parent, name)) for p in part.parameters()}
+    # without what hangs in it (the original's tower and projector), so that it is the same list in every layout
+    blocks = [(n, p) for n, p in language_model.named_parameters() if n.startswith(("layers.", "norm."))]
+    own = {id(p) for _, p in blocks} | {id(p) for p in getattr(parent, name).parameters()}
     rest = [(n, p) for n, p in model.named_parameters() if id(p) not in own and p.dim() > 1]
     for prefix, weights in (
-        ("language_model", list(language_model.named_parameters())[1:]),
+        ("language_model", [(n, p) for n, p in blocks if "norm" not in n]),
+        ("language_model", [(n, p) for n, p in blocks if "norm" in n]),  # these are never quantised
         ("projector", list(getattr(parent, name).named_parameters())),
         ("rest", rest),
     ):

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     With FWD2BOT_TRACEBACK=1 an error is raised as it is, with its traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].startswith("--local_rank"):  # the deepspeed launcher puts it first
+        argv.append(argv.pop(0))
     try:
         if argv[:1] == ["train"]:  # its arguments are LLaVA's and transformers' own, read by their own parser
             from .train import train

@@ -244,7 +244,7 @@ class SummaryFile:
 
     def read(self, rows: Sequence[int], k: int | None = None) -> Tensor:
         """The first k tokens of those rows, [M, k, D]; all stored tokens where k is None."""
-        if k is not None and k > self.k:
+        if k is not None and not 1 <= k <= self.k:
             raise ValueError(f"{self.path} holds {self.k} tokens per image, but --k asks for {k}.")
         with self._open() as file:
             stored = file.get_slice("summary")

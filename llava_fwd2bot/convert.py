@@ -57,7 +57,7 @@ def _renamed(name: str, known: Container[str]) -> str:
 
 def _same_weights(expected: dict, found: dict, name: str) -> None:
     """The language model's own weights, by the names that both layouts have; vocabularies may be padded differently."""
-    both = [p for p in expected["probes"].keys() & found["probes"].keys() if p.startswith("language_model.layers")]
+    both = [p for p in expected["probes"].keys() & found["probes"].keys() if p.startswith("language_model.")]
     alike = all(
         torch.allclose(torch.tensor(expected["probes"][p]), torch.tensor(found["probes"][p]), rtol=0.01, atol=1e-3)
         for p in both

@@ -90,6 +90,7 @@ def open_checkpoint(
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
     check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
     load_weights(model, path)
+    model.adopt_settings(path)
     return model.eval()
 
 

@@ -12,6 +12,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
         """The base at `source`, ready for images."""
         return cls.base_class.from_pretrained(source, **loading)
 
+    def adopt_settings(self, checkpoint: Path) -> None:
+        """Settings of the base that training changed; transformers' hosts have them in the processor."""
+
     def load_processor(self, source: str) -> Any:
         """The processor at `source`, for images and text."""
         from transformers import AutoProcessor
@@ -81,6 +85,8 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
             self.get_output_embeddings().requires_grad_(True)
         if train_projector:
             self._train_projector()
+        if getattr(self, "is_quantized", False):
+            self._hf_peft_config_loaded = True  # transformers' Trainer refuses a quantised model without adapters
         for module in self.modules():
             if module is not self and hasattr(module, "_set_gradient_checkpointing"):
                 module._set_gradient_checkpointing = SafeSwitch(self._stages, module._set_gradient_checkpointing)

@@ -116,9 +116,48 @@ def test_another_record_in_its_place_gets_no_caption(toys, tmp_path, monkeypatch
     assert "caption_ids" not in data[0] and "caption_ids" in data[1]
 
 
+def test_several_images_in_a_record(toys, tmp_path):
+    """Interleaved data: `image` is a list; its caption is of the first."""
+    records = json.loads(toys["data"].read_text())[:4]
+    for record in records[:2]:
+        record["image"] = [record["image"], "1.png"]
+        record["conversations"][0]["value"] = "<image>\n<image>\nwhat colour ?"
+    (tmp_path / "several.json").write_text(json.dumps(records))
+    more = ("--data_path", str(tmp_path / "several.json"), "--fwd2bot", "4", "--num_train_epochs", "1")
+    original_train.train(command(toys, tmp_path / "m", *more))
+    assert "contrastive_loss" in history(tmp_path / "m")[0]
+
+
+def test_a_plain_model_goes_to_their_loader_as_it_came(toys, monkeypatch):
+    """Their arguments differ from LLaVA's by place; one too many would end in their pdb.set_trace()."""
+    from llava.model import builder
+
+    seen = {}
+    monkeypatch.setattr(builder, "load_pretrained_model", lambda *args, **kwargs: seen.update(args=args, kwargs=kwargs))
+    load_pretrained_model(toys["base"], None, "llava_qwen", device_map="cpu", overwrite_config={"a": 1})
+    assert seen == {
+        "args": (toys["base"], None, "llava_qwen"),
+        "kwargs": {"device_map": "cpu", "overwrite_config": {"a": 1}},
+    }
+
+
+def test_full_fine_tuning_leaves_the_tower(toys, tmp_path):
+    """The tower hangs in the language model, and its forward keeps gradients here."""
+    argv = command(toys, tmp_path / "m", "--fwd2bot", "4", "--num_train_epochs", "1", "--lora_enable", "False")
+    original_train.train(argv)
+    before = llava.LlavaQwenForCausalLM.from_pretrained(toys["base"])
+    before.get_vision_tower().load_model()
+    _, after, _, _ = load_pretrained_model(tmp_path / "m", None, "llava_qwen", device_map="cpu")
+    tower = after.get_vision_tower().state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in before.get_vision_tower().state_dict().items())
+    layers = before.model.layers.state_dict()
+    assert not any(torch.equal(v, layers[n]) for n, v in after.model.layers.state_dict().items() if "proj.weight" in n)
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
+        (("--pretrain_mm_mlp_adapter", "x.bin"), "a whole LLaVA"),
         (("--trainer_mode", "zo"), "no gradients"),
         (("--mm_tunable_parts", "mm_vision_tower,mm_mlp_adapter,mm_language_model"), "vision tower"),
         (("--mm_tunable_parts", "mm_mlp_adapter"), "first stage"),

@@ -191,6 +191,20 @@ def test_the_crops_of_an_image_are_compressed_together(tower, merge):
     assert torch.isfinite(found.answer_loss)
 
 
+def test_distillation_on_text_alone_and_beyond_the_texts_limit(base):
+    """Batches of text alone are usual; rows longer than the tokenizer's limit must not be compared with zeros."""
+    model = fwd2bot(base, distill_weight=1.0, contrastive_weight=0.0)
+    text = IDS[1:2]
+    with model._stages.use("answer"):
+        student = model.lm_head(model.get_model()(input_ids=text).last_hidden_state)[0, :-1]
+    teacher = base(input_ids=text).logits[0, :-1]
+    close(model(input_ids=text, labels=text).distill_loss, distillation_loss(student, teacher))
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS, "images": pixels(3)}
+    whole = model(**batch).distill_loss
+    model.config.tokenizer_model_max_length = 20
+    close(model(**batch).distill_loss, whole)
+
+
 def test_distillation_reads_the_base_at_the_same_tokens(base):
     """The base's rows are longer; its answers must be compared at the same tokens."""
     model = fwd2bot(base, distill_weight=1.0, contrastive_weight=0.0)

@@ -89,6 +89,11 @@ def test_their_program_on_stored_summaries(toys, tmp_path, capsys):
             from PIL import Image
 
             Image.open("x/other/0.png")
+    for k in ("0", "5"):
+        with pytest.raises(ValueError, match=f"holds 4 tokens per image, but --k asks for {k}"):
+            answers(toys, tmp_path, toys["model"], "--from-cache", str(cache), "--k", k)
+    with pytest.raises(ValueError, match="--k is for Fwd2Bot checkpoints"):
+        answers(toys, tmp_path, toys["base"], "--k", "1")
     with pytest.raises(ValueError, match="needs a Fwd2Bot checkpoint"):
         answers(toys, tmp_path, toys["base"], "--from-cache", str(cache))
 

@@ -18,7 +18,10 @@ DATA=${DATA:-./playground/data/eval}
 CONV=${CONV:-vicuna_v1}
 name=$(basename "$model")
 for ((i = 0; i < $#; i++)); do
-    if [ "${more[i]}" = --k ]; then name=$name-k${more[i + 1]}; fi
+    case ${more[i]} in
+        --k) name=$name-k${more[i + 1]} ;;
+        --k=*) name=$name-k${more[i]#--k=} ;;
+    esac
 done
 
 run() { # MODULE ANSWERS ARGUMENTS…: one of LLaVA's programs on one GPU

@@ -10,16 +10,37 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-import llava.model
 import torch
 import transformers
-from llava.constants import IMAGE_TOKEN_INDEX
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 
 from ..mixin import Fwd2BotMixin
+
+try:
+    import llava.model
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.model import LlavaLlamaForCausalLM
+except ImportError as error:
+    raise ImportError(
+        f"The original LLaVA cannot be imported ({error}). It is `pip install --no-deps llava-torch==1.2.2.post1`, or "
+        "a checkout on PYTHONPATH; LLaVA 1.2.2 runs on transformers 4.37.2 and from 5.4 on, LLaVA-NeXT on 4.37 to "
+        f"4.40, and this is {transformers.__version__}."
+    ) from error
+
+
+# of the configuration: what an image becomes before the projector's tokens are read
+_IMAGE_SETTINGS = (
+    "image_",
+    "mm_patch_merge_type",
+    "mm_spatial_pool",
+    "mm_newline_position",
+    "add_faster_video",
+    "faster_",
+)
 
 
 def check_version(base_generates: bool = False) -> None:
@@ -32,7 +53,7 @@ def check_version(base_generates: bool = False) -> None:
         ImportError: this one misreads LLaVA's tokenizer, or calls its forward in a way that it does not know.
     """
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
-    takes_positions = "cache_position" in inspect.signature(llava.model.LlavaLlamaForCausalLM.forward).parameters
+    takes_positions = "cache_position" in inspect.signature(LlavaLlamaForCausalLM.forward).parameters
     if (5, 0) <= version < (5, 4):
         problem = "reads the tokenizer of the original LLaVA wrongly"
     elif base_generates and not takes_positions and (4, 38) <= version < (5, 4):
@@ -62,6 +83,19 @@ class OriginalHost(Fwd2BotMixin):
             tower.load_model(device_map=loading.get("device_map"))
         tower.to(dtype=model.dtype)
         return model
+
+    def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_fwd2bot(*args, **kwargs)
+        if self.fwd2bot_config.adapters == "none":  # the language model was set to train, and these hang in it
+            self.get_vision_tower().requires_grad_(False)
+            projector = self.get_model().mm_projector
+            getattr(projector, "original", projector).requires_grad_(False)
+
+    def adopt_settings(self, checkpoint: Path) -> None:
+        """How images were cropped, padded and joined in training, where it was otherwise than in the base."""
+        saved = PretrainedConfig.get_config_dict(checkpoint)[0]
+        for name in (name for name in saved if name.startswith(_IMAGE_SETTINGS)):
+            setattr(self.config, name, saved[name])
 
     def load_processor(self, source: str) -> Any:
         from .original_processor import OriginalProcessor
@@ -107,12 +141,15 @@ class OriginalHost(Fwd2BotMixin):
     def _host_backbone(self, input_ids: Tensor, attention_mask: Tensor | None, **given: Any) -> Any:
         """The base's last hidden states at the caller's positions; at an image's, that of its last dense token."""
         images, sizes, kinds = (given.pop(name, None) for name in self.image_input_names)
+        if images is None:
+            return self.get_model()(input_ids=input_ids, attention_mask=attention_mask, **given)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         # labels travel with their tokens, so positions in their place tell where each token came from
         places = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
         images = _with_blanks(input_ids, images, torch.zeros_like(images[0]))
         sizes, kinds = (v and _with_blanks(input_ids, v, blank) for v, blank in ((sizes, (1, 1)), (kinds, "image")))
-        _, positions, long_mask, _, rows, origin = self._rows(input_ids, mask, places, images, sizes, kinds)
+        with _untruncated(self.config):
+            _, positions, long_mask, _, rows, origin = self._rows(input_ids, mask, places, images, sizes, kinds)
         out = self.get_model()(inputs_embeds=rows, attention_mask=long_mask, position_ids=positions, **given)
         hidden, at = out.last_hidden_state, origin >= 0
         flat = hidden.new_zeros(input_ids.numel(), hidden.shape[-1]).index_copy(0, origin[at], hidden[at])

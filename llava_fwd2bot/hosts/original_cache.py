@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from ..compress import SummaryFile, fingerprint_of
-from ..load import is_checkpoint
 from . import original_shims as shims
+from .original_load import fwd2bot_folder
 
 
 @contextmanager
@@ -38,14 +38,17 @@ def from_cache(cache: str, theirs: Sequence[str], load: Callable) -> Iterator[Ca
     parser.add_argument("--image-folder", default="")
     parser.add_argument("--model-path", default="")
     options, _ = parser.parse_known_args(theirs)
-    if not is_checkpoint(options.model_path):
+    checkpoint = fwd2bot_folder(options.model_path)
+    if checkpoint is None:
         raise ValueError(f"--from-cache needs a Fwd2Bot checkpoint as --model-path, not {options.model_path!r}.")
-    store = SummaryFile(cache, fingerprint_of(options.model_path))
+    store = SummaryFile(cache, fingerprint_of(checkpoint))
 
     def open_image(path: Any, *args: Any, **kwargs: Any) -> Image.Image:
         if not isinstance(path, (str, os.PathLike)):
             raise ValueError("--from-cache needs images that are files: this program has them in its question file.")
-        row = store.row(Path(os.path.relpath(path, options.image_folder or ".")).as_posix())
+        row = store.row(
+            Path(os.path.relpath(Path(path).expanduser(), Path(options.image_folder or ".").expanduser())).as_posix()
+        )
         return Image.new("RGB", (1, 1), (row >> 16 & 255, row >> 8 & 255, row & 255))
 
     def process_images(images: Sequence[Image.Image], *ignored: Any) -> torch.Tensor:

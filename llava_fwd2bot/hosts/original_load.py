@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..load import base_of, is_checkpoint, open_checkpoint, quantization_config
+from ..config import CONFIG_NAME
+from ..load import base_of, is_checkpoint, local_folder, open_checkpoint, quantization_config
 from .original import check_version
 
 
@@ -17,33 +19,60 @@ def load_pretrained_model(
     model_path: str | os.PathLike,
     model_base: str | os.PathLike | None,
     model_name: str,
+    *args: Any,
+    num_tokens: int | None = None,
+    **kwargs: Any,
+) -> tuple[Any, nn.Module, Any, int]:
+    """`load_pretrained_model` of LLaVA and LLaVA-NeXT: (tokenizer, model, image processor, context length).
+
+    What is no Fwd2Bot checkpoint goes to LLaVA's own function, with all arguments as they came. Device and precision
+    follow LLaVA's rules (float16), but without a GPU the model is loaded onto the CPU in float32.
+
+    Args:
+        model_path: a folder, or a name on the hub.
+        model_base: the base, where it is not at the place that the checkpoint names.
+        num_tokens: j ≤ k, for every answer of this model.
+
+    Raises:
+        ValueError: `num_tokens` of a model that has no summary tokens.
+    """
+    from llava.model import builder
+
+    path = fwd2bot_folder(model_path)
+    if path is None:
+        check_version(base_generates=True)
+        if num_tokens is not None:
+            raise ValueError(f"--k is for Fwd2Bot checkpoints, and {model_path} is none.")
+        own = getattr(builder.load_pretrained_model, "without_fwd2bot", builder.load_pretrained_model)
+        return own(model_path, model_base, model_name, *args, **kwargs)
+    return _open(path, model_base, num_tokens, *args, **kwargs)
+
+
+def fwd2bot_folder(name: str | os.PathLike) -> Path | None:
+    """The folder of a Fwd2Bot checkpoint, which may be on the hub; None for anything else."""
+    path = Path(name).expanduser()
+    if path.exists() or str(name).count("/") != 1:
+        return path if is_checkpoint(path) else None
+    from huggingface_hub import file_exists
+
+    try:
+        return local_folder(name, {}) if file_exists(str(name), CONFIG_NAME) else None
+    except Exception:  # no network, no such name: LLaVA's own function says it in its words
+        return None
+
+
+def _open(
+    path: Path,
+    model_base: str | os.PathLike | None,
+    num_tokens: int | None,
     load_8bit: bool = False,
     load_4bit: bool = False,
     device_map: Any = "auto",
     device: str = "cuda",
     use_flash_attn: bool = False,
-    num_tokens: int | None = None,
     overwrite_config: dict[str, Any] | None = None,
     **loading: Any,
 ) -> tuple[Any, nn.Module, Any, int]:
-    """`load_pretrained_model` of LLaVA and LLaVA-NeXT: (tokenizer, model, image processor, context length).
-
-    A folder without Fwd2Bot goes to LLaVA's own function. Device and precision follow LLaVA's rules (float16), but
-    without a GPU the model is loaded onto the CPU in float32.
-
-    Args:
-        model_base: the base, where it is not at the place that the checkpoint names.
-        num_tokens: j ≤ k, for every answer of this model.
-        overwrite_config: LLaVA-NeXT's: settings of the base to change, of those that are read while it runs.
-    """
-    from llava.model import builder
-
-    if not is_checkpoint(model_path):
-        check_version(base_generates=True)
-        own = getattr(builder.load_pretrained_model, "without_fwd2bot", builder.load_pretrained_model)
-        return own(
-            model_path, model_base, model_name, load_8bit, load_4bit, device_map, device, use_flash_attn, **loading
-        )
     for name in ("multimodal", "customized_config"):  # LLaVA-NeXT's help to tell the class, which is known here
         loading.pop(name, None)
     if isinstance(loading.get("torch_dtype"), str):
@@ -58,8 +87,10 @@ def load_pretrained_model(
     loading["device_map"] = {"": "cpu"} if on_cpu else {"": device} if device != "cuda" else device_map
     if use_flash_attn:
         loading["attn_implementation"] = "flash_attention_2"
-    model = open_checkpoint(model_path, base=model_base, low_cpu_mem_usage=True, **loading)
-    source = base_of(model_path, model_base)
+    if on_cpu and loading.get("attn_implementation") == "flash_attention_2":  # LLaVA-NeXT's default
+        del loading["attn_implementation"]
+    model = open_checkpoint(path, base=model_base, low_cpu_mem_usage=True, **loading)
+    source = base_of(path, model_base)
     model.default_num_tokens = num_tokens
     for name, value in (overwrite_config or {}).items():
         setattr(model.config, name, value)

@@ -18,6 +18,7 @@ import transformers
 import transformers.trainer
 from torch import Tensor, nn
 
+from ..arguments import RENAMED
 from .original import OriginalHost
 
 
@@ -40,7 +41,7 @@ def _trainer_takes_no_tokenizer() -> bool:
 
 
 def _no_width_arguments() -> bool:
-    return int(transformers.__version__.split(".")[0]) >= 5
+    return "load_in_4bit" not in inspect.getsource(transformers.PreTrainedModel.from_pretrained)
 
 
 def _renamed_evaluation() -> bool:
@@ -51,7 +52,12 @@ SHIMS = (
     Shim("layer-list", "transformers >= 4.54", "llava_trainer.py imports ALL_LAYERNORM_LAYERS", _lacks_layer_list),
     Shim("trainer", "transformers >= 5", "LLaVATrainer's signatures are 4.37's", _trainer_takes_no_tokenizer),
     Shim("quantised", "transformers >= 5", "load_in_4bit is no argument any more", _no_width_arguments),
-    Shim("arguments", "transformers >= 4.46", "--evaluation_strategy is --eval_strategy", _renamed_evaluation),
+    Shim(
+        "arguments",
+        "transformers >= 4.46",
+        "--evaluation_strategy and --warmup_ratio have other names",
+        _renamed_evaluation,
+    ),
     Shim("deepspeed", "any", "LoRA is saved through deepspeed, installed or not", lambda: not find_spec("deepspeed")),
 )
 
@@ -143,7 +149,7 @@ def renamed(argv: Sequence[str]) -> list[str]:
     """The command line with the names that this transformers has."""
     if not needed("arguments"):
         return list(argv)
-    return [word.replace("--evaluation_strategy", "--eval_strategy", 1) for word in argv]
+    return [RENAMED.get(name := word.split("=")[0], name) + word[len(name) :] for word in argv]
 
 
 @contextmanager

@@ -16,17 +16,19 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import PretrainedConfig, Trainer
 from transformers.hf_argparser import string_to_bool
 
 from ..arguments import Fwd2BotArguments, given_settings
-from ..config import Fwd2BotConfig
+from ..config import Fwd2BotConfig, read_json
 from ..data import read_records
+from ..load import original_class_name
 from ..trainer import Fwd2BotTrainerMixin
 from . import original_shims as shims
 from .original import check_version
@@ -52,8 +54,42 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
             given_settings(own, argparse.Namespace(lora_enable=True))  # refuses --fwd2bot_… without --fwd2bot
             sys.argv += ["--lora_enable", str(lora)]
             return module.train(attention)
+        _check(theirs)
         with shims.rebound(module, **_with_fwd2bot(module, own, lora)):
             return module.train(attention)
+
+
+def _check(theirs: Sequence[str]) -> None:
+    """Refuses, before anything is loaded, what does not go with --fwd2bot.
+
+    Raises:
+        ValueError: the base is no LLaVA on disk, another stage of training, ZeRO-3, the vision tower, no gradients.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("model_name_or_path", "pretrain_mm_mlp_adapter", "mm_tunable_parts", "trainer_mode", "deepspeed"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--tune_mm_mlp_adapter", nargs="?", const="True", default="False")
+    given, _ = parser.parse_known_args(list(theirs))
+    parts = (given.mm_tunable_parts or "").split(",")  # LLaVA-NeXT's
+    if string_to_bool(given.tune_mm_mlp_adapter) or parts == ["mm_mlp_adapter"]:
+        raise ValueError(
+            "--tune_mm_mlp_adapter is LLaVA's first stage, the projector alone: do that first, without --fwd2bot; then "
+            "train what it gives with --fwd2bot."
+        )
+    if given.pretrain_mm_mlp_adapter or not original_class_name(given.model_name_or_path or ""):
+        raise ValueError(
+            f"--fwd2bot needs a whole LLaVA as --model_name_or_path, such as liuhaotian/llava-v1.5-7b, not "
+            f"{given.model_name_or_path} with a projector put on it: its checkpoints are opened on that base again."
+        )
+    if "mm_vision_tower" in parts:
+        raise ValueError("--fwd2bot leaves the vision tower as it is: take mm_vision_tower out of --mm_tunable_parts.")
+    if given.trainer_mode not in (None, "regular"):
+        raise ValueError(f"--trainer_mode {given.trainer_mode} has no gradients: --fwd2bot trains with regular alone.")
+    if given.deepspeed and read_json(Path(given.deepspeed)).get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            f"{given.deepspeed} is ZeRO-3, which splits the base's weights: take LLaVA's scripts/zero2.json. What "
+            "trains is small, two LoRA adapters and k tokens."
+        )
 
 
 def _own_arguments(argv: Sequence[str]) -> tuple[Any, bool, str | None, list[str]]:
@@ -108,22 +144,20 @@ def _add(model: Any, tokenizer: Any, args: Any, own: Any, lora: bool) -> None:
 
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
         raise ValueError("--fwd2bot needs a LLaVA as its base: this model has no vision tower.")
-    if getattr(args, "trainer_mode", "regular") != "regular":
-        raise ValueError(f"--trainer_mode {args.trainer_mode} has no gradients: --fwd2bot trains with regular alone.")
-    parts = (getattr(args, "mm_tunable_parts", None) or "").split(",")  # LLaVA-NeXT's way to say what trains
-    if getattr(args, "tune_mm_mlp_adapter", False) or parts == ["mm_mlp_adapter"]:
-        raise ValueError(
-            "--tune_mm_mlp_adapter is LLaVA's first stage, the projector alone: do that first, without --fwd2bot; then "
-            "train what it gives with --fwd2bot."
-        )
-    if "mm_vision_tower" in parts:
-        raise ValueError("--fwd2bot leaves the vision tower as it is: take mm_vision_tower out of --mm_tunable_parts.")
     ranks = {name: getattr(args, name) if lora else None for name in ("lora_r", "lora_alpha", "lora_dropout")}
     config = Fwd2BotConfig(**given_settings(own, argparse.Namespace(lora_enable=lora, **ranks)))
     prompts = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in (config.image_prompt, config.text_prompt)]
+    known = PretrainedConfig.get_config_dict(model.name_or_path)[0].get("vocab_size")
+    if known is not None and known != model.get_input_embeddings().num_embeddings:
+        raise ValueError(
+            f"The vocabulary of {model.name_or_path} was changed from {known} to "
+            f"{model.get_input_embeddings().num_embeddings} by --version v0 or --mm_use_im_…: a checkpoint could not "
+            "be opened on its base again. Say --version v1 (or what the base was trained with), "
+            "--mm_use_im_patch_token False and --mm_use_im_start_end False."
+        )
     trains_projector = args.mm_projector_lr is not None and not args.freeze_mm_mlp_adapter
-    if any(parts):
-        trains_projector = "mm_mlp_adapter" in parts
+    if getattr(args, "mm_tunable_parts", None):  # LLaVA-NeXT's way to say what trains
+        trains_projector = "mm_mlp_adapter" in args.mm_tunable_parts.split(",")
     install(model, host_class(type(model).__name__), config, *prompts, train_projector=trains_projector)
 
 
@@ -141,14 +175,14 @@ class WithCaptions(Dataset):
             for entry in read_records(caption_data):
                 said = entry.get("caption", entry.get("captions"))
                 known.setdefault(entry["image"], []).extend([said] if isinstance(said, str) else said)
-        shown = {record.get("image") for record in records}
+        shown = {_first_image(record) for record in records}
         for image, said in known.items():
             if image not in shown:
                 turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": said[0]}]
                 records.append({"image": image, "conversations": turns, "caption": said})
         self.captions = []
         for record in records:
-            said = record.get("caption") or known.get(record.get("image", ""), [])
+            said = record.get("caption") or known.get(_first_image(record), [])
             self.captions.append([said] if isinstance(said, str) else list(said))
         self.epoch = 0
 
@@ -172,6 +206,11 @@ class WithCaptions(Dataset):
             ids = self.tokenizer(said.strip(), add_special_tokens=False)["input_ids"]
             item["caption_ids"] = torch.tensor(ids[: self.max_length])
         return item
+
+
+def _first_image(record: dict[str, Any]) -> str | None:
+    image = record.get("image")  # LLaVA-NeXT's may be several; a caption is of the first
+    return image[0] if isinstance(image, list) and image else image
 
 
 class CaptionCollator:

@@ -39,8 +39,6 @@ class TransformersHost(Fwd2BotMixin):
         self._host_backbone = self.model.forward
         # on the instance: some trainers (TRL) run the backbone without our forward
         self.model.forward = self._backbone_forward
-        if getattr(self, "is_quantized", False):
-            self._hf_peft_config_loaded = True  # transformers' Trainer refuses a quantised model without adapters
 
     def _language_model(self) -> nn.Module:
         return self.model.language_model
