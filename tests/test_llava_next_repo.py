@@ -149,7 +149,8 @@ def test_full_fine_tuning_leaves_the_tower(toys, tmp_path):
     before.get_vision_tower().load_model()
     _, after, _, _ = load_pretrained_model(tmp_path / "m", None, "llava_qwen", device_map="cpu")
     tower = after.get_vision_tower().state_dict()
-    assert all(torch.equal(value, tower[name]) for name, value in before.get_vision_tower().state_dict().items())
+    for name, value in before.get_vision_tower().state_dict().items():
+        torch.testing.assert_close(tower[name].float(), value, atol=1e-4, rtol=1e-3)  # their train() makes it float16
     layers = before.model.layers.state_dict()
     assert not any(torch.equal(v, layers[n]) for n, v in after.model.layers.state_dict().items() if "proj.weight" in n)
 
