@@ -36,6 +36,7 @@ setup(
         "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
         "smol": ["gguf>=0.10"],
         "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
+        "lmms": ["lmms-eval>=0.6"],
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
@@ -50,7 +51,13 @@ setup(
             "protobuf",
             "requests",
             "shortuuid",
+            # what lmms-eval needs for a task of texts; the package itself, with its fifty others, comes by itself
+            *"datasets evaluate httpx jsonlines loguru numexpr python-dotenv pytablewriter sacrebleu".split(),
+            *"scikit-learn sympy tenacity".split(),
         ],
     },
-    entry_points={"console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"]},
+    entry_points={
+        "console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"],
+        "lmms_eval.models": ["llava_fwd2bot=llava_fwd2bot.lmms:MANIFESTS"],
+    },
 )

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.conversation import ConversationFormatter
 from llava_fwd2bot.data import read_records
-from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
+from llava_fwd2bot.images import open_image
 
 from .encode import Encoder
+from .generate import from_base, from_summaries
 
 DENSE = 0  # the k that stands for the base and all its dense tokens
 
@@ -38,63 +37,19 @@ class Answerer:
         unique = list(dict.fromkeys(paths))
         at = {path: i for i, path in enumerate(unique)}
         states = self.encoder.images(unique) if k != DENSE and unique else None  # [images, K, D]
+        model, processor = self.encoder.model, self.encoder.processor
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             prompts = [self.formatter.prompt(questions[i]) for i in part]
+            options = {"max_new_tokens": self.max_new_tokens}
             if states is not None:
                 summary = states[[at[paths[i]] for i in part]][:, :k]
-                texts = self._generate(prompts, summary=summary.to(self.encoder.like.device))
+                texts = from_summaries(model, processor, prompts, summary, **options)
             else:
-                texts = self._from_base(prompts, [paths[i] for i in part])
+                texts = []
+                for i, prompt in zip(part, prompts, strict=True):
+                    texts += from_base(model, processor, prompt, [open_image(paths[i])], **options)
             yield from zip(part, texts, strict=True)
-
-    def _from_base(self, prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
-        encoder = self.encoder
-        pixels = [prepare_pixels(encoder.processor, encoder.model, [open_image(path)]) for path in paths]
-        if not encoder.model.prompt_in_output:  # the original LLaVA: one id for an image
-            return self._generate(prompts, base=True, **join_pixels(pixels, encoder.like))
-        texts = []  # one by one: with crops n differs, and padding around images is each host's own affair
-        for prompt, own in zip(prompts, pixels, strict=True):
-            image = join_pixels([own], encoder.like)
-            count = self._dense_count(image)
-            token = encoder.processor.image_token
-            texts += self._generate([prompt.replace(token, token * count)], base=True, **image)
-        return texts
-
-    def _dense_count(self, image: dict[str, Any]) -> int:
-        with torch.inference_mode(), self.encoder.model.fwd2bot_disabled():
-            return len(self.encoder.model._dense_tokens(**image)[0])
-
-    @torch.inference_mode()
-    def _generate(self, prompts: Sequence[str], base: bool = False, **inputs: Any) -> list[str]:
-        model, processor = self.encoder.model, self.encoder.processor
-        ids, mask = _left_padded(processor, prompts)
-        given = {"input_ids": ids.to(self.encoder.like.device), "attention_mask": mask.to(self.encoder.like.device)}
-        given |= {"do_sample": False, "max_new_tokens": self.max_new_tokens, **inputs}
-        if base:
-            with model.fwd2bot_disabled():
-                out = model.generate(**given)
-        else:
-            out = model.generate(**given)
-        new = out[:, ids.shape[1] :] if model.prompt_in_output else out
-        return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _left_padded(processor: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """[B, T] and its mask."""
-    tokenizer = processor.tokenizer
-    tokenize = getattr(processor, "tokenize", tokenizer)
-    rows = []
-    for text in prompts:
-        options = {"return_tensors": "pt", "add_special_tokens": needs_bos(tokenizer, text)}
-        rows.append(tokenize(text, **options)["input_ids"][0])
-    length = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.full((len(rows), length), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
-    return ids, mask
 
 
 def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 from llava_fwd2bot.data import read_records
 
 from .answers import DENSE, Answerer, answer_questions
-from .compositionality import DESCRIBE
 from .datasets import Captioned
+from .likelihood import DESCRIBE
 from .metrics import caption_scores
 
 

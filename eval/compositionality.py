@@ -15,17 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from llava_fwd2bot.batching import IGNORE_INDEX
 from llava_fwd2bot.bottleneck import embed
-from llava_fwd2bot.conversation import PLACEHOLDER, ConversationFormatter
-from llava_fwd2bot.data import read_records, with_labels
+from llava_fwd2bot.data import read_records
 
 from .encode import Encoder
-
-DESCRIBE = "Describe the image in one sentence."
+from .likelihood import likelihood
 
 
 @dataclass
@@ -133,7 +129,7 @@ def compositionality(
             passed = []
             for item in tqdm(tests.items, desc=f"likelihood k={k}", unit="test"):
                 state = images[[at_image[p] for p in item.images]][:, :k]
-                scores = torch.stack([likelihood(encoder, one, item.texts) for one in state])
+                scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
                 passed.append(judge(tests.kind, scores))
             rows.append({"k": k, "by": "likelihood", **_figures(tests, passed)})
             per_item[f"likelihood k={k}"] = [float(next(iter(p.values()))) for p in passed]
@@ -147,29 +143,3 @@ def _figures(tests: Items, passed: list[dict[str, bool]]) -> dict[str, float]:
         own = [p[main] for p, item in zip(passed, tests.items, strict=True) if item.kind == kind]
         found[f"{kind} ({len(own)})"] = sum(own) / len(own)
     return found
-
-
-@torch.inference_mode()
-def likelihood(encoder: Encoder, summary: Tensor, answers: Sequence[str], question: str = DESCRIBE) -> Tensor:
-    """Mean log-probability per token of each answer, end token included, given one summary [k, D]: [answers]"""
-    model, tokenizer = encoder.model, encoder.processor.tokenizer
-    formatter = ConversationFormatter(encoder.processor)
-    rows, wanted = [], []
-    for answer in answers:
-        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question}"}, {"from": "gpt", "value": answer}]
-        ids, labels = with_labels(tokenizer, *formatter(turns))
-        rows.append(ids)
-        wanted.append(labels)
-    ids = pad_sequence(rows, batch_first=True).to(encoder.like.device)  # [answers, T]
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
-    labels = pad_sequence(wanted, batch_first=True, padding_value=IGNORE_INDEX).to(ids.device)
-    state = summary.to(ids.device)[None].expand(len(rows), -1, -1)
-    plan = model._collapse(ids, mask, state, None)
-    hidden = model._answer_hidden(plan, ids, state)  # [N, D], all tokens of all rows
-    targets = labels.flatten()[plan.origin].masked_fill(plan.is_summary, IGNORE_INDEX)  # [N]
-    found = []
-    for own, target in zip(hidden.split(plan.lengths.tolist()), targets.split(plan.lengths.tolist()), strict=True):
-        said = target[1:] != IGNORE_INDEX
-        logits = model.get_output_embeddings()(own[:-1][said]).float()
-        found.append(logits.log_softmax(-1).gather(1, target[1:][said, None]).mean())
-    return torch.stack(found).cpu()

@@ -74,7 +74,7 @@ class Encoder:
                         found.append(run(ready).to("cpu", torch.float16))
                     parts.append(torch.cat(found))
                     if file is not None:
-                        _write({"summary": parts[-1]}, file)
+                        write_tensors({"summary": parts[-1]}, file)
                 bar.update(len(chunk))
         return torch.cat(parts)
 
@@ -86,7 +86,8 @@ class Encoder:
         return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Beside `file`, then renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:

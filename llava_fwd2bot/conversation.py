@@ -89,6 +89,12 @@ class ConversationFormatter:
         value = question if present else f"{PLACEHOLDER}\n" * num_images + question
         return self._render([{"from": "human", "value": value}], "prompt")
 
+    def ask(self, turns: Sequence[dict]) -> str:
+        """The inference prompt after a conversation, which ends with a human turn and says where its images stand."""
+        if not turns or turns[-1]["from"] != "human":
+            raise ValueError("a conversation that is to be answered must end with a human turn")
+        return self._render(turns, "prompt")
+
     def _render(self, turns: Sequence[dict], name: str) -> str:
         """The raw text of `turns`; after a human turn, with what asks for an answer."""
         image_token = self.processor.image_token

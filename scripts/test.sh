@@ -2,7 +2,10 @@
 # Installs what the tests need and runs them; arguments go to pytest.
 set -euo pipefail
 . "$(dirname "$0")/install.sh" test
-# the original LLaVA, whose own pins are of 2024, without them
-python -c "import llava" 2>/dev/null || pip install --quiet --disable-pip-version-check --no-deps llava-torch==1.2.2.post1
+# the original LLaVA, whose own pins are of 2024, and lmms-eval, which asks for fifty packages, without them
+for package in llava-torch==1.2.2.post1 lmms-eval==0.7.3; do
+    pip show --quiet "${package%%=*}" 2>/dev/null ||
+        pip install --quiet --disable-pip-version-check --no-deps "$package"
+done
 # the toy shapes are so small that a second thread only costs time
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest "$@"

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.eval.compositionality import judge, likelihood, read_items
+from llava_fwd2bot.eval.compositionality import judge, read_items
 from llava_fwd2bot.eval.datasets import read_captioned
 from llava_fwd2bot.eval.encode import CHUNK, Encoder
+from llava_fwd2bot.eval.likelihood import likelihood
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_likelihood_is_the_answer_loss(checkpoint, processor):
     model, processor = load_fwd2bot(checkpoint)
     summary = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     answers = ["a cat", "two red dogs on the mat"]
-    found = likelihood(Encoder(model, processor, "x"), summary, answers, "what is it?")
+    found = likelihood(model, processor, summary, answers, "what is it?")
     for answer, score in zip(answers, found, strict=True):
         turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": answer}]
         ids, labels = with_labels(processor.tokenizer, *ConversationFormatter(processor)(turns))
