@@ -19,7 +19,7 @@ setup(
         "llava_fwd2bot.eval.scorers",
     ],
     package_dir={"llava_fwd2bot.eval": "eval"},
-    package_data={"llava_fwd2bot.smol": ["weights/**/*"]},
+    package_data={"llava_fwd2bot.smol": ["weights/**/*"], "llava_fwd2bot.eval": ["published.json"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

@@ -69,8 +69,20 @@ def main(argv: Sequence[str]) -> None:
     answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
     answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
+
+    report = commands.add_parser("report", help="base against Fwd2Bot, out of the files that --output wrote")
+    report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders of them")
+    report.add_argument("--base", metavar="MODEL", help="which model is the base; default: the one on dense tokens")
+    report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
+    report.set_defaults(run=_report)
     args = parser.parse_args(list(argv))
     args.run(args)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .report import report
+
+    print(report(args.results, args.output, args.base), end="")
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +222,7 @@ def _score(args: argparse.Namespace) -> None:
         "figures": found.figures,
         "items": len(found.per_item),
         "model": next(iter(answers.values())).get("model_id"),
+        "k": (next(iter(answers.values())).get("metadata") or {}).get("k"),
         "answers": [str(path) for path in args.answers],
         **_stamp(),
     }

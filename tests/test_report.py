@@ -1,0 +1,119 @@
+"""Results of evaluators to a report: what is compared with what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llava_fwd2bot.cli import main
+from llava_fwd2bot.eval.report import compare, sign_flips
+from llava_fwd2bot.eval.results import published, read_results
+
+
+def write(folder, name, **content):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"limit": None, "date": "2026-01-01", **content}))
+
+
+def scored(folder, name, model, k, hits, **more):
+    items = {str(i): float(hit) for i, hit in enumerate(hits)}
+    figures = {"accuracy": 100 * sum(hits) / len(hits)}
+    write(folder, name, benchmark="gqa", figures=figures, per_item=items, model=model, k=k, **more)
+
+
+def test_retention_by_hand(tmp_path):
+    """8 of 10 right against 9 of 10: 88.9 %; the paired interval knows that they are the same items."""
+    scored(tmp_path, "base", "llava", "dense", [1] * 9 + [0])
+    scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
+    rows = compare(read_results([tmp_path]))
+    assert [row["base"] for row in rows] == [True, False]
+    assert rows[1]["retention"] == pytest.approx(80 / 90) and rows[1]["value"] == 80
+    low, high = rows[1]["retention_interval"]
+    assert low < 80 / 90 < high <= 1.0
+    assert rows[0]["interval"][1] == 100 and rows[1]["p"] == 1.0  # one item differs: no evidence
+
+
+def test_significance_against_the_binomial():
+    """Ten items for and none against: 2 of 2^10 sign patterns."""
+    assert sign_flips([1] * 10, [0] * 10) == pytest.approx(2 / 1024, abs=2e-3)
+    assert sign_flips([1, 0], [1, 0]) == 1.0
+
+
+def test_every_evaluator_s_file_is_read(tmp_path):
+    rows = [{"k": k, "by": "pooled", "t2i_r1": 0.5, "i2t_r1": 1.0, "seconds": 0.1} for k in (1, 4)]
+    ranks = {"pooled k=1": [0, 3], "pooled k=4": [0, 1]}
+    write(tmp_path, "r", evaluator="retrieval", dataset="coco", rows=rows, per_item=ranks, model="m")
+    rows = [{"k": k, "by": "greedy", "bleu4": 0.1, "cider": 0.4} for k in ("dense", 4)]
+    cider = {"k=dense": [0.3, 0.5], "k=4": [0.4, 0.4]}
+    write(tmp_path, "c", evaluator="captioning", dataset="nocaps", rows=rows, per_item=cider, model="m")
+    rows = [{"k": 4, "by": "likelihood", "accuracy": 0.5, "swap_att (2)": 0.5}]
+    write(tmp_path, "s", evaluator="compositionality", benchmark="sugarcrepe", rows=rows, model="m")
+    content = json.loads((tmp_path / "s.json").read_text())
+    (tmp_path / "s.json").write_text(json.dumps({**content, "per_item": {"likelihood k=4": [1.0, 0.0]}}))
+    (tmp_path / "other.json").write_text('{"not": "a result"}')
+    found = {(r.name, r.k): r for r in read_results([tmp_path])}
+    assert {name for name, _ in found} == {
+        "retrieval coco (t2i_r1)",
+        "captioning nocaps (cider)",
+        "sugarcrepe by likelihood (accuracy)",
+    }
+    assert found["retrieval coco (t2i_r1)", 1].items == {"0": 1.0, "1": 0.0}
+    compared = compare(list(found.values()))
+    assert next(r for r in compared if "captioning" in r["benchmark"] and r["k"] == 4)["retention"] == 1.0
+
+
+def test_points_and_f1_get_no_interval(tmp_path):
+    """They are no mean of items; an interval made of items would be of something else."""
+    write(tmp_path, "p", benchmark="pope", figures={"f1": 0.8}, per_item={"0": 1.0, "1": 0.0}, model="m", k=4)
+    assert "interval" not in compare(read_results([tmp_path]))[0]
+
+
+@pytest.mark.parametrize("fault", ["cut", "twice", "items", "limit", "bases", "nothing"])
+def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
+    scored(tmp_path, "base", "llava", "dense", [1] * 9 + [0])
+    scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
+    if fault == "cut":
+        (tmp_path / "ours.json").write_text((tmp_path / "ours.json").read_text()[:50])
+    elif fault == "twice":
+        scored(tmp_path, "again", "m", 8, [1] * 10)
+    elif fault == "items":
+        scored(tmp_path, "ours", "m", 8, [1] * 8)
+    elif fault == "limit":
+        scored(tmp_path, "ours", "m", 8, [1] * 10, limit=10)
+    elif fault == "bases":
+        scored(tmp_path, "other", "n", "dense", [1] * 10)
+    else:
+        for file in tmp_path.glob("*.json"):
+            file.unlink()
+    said = {
+        "cut": "ours.json is no whole JSON",
+        "twice": "is in",
+        "items": "not of the same items",
+        "limit": "not of the same items",
+        "bases": "several bases",
+        "nothing": "There is no result",
+    }
+    assert main(["eval", "report", str(tmp_path)]) == 1
+    assert said[fault] in capsys.readouterr().err
+
+
+def test_the_report_by_command(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    scored(tmp_path / "in", "base", "llava", "dense", [1] * 9 + [0])
+    for k in (4, 8):
+        scored(tmp_path / "in", f"ours{k}", "m", k, [1] * k + [0] * (10 - k))
+    assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "out" / "r")]) == 0
+    said = capsys.readouterr().out
+    assert "| m | 8 | 80.00 |" in said and "88.9 %" in said and "QueCC 59.0 (16)" in said
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".png", ".html"}
+    assert (tmp_path / "out" / "r.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "out" / "r.html").read_text()
+    assert "data:image/png;base64" in text and "http" not in text.split("base64,")[1][:100]
+    assert "<td>88.9 %</td>" in text
+
+
+def test_published_figures_name_their_source():
+    known = published()
+    assert all(known[part]["source"] for part in ("generation", "retrieval"))
+    assert all(0 < row["tokens"] < 576 for row in known["generation"]["rows"])
