@@ -70,6 +70,12 @@ def main(argv: Sequence[str]) -> None:
     answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
 
+    price = commands.add_parser("cost", help="time, operations, memory and bytes, against the base", **shared)
+    price.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
+    price.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each side runs; default: 7")
+    price.add_argument("--new-tokens", type=int, default=16, metavar="N", help="of an answer; default: 16")
+    price.set_defaults(run=_cost)
+
     report = commands.add_parser("report", help="base against Fwd2Bot, out of the files that --output wrote")
     report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders of them")
     report.add_argument("--base", metavar="MODEL", help="which model is the base; default: the one on dense tokens")
@@ -104,11 +110,16 @@ def _evaluator_options() -> argparse.ArgumentParser:
     return options
 
 
-def _evaluate(args: argparse.Namespace, run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def _evaluate(
+    args: argparse.Namespace,
+    run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]],
+    show: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
     """Opens the model, runs an evaluator on its encoder, and prints and writes what it finds.
 
     Args:
         run: (encoder, ks) → (the result, what each item adds to it).
+        show: the result as text; default: its rows as a table.
     """
     from llava_fwd2bot.checkpoint import read_checkpoint
     from llava_fwd2bot.cli import folder_of, load_model
@@ -132,7 +143,10 @@ def _evaluate(args: argparse.Namespace, run: Callable[[Any, list[int]], tuple[di
         result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
     if args.output:
         write_json(args.output, {**result, "per_item": per_item})
-    print(json.dumps(result) if args.json else table(found["rows"]) if "rows" in found else json.dumps(found))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(show(found) if show else table(found["rows"]))
 
 
 def _stamp() -> dict[str, Any]:
@@ -172,6 +186,22 @@ def _captioning(args: argparse.Namespace) -> None:
     _evaluate(args, run)
 
 
+def _cost(args: argparse.Namespace) -> None:
+    from llava_fwd2bot.images import open_image
+
+    from . import cost
+
+    image = None if args.image is None else open_image(args.image)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = cost.cost(
+            encoder.model, encoder.processor, ks, image, args.rounds, (1, args.batch_size), new_tokens=args.new_tokens
+        )
+        return {"evaluator": "cost", **found}, {}
+
+    _evaluate(args, run, cost.table)
+
+
 def _answer(args: argparse.Namespace) -> None:
     from .answers import DENSE, Answerer, answer_questions, read_questions
 
@@ -185,7 +215,7 @@ def _answer(args: argparse.Namespace) -> None:
         done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model))
         return {"evaluator": "answer", "k": k or "dense", **done}, {}
 
-    _evaluate(args, run)
+    _evaluate(args, run, json.dumps)
 
 
 def _compositionality(args: argparse.Namespace) -> None:

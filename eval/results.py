@@ -51,7 +51,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
             content = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} is no whole JSON ({error}): was writing cut off? Evaluate again.") from None
-        if isinstance(content, dict) and "per_item" in content:
+        if isinstance(content, dict) and content.get("per_item"):
             found += _of_file(content, file)
     if not found:
         raise ValueError(f"There is no result with its items in {', '.join(map(str, paths))}: write them by --output.")

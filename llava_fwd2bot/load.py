@@ -176,7 +176,10 @@ def original_class_name(base: str | os.PathLike) -> str | None:
     """The model class of a base in the original LLaVA's layout, None for another; told without importing `llava`."""
     from transformers import PretrainedConfig
 
-    return ORIGINAL.get(PretrainedConfig.get_config_dict(base)[0].get("model_type"))
+    config = PretrainedConfig.get_config_dict(base)[0]
+    # early ones call themselves "llava", which is transformers' own today, but name their class
+    named = [name for name in config.get("architectures") or [] if name in ORIGINAL.values()]
+    return ORIGINAL.get(config.get("model_type")) or (named[0] if named else None)
 
 
 def base_class_name(base: str | os.PathLike) -> str:

@@ -234,3 +234,21 @@ def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned
     assert [row["k"] for row in result["rows"]] == ["dense", 1, 4]
     assert all({"cider", "bleu4"} <= set(row) for row in result["rows"])
     assert all(len(values) == 6 for values in result["per_item"].values())
+
+
+def test_cost_against_the_base(run, checkpoint, captioned):
+    """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
+    from llava_fwd2bot.eval.cost import break_even
+
+    argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
+    code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
+    assert code == 0, err
+    assert "parameters are Fwd2Bot's" in out and "first token, base over answer" in out
+    found = json.loads((captioned / "cost.json").read_text())
+    work = found["flops"]
+    assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
+    assert work["compress, k=4, 2 at once"] == 2 * work["compress, k=4, 1 at once"]
+    assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
+    expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
+    assert found["rows"][1]["break_even_flops"] == expected
+    assert break_even(10, 1, 3) == 6 and break_even(10, 3, 3) is None and break_even(0.1, 1, 3) == 1
