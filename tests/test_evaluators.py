@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -252,3 +254,32 @@ def test_cost_against_the_base(run, checkpoint, captioned):
     expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
     assert found["rows"][1]["break_even_flops"] == expected
     assert break_even(10, 1, 3) == 6 and break_even(10, 3, 3) is None and break_even(0.1, 1, 3) == 1
+
+
+def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
+    """Against a stand-in of its base class: VLMEvalKit itself is not in any registry."""
+    base = ModuleType("vlmeval.vlm.base")
+    base.BaseModel = type("BaseModel", (), {})
+    for name, module in (("vlmeval", ModuleType("vlmeval")), ("vlmeval.vlm", ModuleType("vlm")), (base.__name__, base)):
+        monkeypatch.setitem(sys.modules, name, module)
+    from llava_fwd2bot.eval.vlmevalkit import Fwd2Bot
+
+    pictures = [str(captioned / "images" / f"{i}.png") for i in range(2)]
+    model = Fwd2Bot(str(checkpoint), k=2, max_new_tokens=6)
+    for images in (pictures[:1], pictures):
+        message = [{"type": "image", "value": image} for image in images] + [{"type": "text", "value": "what is it?"}]
+        ask = [
+            "ask",
+            "--model",
+            checkpoint,
+            "--image",
+            *images,
+            "what is it?",
+            "--k",
+            2,
+            "--max-new-tokens",
+            6,
+            "--json",
+        ]
+        assert model.generate_inner(message) == json.loads(run(*ask, "--device", "cpu")[1])["answer"]
+    assert isinstance(model.generate_inner([{"type": "text", "value": "what is a dog?"}]), str)
