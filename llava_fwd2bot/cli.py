@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     llava = commands.add_parser("llava", help="the original LLaVA's own programs: llava train …, llava eval …", **plain)
     llava.add_argument("program", choices=("train", "eval"), help="its own arguments follow, and --fwd2bot K or --k J")
 
-    commands.add_parser("eval", help="score answers: eval score BENCHMARK --answers FILE …", add_help=False)
+    commands.add_parser("eval", help="answer, score, retrieval, captioning, cost, report, …", add_help=False)
 
     info = commands.add_parser("info", help="what a checkpoint is, without loading the model", allow_abbrev=False)
     info.add_argument("checkpoint", metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
