@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains smol-llava as it is in this package: LLaVA's two stages, then Fwd2Bot by the one flag.
+# Trains smol-llava as it is in this package: LLaVA's two stages, then Fwd2Bot by the one flag; with "rivals" also the
+# rivals and ablations of the table, each for the same short schedule.
 #
-#     bash scripts/train_smol_llava.sh DATA [WORK]
+#     bash scripts/train_smol_llava.sh DATA [WORK [rivals]]
 #
 # DATA holds flickr8k/{train,dev}.jsonl and daquar/train.jsonl with their images (see eval/smol_splits.py). A stopped run goes on where it was.
-# Two CPU cores take about four hours: two processes of one thread each do more than one process of two. On a GPU set
+# Two CPU cores take about six hours, and as long for the rivals: two processes of one thread each do more than one process of two. On a GPU set
 # PROCESSES=1 THREADS=8 DEVICE_ARGS="--per_device_train_batch_size 32".
 set -euo pipefail
 data=$(realpath "$1") work=$(realpath -m "${2:-smol-work}")
@@ -18,7 +19,7 @@ train() { # NAME ARGUMENTS…: skipped when its result is there
     [ -e "$work/$name.done" ] && return
     # bfloat16 is 1.8 times as fast as float32 on a CPU that has it (AVX512-BF16); eager attention beats the fused kernel
     # there at these lengths
-    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m llava_fwd2bot.train \
+    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m ${MODULE:-llava_fwd2bot.train} \
         --image_folder "$data" --output_dir "$work/$name" --bf16 True --attn_implementation "${ATTENTION:-eager}" \
         --lr_scheduler_type cosine --warmup_steps 20 --logging_steps 20 --save_strategy steps --save_steps 50 \
         --save_total_limit 1 --report_to none --disable_tqdm True --ddp_find_unused_parameters False "$@" ${DEVICE_ARGS:-}
@@ -41,7 +42,26 @@ train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stag
 python scripts/pack_smol_llava.py base "$work/stage2b"
 
 # 3. Fwd2Bot, on the same mix
-train "${NAME:-fwd2bot}" --model_name_or_path smol-llava --data_path "$work/data/stage2.json" --fwd2bot 16 \
-    --fwd2bot_nested_k 1,2,4,8,16 --fwd2bot_caption_data "$work/data/captions.json" --lora_r 12 --lora_alpha 24 \
-    --learning_rate 1e-3 --per_device_train_batch_size 12 --num_train_epochs 1
+answers=(--data_path "$work/data/stage2.json")
+captions=(--fwd2bot_caption_data "$work/data/captions.json")
+nested=(--fwd2bot 16 --fwd2bot_nested_k 1,2,4,8,16)
+method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --group_by_modality_length True
+    --per_device_train_batch_size 12)
+train fwd2bot "${method[@]}" "${nested[@]}" "${answers[@]}" "${captions[@]}" --max_steps 1000
 python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
+[ "${3:-}" = rivals ] || exit 0
+
+# 4. rivals and ablations: as many rows for all. Those that make no vector of a text have the answer loss alone.
+short() { # NAME METHOD ARGUMENTS…
+    local name=$1
+    MODULE="llava_fwd2bot.eval.rivals $2"
+    shift 2
+    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-200}" "$@"
+}
+alone=("${nested[@]}" "${answers[@]}" --fwd2bot_contrastive_weight 0)
+short fwd2bot-short fwd2bot "${nested[@]}" "${answers[@]}" "${captions[@]}"
+short shared shared "${nested[@]}" "${answers[@]}" "${captions[@]}" --fwd2bot_adapters shared
+for rival in pool query kv; do short "$rival" "$rival" "${alone[@]}"; done
+short fwd2bot-answer fwd2bot "${alone[@]}"
+short fwd2bot-contrastive fwd2bot "${nested[@]}" "${captions[@]}"
+for baseline in mean last; do short "$baseline" "$baseline" --fwd2bot 1 "${captions[@]}"; done
