@@ -249,7 +249,8 @@ def test_cost_against_the_base(run, checkpoint, captioned):
     found = json.loads((captioned / "cost.json").read_text())
     work = found["flops"]
     assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
-    assert work["compress, k=4, 2 at once"] == 2 * work["compress, k=4, 1 at once"]
+    # but for what is computed once for a batch, such as the angles of the positions
+    assert work["compress, k=4, 2 at once"] == pytest.approx(2 * work["compress, k=4, 1 at once"], rel=1e-3)
     assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
     expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
     assert found["rows"][1]["break_even_flops"] == expected
