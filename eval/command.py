@@ -137,9 +137,11 @@ def _evaluate(
         if not all(1 <= k <= most for k in ks):
             raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
         model, processor = load_model(path, args)
-        found, per_item = run(Encoder(model, processor, fingerprint_of(path), args.work, args.batch_size), ks)
-        about = {"model": str(args.model), "fingerprint": fingerprint_of(path), "dtype": str(model.dtype)[6:]}
         quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
+        # what is kept was made by these weights at this width, and serves no other
+        known_as = " ".join(filter(None, (fingerprint_of(path), quantised)))
+        found, per_item = run(Encoder(model, processor, known_as, args.work, args.batch_size), ks)
+        about = {"model": str(args.model), "fingerprint": fingerprint_of(path), "dtype": str(model.dtype)[6:]}
         result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
     if args.output:
         write_json(args.output, {**result, "per_item": per_item})
