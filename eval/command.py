@@ -121,8 +121,7 @@ def _evaluate(
         run: (encoder, ks) → (the result, what each item adds to it).
         show: the result as text; default: its rows as a table.
     """
-    from llava_fwd2bot.checkpoint import read_checkpoint
-    from llava_fwd2bot.cli import folder_of, load_model
+    from llava_fwd2bot.cli import checked, load_model
     from llava_fwd2bot.compress import fingerprint_of
 
     from .encode import Encoder
@@ -131,17 +130,15 @@ def _evaluate(
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
-        path = folder_of(args.model)
-        most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+        path, most = checked(args.model, *(args.k or []))
         ks = args.k or [most]
-        if not all(1 <= k <= most for k in ks):
-            raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
         model, processor = load_model(path, args)
         quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
         # what is kept was made by these weights at this width, and serves no other
-        known_as = " ".join(filter(None, (fingerprint_of(path), quantised)))
+        fingerprint = fingerprint_of(path)
+        known_as = " ".join(filter(None, (fingerprint, quantised)))
         found, per_item = run(Encoder(model, processor, known_as, args.work, args.batch_size), ks)
-        about = {"model": str(args.model), "fingerprint": fingerprint_of(path), "dtype": str(model.dtype)[6:]}
+        about = {"model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
         result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
     if args.output:
         write_json(args.output, {**result, "per_item": per_item})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from statistics import median_high
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.conversation import ConversationFormatter, prompt_ids
 from llava_fwd2bot.images import join_pixels, prepare_pixels
 
 from .measure import PeakMemory, environment, in_turn, ratio, summarize
@@ -34,9 +35,7 @@ class Sides:
         self.like = model.get_input_embeddings().weight
         self.pixels = join_pixels([prepare_pixels(processor, model, [image])], self.like)
         prompt = ConversationFormatter(processor).prompt(QUESTION)
-        options = {"return_tensors": "pt", "add_special_tokens": needs_bos(processor.tokenizer, prompt)}
-        tokenize = getattr(processor, "tokenize", processor.tokenizer)
-        self.prompt = tokenize(prompt, **options)["input_ids"].to(self.like.device)
+        self.prompt = prompt_ids(processor, prompt)["input_ids"].to(self.like.device)
         with torch.no_grad(), model.fwd2bot_disabled():
             self.dense = len(model._dense_tokens(**self.pixels)[0])
         with torch.no_grad():
@@ -147,14 +146,10 @@ def cost(
         for count in questions:
             once = [(c / batches[0] + count * a) / count for c, a in zip(compress, answer, strict=True)]
             row[f"{count} questions, over base"] = ratio(once, base)["ratio"]
-        row["break_even"] = break_even(_median(compress) / batches[0], _median(answer), _median(base))
+        row["break_even"] = break_even(median_high(compress) / batches[0], median_high(answer), median_high(base))
         row["break_even_flops"] = break_even(by_flops[0] / batches[0], by_flops[1], by_flops[2])
         rows.append(row)
     return {**found, "rows": rows, "environment": environment(device)}
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _memory(runs: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from llava_fwd2bot.compress import write_tensors
 from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
 
 CHUNK = 256  # items in one file
@@ -74,6 +74,7 @@ class Encoder:
                         found.append(run(ready).to("cpu", torch.float16))
                     parts.append(torch.cat(found))
                     if file is not None:
+                        file.parent.mkdir(parents=True, exist_ok=True)
                         write_tensors({"summary": parts[-1]}, file)
                 bar.update(len(chunk))
         return torch.cat(parts)
@@ -84,14 +85,3 @@ class Encoder:
             return None
         told = "\n".join([self.fingerprint, kind, str(self.like.dtype), *names])
         return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
-
-
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Beside `file`, then renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, beside)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from llava_fwd2bot.conversation import needs_bos
+from llava_fwd2bot.conversation import needs_bos, prompt_ids
 from llava_fwd2bot.images import join_pixels, prepare_pixels
 
 GREEDY = {"do_sample": False}
@@ -26,7 +26,7 @@ def from_summaries(
         summary: [M, k, D] of the images of all prompts in order; None where there is none.
         options: of `generate`.
     """
-    rows = [_ids(processor, prompt) for prompt in prompts]
+    rows = [prompt_ids(processor, prompt)["input_ids"][0] for prompt in prompts]
     ids, mask = _left_padded(rows, processor.tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     given = {"input_ids": ids.to(device), "attention_mask": mask.to(device), **GREEDY, **options}
@@ -45,7 +45,7 @@ def from_base(
     """
     like = model.get_input_embeddings().weight
     if hasattr(processor, "tokenize") or not images:  # the original LLaVA: one id for an image
-        given = {"input_ids": _ids(processor, prompt)[None].to(like.device)}
+        given = {"input_ids": prompt_ids(processor, prompt)["input_ids"].to(like.device)}
         if images:
             given |= join_pixels([prepare_pixels(processor, model, images)], like)
     else:
@@ -55,11 +55,6 @@ def from_base(
     with model.fwd2bot_disabled():
         out = model.generate(**given, **GREEDY, **options)
     return _texts(model, processor, out, given["input_ids"].shape[1])
-
-
-def _ids(processor: Any, prompt: str) -> Tensor:
-    options = {"return_tensors": "pt", "add_special_tokens": needs_bos(processor.tokenizer, prompt)}
-    return getattr(processor, "tokenize", processor.tokenizer)(prompt, **options)["input_ids"][0]
 
 
 def _left_padded(rows: Sequence[Tensor], pad: int | None) -> tuple[Tensor, Tensor]:

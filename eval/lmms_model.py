@@ -22,12 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.compress import fingerprint_of
+from llava_fwd2bot.compress import fingerprint_of, write_tensors
 from llava_fwd2bot.conversation import PLACEHOLDER, ConversationFormatter
 from llava_fwd2bot.images import join_pixels, prepare_pixels
 from llava_fwd2bot.load import local_folder
 
-from .encode import write_tensors
 from .generate import from_base, from_summaries
 from .likelihood import answer_scores
 
@@ -176,6 +175,7 @@ class _Fwd2Bot(lmms):
             for i, summary in zip(missing, made, strict=True):
                 found[i] = summary
                 if files[i] is not None:
+                    files[i].parent.mkdir(parents=True, exist_ok=True)
                     write_tensors({"summary": summary.clone()}, files[i])
         return torch.stack(found)[:, : self.k]
 

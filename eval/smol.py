@@ -35,12 +35,12 @@ from llava_fwd2bot.data import read_records
 from llava_fwd2bot.smol import instructions as make
 
 from . import metrics
+from .answers import DENSE
 from .readers import BaseReader, SummaryReader, open_reader
 from .search import ranks, recalls
 
 ANSWERED = ("caption", "exists", "daquar")
 SEARCHED = ("retrieval", "coco", "sugarcrepe")
-DENSE = 0  # the k of the base
 
 
 @dataclass

@@ -65,7 +65,7 @@ class LlavaTrainingArguments(Fwd2BotTrainingArguments):
 
 
 # renamed in transformers since LLaVA's scripts were written; a warm-up below 1 is a ratio
-RENAMED = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
+_RENAMED = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")  # LLaVA has these
 
 
@@ -117,6 +117,12 @@ def given_settings(arguments: Any, training: LlavaTrainingArguments) -> dict[str
     return {"num_summary_tokens": arguments.fwd2bot, **given}
 
 
+def renamed(argv: Sequence[str]) -> list[str]:
+    """The command line with today's names of what was called otherwise in LLaVA's time."""
+    names = [(word.split("=")[0], word) for word in argv]
+    return [_RENAMED.get(name, name) + word[len(name) :] for name, word in names]
+
+
 def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments, Any]:
     """The four groups of arguments.
 
@@ -124,8 +130,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         ValueError: something is missing, or of LLaVA's arguments one that cannot be followed here.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    names = [(word.split("=")[0], word) for word in argv]
-    argv = [RENAMED.get(name, name) + word[len(name) :] for name, word in names]
+    argv = renamed(argv)
     for i, word in enumerate(argv):
         if word.startswith("--load-") and word in ("--load-4bit", "--load-8bit"):
             argv[i : i + 1] = ["--bits", word[len("--load-")]]

@@ -183,15 +183,15 @@ def folder_of(name: str) -> Path:
         raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
 
 
-def checked(args: argparse.Namespace) -> Path:
-    """The checkpoint's folder, once what costs nothing to check is checked: it is one, and --k fits."""
+def checked(name: str, *ks: int | None) -> tuple[Path, int]:
+    """The checkpoint's folder and its k, once what costs nothing to check is checked: it is one, and each --k fits."""
     from .checkpoint import read_checkpoint
 
-    path = folder_of(args.model)
-    k = read_checkpoint(path)["fwd2bot"].num_summary_tokens
-    if args.k is not None and args.k > k:
-        raise ValueError(f"--k must be from 1 to this model's k = {k}, got {args.k}.")
-    return path
+    path = folder_of(name)
+    most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+    if not all(k is None or 1 <= k <= most for k in ks):
+        raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
+    return path, most
 
 
 def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
@@ -255,7 +255,7 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     from .images import join_pixels, open_image, prepare_pixels
 
-    path = checked(args)
+    path, _ = checked(args.model, args.k)
     inputs: dict[str, Any] = {}
     if args.summaries:
         from .compress import fingerprint_of, read_summaries
@@ -266,12 +266,10 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     from transformers import TextStreamer
 
-    from .conversation import ConversationFormatter, needs_bos
+    from .conversation import ConversationFormatter, prompt_ids
 
     prompt = ConversationFormatter(processor).prompt(args.question, len(pictures) or len(args.id))
-    text: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": needs_bos(processor.tokenizer, prompt)}
-    # not by the processor, which makes as many placeholders as there are dense tokens: one for each image will do
-    inputs.update(getattr(processor, "tokenize", processor.tokenizer)(prompt, **text).to(model.device))
+    inputs.update(prompt_ids(processor, prompt).to(model.device))
     if args.summaries:
         inputs["summary"] = inputs["summary"].to(model.device)
     else:
@@ -307,7 +305,7 @@ def _compress(args: argparse.Namespace) -> None:
             stack.enter_context(redirect_stdout(sys.stderr))
         output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         images, skipped = find_images(args.images)
-        path = checked(args)
+        path, _ = checked(args.model, args.k)
         model, processor = load_model(path, args)
         done = compress_images(
             model,

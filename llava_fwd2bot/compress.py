@@ -173,7 +173,7 @@ def compress_images(
         "fingerprint": fingerprint,
         "version": __version__,
     }
-    _write({"summary": summaries[: len(ids)], "embedding": embeddings[: len(ids)]}, output, metadata)
+    write_tensors({"summary": summaries[: len(ids)], "embedding": embeddings[: len(ids)]}, output, metadata)
     return {
         "output": str(output),
         "images": len(ids),
@@ -200,7 +200,7 @@ def _ahead(prepare: Callable[[Path], Any], paths: Any, ahead: int) -> Iterator[F
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str]) -> None:
+def write_tensors(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str] | None = None) -> None:
     """Beside `output`, then renamed: a full disk leaves what was there before."""
     try:
         save_file(tensors, _beside(output), metadata=metadata)

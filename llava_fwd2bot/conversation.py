@@ -138,6 +138,16 @@ def needs_bos(tokenizer: Any, text: str) -> bool:
     return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
+def prompt_ids(processor: Any, prompt: str) -> Any:
+    """One prompt's input_ids and attention_mask, [1, T], with one placeholder for each image.
+
+    Not by the processor itself, which makes as many placeholders as there are dense tokens, and refuses one without an
+    image; the original LLaVA's has a `tokenize` of its own.
+    """
+    options = {"return_tensors": "pt", "add_special_tokens": needs_bos(processor.tokenizer, prompt)}
+    return getattr(processor, "tokenize", processor.tokenizer)(prompt, **options)
+
+
 def _image_first(value: str) -> str:
     # One picture goes before the question, where LLaVA puts it; several stay where the text refers to them.
     if value.count(PLACEHOLDER) == 1:

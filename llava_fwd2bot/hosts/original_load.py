@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from ..config import CONFIG_NAME
 from ..load import base_of, is_checkpoint, local_folder, open_checkpoint, quantization_config
@@ -90,10 +89,9 @@ def _open(
     if on_cpu and loading.get("attn_implementation") == "flash_attention_2":  # LLaVA-NeXT's default
         del loading["attn_implementation"]
     model = open_checkpoint(path, base=model_base, low_cpu_mem_usage=True, **loading)
-    source = base_of(path, model_base)
+    processor = model.load_processor(base_of(path, model_base))
     model.default_num_tokens = num_tokens
     for name, value in (overwrite_config or {}).items():
         setattr(model.config, name, value)
-    tokenizer = AutoTokenizer.from_pretrained(source, use_fast=False)
-    image_processor = model.get_vision_tower().image_processor
-    return tokenizer, model, image_processor, getattr(model.config, "max_sequence_length", 2048)
+    length = getattr(model.config, "max_sequence_length", 2048)
+    return processor.tokenizer, model, processor.clip_processor, length

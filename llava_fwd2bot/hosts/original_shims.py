@@ -18,7 +18,7 @@ import transformers
 import transformers.trainer
 from torch import Tensor, nn
 
-from ..arguments import RENAMED
+from ..arguments import renamed as todays_names
 from .original import OriginalHost
 
 
@@ -147,9 +147,7 @@ def plain_copy(parameter: Tensor, ignore_status: bool = False, name: str | None 
 
 def renamed(argv: Sequence[str]) -> list[str]:
     """The command line with the names that this transformers has."""
-    if not needed("arguments"):
-        return list(argv)
-    return [RENAMED.get(name := word.split("=")[0], name) + word[len(name) :] for word in argv]
+    return todays_names(argv) if needed("arguments") else list(argv)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool) -> dict[str, Any]:
             _add(model, tokenizer, args, own, lora)
             super().__init__(model=model, tokenizer=tokenizer, args=args, **kwargs)
 
-        # LLaVA-NeXT's trainer has a loop of its own, for an optimizer that is refused in _add
+        # LLaVA-NeXT's trainer has a loop of its own, for an optimizer that is refused in _check
         _inner_training_loop = Trainer._inner_training_loop
 
     make_theirs = module.make_supervised_data_module
