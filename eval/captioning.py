@@ -30,7 +30,8 @@ def captioning(
     rows, per_item = [], {}
     root = data.paths[0].parent
     names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in data.paths]
-    fingerprint = answerer.encoder.fingerprint[:12]
+    model_hash, *width = answerer.encoder.fingerprint.split()  # a quantised model is another
+    fingerprint = "-".join([model_hash[:12], *width])
     asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
     for k in [*([DENSE] if with_base else []), *ks]:
         answers = work / f"captions-{data.name}-{fingerprint}-k{k}.jsonl"

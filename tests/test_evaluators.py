@@ -236,6 +236,14 @@ def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned
     assert [row["k"] for row in result["rows"]] == ["dense", 1, 4]
     assert all({"cider", "bleu4"} <= set(row) for row in result["rows"])
     assert all(len(values) == 6 for values in result["per_item"].values())
+    from llava_fwd2bot.eval.answers import Answerer
+    from llava_fwd2bot.eval.captioning import captioning
+
+    model, processor = load_fwd2bot(checkpoint)  # under the name of its quantised kind: answers of its own
+    encoder = Encoder(model, processor, f"{result['fingerprint']} 4bit", captioned / "work")
+    data = read_captioned(str(captioned / "own.jsonl"))
+    captioning(Answerer(encoder, 2), data, [4], captioned / "work", str(checkpoint))
+    assert len(list((captioned / "work").glob("captions-own-*-k4.jsonl"))) == 2
 
 
 def test_cost_against_the_base(run, checkpoint, captioned):
