@@ -91,6 +91,23 @@ class BaseReader:
         )
         return found["input_ids"], found["attention_mask"]
 
+    @torch.inference_mode()
+    def _attention(self, visual: Tensor, questions: Sequence[str], layers: int | None = None) -> list[Tensor]:
+        """What the prompt's last token pays each visual token, by mean over heads: of each layer, [Q, n]."""
+        ids, mask = self._ids(questions, visual.shape[1])
+        is_image = ids == self.model.config.image_token_id
+        words = self.model.get_input_embeddings()(ids)
+        words = words.masked_scatter(is_image[..., None].expand_as(words), visual.to(words.dtype))
+        language_model = self.model.model.language_model
+        with _first_layers(language_model, layers or len(language_model.layers)):
+            seen = language_model(inputs_embeds=words, attention_mask=mask, output_attentions=True).attentions
+        return [layer[:, :, -1].float().mean(1)[is_image].view(len(visual), -1) for layer in seen]
+
+    def attention_per_token(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
+        """The share of the attention of the prompt's last token that one visual token gets, by mean over layers, [Q]"""
+        layers = self._attention(self.visual(state, k, questions), questions)
+        return torch.stack(layers).mean(dim=(0, 2))
+
 
 class PrunedReader(BaseReader):
     """The k dense tokens that the prompt's last token attends to most in an early layer (as FastV, arXiv 2403.06764).
@@ -100,15 +117,7 @@ class PrunedReader(BaseReader):
     """
 
     def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
-        ids, mask = self._ids(questions, state.shape[1])
-        is_image = ids == self.model.config.image_token_id
-        words = self.model.get_input_embeddings()(ids)
-        words = words.masked_scatter(is_image[..., None].expand_as(words), state.to(words.dtype))
-        language_model = self.model.model.language_model
-        with _first_layers(language_model, PRUNING_LAYER + 1):
-            seen = language_model(inputs_embeds=words, attention_mask=mask, output_attentions=True).attentions[-1]
-        score = seen[:, :, -1].float().mean(1)  # [Q, L] of the last token, over heads
-        score = score[is_image].view(len(state), -1)  # [Q, n]
+        score = self._attention(state, questions, PRUNING_LAYER + 1)[-1]  # [Q, n]
         best = score.topk(k, dim=1).indices.sort(dim=1).values  # in their order
         return state.gather(1, best[..., None].expand(-1, -1, state.shape[-1]))
 

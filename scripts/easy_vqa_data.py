@@ -7,24 +7,14 @@ import random
 from pathlib import Path
 
 from easy_vqa import get_test_image_paths, get_test_questions, get_train_image_paths, get_train_questions
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import LlavaProcessor
+
+from llava_fwd2bot.eval import tiny_llava
 
 SIZE, PATCH = 64, 8
 TURNS = 3
 SHAPES = ["circle", "rectangle", "triangle"]
 COLORS = ["red", "green", "blue", "black", "gray", "teal", "brown", "yellow"]
-SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-PROMPTS = "summarize the image in a few words. summarize the text in a few words."
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}"
-    "{% else %}{{ 'ASSISTANT: ' }}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + '</s>' }}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 
 Question = tuple[int, str, str]  # image, question, answer
 
@@ -82,35 +72,6 @@ def write_llava_json(paths: dict[int, Path], questions: list[Question], output: 
 
 def build_processor() -> LlavaProcessor:
     """A word-level tokenizer over the training questions and the prompts; 64 × 64 pixels in patches of 8, so n = 64."""
-    split = pre_tokenizers.Split(Regex(r"(?:user|assistant):|\w+|[^\w\s]"), "removed", invert=True)
-    texts = {text for q in load("train")[1] for text in q[1:]} | {PROMPTS, "user: assistant: a"}
-    words = sorted({w for text in texts for w, _ in split.pre_tokenize_str(text.lower())})
-    vocabulary = SPECIALS + words
-    vocabulary += [f"<extra_{i}>" for i in range(-len(vocabulary) % 64)]  # a multiple of 64, for quantisation
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
-    core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), split
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words by spaces
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-        padding_side="left",
-    )
-    pixels = CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[0.75] * 3,  # the pictures are mostly white; measured better than CLIP's own numbers
-        image_std=[0.25] * 3,
-    )
-    return LlavaProcessor(
-        pixels,
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
+    texts = {text for q in load("train")[1] for text in q[1:]}
+    # the pictures are mostly white; measured better than CLIP's own numbers
+    return tiny_llava.build_processor(texts, SIZE, PATCH, mean=0.75, std=0.25)

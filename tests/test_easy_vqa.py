@@ -10,11 +10,11 @@ pytest.importorskip("easy_vqa")
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import easy_vqa_data  # noqa: E402
-from build_easy_vqa import Rows  # noqa: E402
 from report_page import table, write_html  # noqa: E402
 
 from llava_fwd2bot.conversation import ConversationFormatter  # noqa: E402
 from llava_fwd2bot.data import LlavaDataset  # noqa: E402
+from llava_fwd2bot.eval.tiny_llava import Rows  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,215 @@
+"""The table, the claims and the picture of an ablation study, out of its runs' result files."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_fwd2bot.config import read_json, write_json
+
+from .ablation import BASE, Claim, Study, done, folder_of
+
+ROUNDS = 2000
+
+
+def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of each row that has any, in the order of the seeds; the base's first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    file = folder_of(work, BASE, 0) / "result.json"
+    if file.exists():
+        found[BASE] = [read_json(file)]
+    for row in study.rows.values():
+        results = [done(study, work, row, seed) for seed in study.seeds]
+        if any(results):
+            found[row.name] = [result for result in results if result is not None]
+    if not found:
+        raise ValueError(f"There is no result in {work}: run the study first.")
+    return found
+
+
+def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -> np.ndarray | None:
+    """[seeds, items] of a figure at the row's largest k, or at `k`; None where the row has no such figure."""
+    if figure == "attention":
+        values = [result.get("attention") for result in results]
+    else:
+        values = []
+        for result in results:
+            part = result["answers"]["k"] if figure == "answers" else result.get(figure)
+            if part is None or (k is not None and str(k) not in part):
+                values.append(None)
+                continue
+            own = part[str(k) if k is not None else max(part, key=int)]
+            values.append([x for kind in own.values() for x in kind] if figure == "hard" else own)
+    return None if any(v is None for v in values) else np.asarray(values, dtype=float)
+
+
+def interval(ours: np.ndarray, theirs: np.ndarray, rounds: int = ROUNDS) -> tuple[float, float]:
+    """The 95 % interval of the difference of two means: seeds of both and items are drawn anew; items in pairs.
+
+    Args:
+        ours, theirs: [seeds, items] of the same items.
+    """
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(rounds):
+        picked = rng.integers(0, ours.shape[1], ours.shape[1])
+        sides = [x[rng.integers(0, len(x), len(x))].mean(0)[picked].mean() for x in (ours, theirs)]
+        differences.append(sides[0] - sides[1])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the runs say of a claim: it holds, is refuted, or is open."""
+    verdict: dict[str, Any] = {"claim": claim.says, "figure": claim.figure, "better": claim.better, "than": claim.than}
+    sides = [items_of(found[name], claim.figure) if name in found else None for name in (claim.better, claim.than)]
+    if sides[0] is None or sides[1] is None:
+        return {**verdict, "verdict": "not measured"}
+    ours, theirs = sides
+    low, high = interval(ours, theirs)
+    verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
+    holds, refuted = low > -claim.margin, high < -claim.margin
+    return {**verdict, "verdict": "holds" if holds else "refuted" if refuted else "open", "seeds": len(ours)}
+
+
+def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A line for each row and k: means over seeds and items, and the spread of the seeds."""
+    base = float(items_of(found[BASE], "answers").mean()) if BASE in found else None
+    lines = []
+    for name, results in found.items():
+        for k in sorted(map(int, results[0]["answers"]["k"])):
+            each = items_of(results, "answers", k).mean(1)
+            line: dict[str, Any] = {
+                "row": name,
+                "k": k or "dense",
+                "seeds": len(results),
+                "answers": float(each.mean()),
+            }
+            line["answers_spread"] = [float(each.min()), float(each.max())]
+            if base is not None and name != BASE:
+                line["retention"] = float(each.mean()) / base
+            kinds = results[0]["answers"]["kinds"]
+            all_items = items_of(results, "answers", k).mean(0)
+            for kind in dict.fromkeys(kinds):
+                line[kind] = float(np.mean([x for x, own in zip(all_items, kinds, strict=True) if own == kind]))
+            for figure in ("t2i", "hard"):
+                values = items_of(results, figure, k)
+                if values is not None:
+                    line[figure] = float(values.mean())
+            lines.append(line)
+    return lines
+
+
+def capacity(found: dict[str, list[dict[str, Any]]], row: str) -> dict[str, dict[int, float]]:
+    """Accuracy by number of objects, for each k of a row: {k: {objects: accuracy}}."""
+    results = found[row]
+    counts = np.asarray(results[0]["answers"]["objects"])
+    curves = {}
+    for k in sorted(map(int, results[0]["answers"]["k"])):
+        items = items_of(results, "answers", k).mean(0)
+        curves[str(k or "dense")] = {int(n): float(items[counts == n].mean()) for n in np.unique(counts)}
+    return curves
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def markdown(lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves: dict[str, Any]) -> str:
+    text = [
+        "# Ablation on scenes",
+        "",
+        f"{date.today()}. Percent; means over items and seeds, seeds' range in brackets.",
+        "",
+    ]
+    text += [
+        "| row | k | seeds | answers | of base | attribute | count | existence | relation "
+        "| text→image R@1 | hard negatives |"
+    ]
+    text += ["|---" * 11 + "|"]
+    for line in lines:
+        low, high = line["answers_spread"]
+        spread = f" [{_percent(low)}, {_percent(high)}]" if line["seeds"] > 1 else ""
+        cells = [line["row"], str(line["k"]), str(line["seeds"]), _percent(line["answers"]) + spread]
+        names = ("retention", "attribute", "count", "existence", "relation", "t2i", "hard")
+        text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
+    text += ["", "## Claims", "", "| claim | difference | 95 % interval | verdict |", "|---|---|---|---|"]
+    for v in verdicts:
+        points = v["figure"] != "attention"
+        shown = (
+            ""
+            if "difference" not in v
+            else f"{100 * v['difference']:+.2f}" + (" points" if points else " % of attention")
+        )
+        span = "" if "interval" not in v else "[{:+.2f}, {:+.2f}]".format(*(100 * x for x in v["interval"]))
+        allowed = f", margin {100 * v['margin']:.1f}" if v.get("margin") else ""
+        text.append(
+            f"| {v['claim']}: {v['better']} against {v['than']}, {v['figure']} "
+            f"| {shown} | {span} | {v['verdict']}{allowed} |"
+        )
+    if curves:
+        counts = sorted({n for curve in curves.values() for n in curve})
+        text += ["", "## Answers by number of objects", "", "| k | " + " | ".join(map(str, counts)) + " |"]
+        text += ["|---" * (len(counts) + 1) + "|"]
+        text += [f"| {k} | " + " | ".join(_percent(curve.get(n)) for n in counts) + " |" for k, curve in curves.items()]
+    return "\n".join(text) + "\n"
+
+
+def picture(file: Path, lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> None:
+    """Rows as bars with the seeds' range, and the capacity curves."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [line for line in lines if line["row"] != BASE]
+    figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])
+    names = [f"{line['row']}, k = {line['k']}" for line in shown]
+    places = range(len(shown))
+    for axis, name, title in ((axes[0], "answers", "answers"), (axes[1], "t2i", "text→image R@1")):
+        values = [100 * line.get(name, float("nan")) for line in shown]
+        axis.barh(places, values, color="#4878a8", height=0.7)
+        axis.set_yticks(places, names if name == "answers" else [""] * len(names), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("%")
+    for place, line in zip(places, shown, strict=True):
+        axes[0].plot([100 * x for x in line["answers_spread"]], [place, place], color="black", linewidth=1.5)
+    for line in lines:
+        if line["row"] == BASE:
+            axes[0].axvline(100 * line["answers"], color="black", linestyle="--", linewidth=1, label="base")
+            axes[0].legend(fontsize=8, frameon=False)
+    for k, curve in curves.items():
+        style = {"color": "black", "linestyle": "--"} if k == "dense" else {"marker": "o", "markersize": 4}
+        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=f"k = {k}", **style)
+    axes[2].set(xlabel="objects in the picture", ylabel="answers right, %")
+    axes[2].set_title("how much a summary holds", fontsize=10)
+    axes[2].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def report(study: Study, work: Path, output: Path | None) -> str:
+    """The Markdown; with `output`, also OUTPUT.json, .md and .png."""
+    found = collect(study, work)
+    lines = rows_of(found)
+    verdicts = [judge(claim, found) for claim in study.claims]
+    widest = max((row for row in found if row != BASE), key=lambda row: len(study.rows[row].k), default=None)
+    curves = {**(capacity(found, BASE) if BASE in found else {}), **(capacity(found, widest) if widest else {})}
+    text = markdown(lines, verdicts, curves)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: study.settings(row) for name, row in study.rows.items()}
+        content = {"date": str(date.today()), "seeds": study.seeds, "settings": settings, "rows": lines}
+        write_json(output.with_suffix(".json"), {**content, "claims": verdicts, "capacity": curves})
+        output.with_suffix(".md").write_text(text, encoding="utf-8")
+        picture(output.with_suffix(".png"), lines, curves)
+    return text
