@@ -89,7 +89,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "answers": float(each.mean()),
             }
             line["answers_spread"] = [float(each.min()), float(each.max())]
-            if base is not None and name != BASE:
+            if base and name != BASE:
                 line["retention"] = float(each.mean()) / base
             kinds = results[0]["answers"]["kinds"]
             all_items = items_of(results, "answers", k).mean(0)

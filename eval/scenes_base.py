@@ -37,9 +37,9 @@ GROUPS = (*PLACE_GROUPS, tuple(scenes.SIZES), tuple(scenes.COLOURS), scenes.SHAP
 class Schedule:
     """Steps of the three stages and their batches: about 12 minutes on one core."""
 
-    text: int = 1500
-    tower: int = 1200
-    together: int = 1200
+    text: int = 700
+    tower: int = 800
+    together: int = 900
     rows: int = 64
     scenes: int = 8000
 

@@ -1,0 +1,141 @@
+"""The ablation study: its file is read strictly, its runs go on where they were, its verdicts follow from the items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llava_fwd2bot.eval import ablation, scenes, scenes_base
+from llava_fwd2bot.eval.ablation import Claim, Study
+from llava_fwd2bot.eval.ablation_report import interval, judge, report
+
+STUDY = """
+scenes: {train: 24, test: 8, objects: [1, 3], seed: 0}
+seeds: [1]
+common: --fwd2bot 4 --lora_r 2 --lora_alpha 4 --max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3
+rows:
+  both: {k: [1, 4], arguments: "--fwd2bot_nested_k 1,4"}
+  answer alone: {k: [4], arguments: --fwd2bot_contrastive_weight 0, captions: short}
+  one forward: {k: [4], method: kv, arguments: --fwd2bot_contrastive_weight 0 --fwd2bot_adapters shared}
+claims:
+  - {says: two losses, figure: t2i, better: both, than: answer alone, margin: 1.0}
+  - {says: attention, figure: attention, better: both, than: base}
+  - {says: no vectors, figure: t2i, better: both, than: one forward}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> tuple[Path, Path]:
+    """The study's file, and a work folder with scenes and an untrained base."""
+    folder = tmp_path_factory.mktemp("ablation")
+    file, work = folder / "study.yaml", folder / "work"
+    file.write_text(STUDY)
+    plan = scenes_base.Schedule(text=2, tower=2, together=2, rows=4, scenes=8)
+    scenes_base.build(work / "base", 0, (1, 3), plan)
+    return file, work
+
+
+def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
+    """Each run is a process of its own; a second call trains nothing, and writes the same table."""
+    file, work = study
+    assert ablation.main([str(file), "--work", str(work), "--output", str(tmp_path / "a"), "--jobs", "2"]) == 0
+    text = (tmp_path / "a.md").read_text()
+    assert "| one forward | 4 | 1 |" in text and text.count("\n| both |") == 2 and "not measured" in text
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [c["verdict"] for c in found["claims"]][0] == "holds" and len(found["capacity"]) == 3
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    times = {p: p.stat().st_mtime_ns for p in work.rglob("result.json")}
+    assert len(times) == 4 and not list(work.rglob("checkpoint-*"))
+    assert ablation.main([str(file), "--work", str(work), "--output", str(tmp_path / "b")]) == 0
+    assert {p: p.stat().st_mtime_ns for p in work.rglob("result.json")} == times
+    assert (tmp_path / "b.md").read_text() == text
+    # a row whose settings changed is not averaged in
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(STUDY.replace("--fwd2bot_nested_k 1,4", "--fwd2bot_nested_k 2,4"))
+    with pytest.raises(ValueError, match="other settings"):
+        ablation.main([str(changed), "--work", str(work), "--report"])
+    # what fails is named, and the rest is done
+    (work / "runs" / "both" / "1" / "result.json").unlink()
+    (work / "runs" / "both" / "1" / "fwd2bot_config.json").write_text("{")
+    assert ablation.main([str(file), "--work", str(work)]) == 1
+    assert "both, seed 1" in capsys.readouterr().err
+
+
+def test_short_captions_alone(study):
+    """The row learns from one caption of each scene: the short one where there is one."""
+    file, work = study
+    read = Study.read(file)
+    data, _ = ablation.prepare(read, work)
+    both, short = (json.loads((data / name).read_text()) for name in ("train.json", "train.short.json"))
+    assert all(len(r["caption"]) == 1 for r in short) and any(len(r["caption"]) == 2 for r in both)
+    assert all(s["caption"][0] == b["caption"][0] for s, b in zip(short, both, strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["method: kv", "figure: t2i", "than: base", "rows:"],
+    ids=["method", "figure", "row", "form"],
+)
+def test_a_study_with_a_wrong_name_is_refused(tmp_path, wrong):
+    file = tmp_path / "s.yaml"
+    name = wrong.split(": ")[0].rstrip(":")
+    file.write_text(STUDY.replace(wrong, "row:" if wrong == "rows:" else f"{name}: nonsense"))
+    with pytest.raises(ValueError, match=r"unknown method|is about|no study"):
+        Study.read(file)
+
+
+def test_a_verdict_follows_from_the_items():
+    """A clear difference holds or is refuted; a small one is open, and is within a margin."""
+    rng = np.random.default_rng(0)
+    low, high = ((rng.random((3, 400)) < p).astype(float).tolist() for p in (0.5, 0.8))
+    results = {
+        name: [{"answers": {"k": {"8": own}, "kinds": [], "objects": []}} for own in items]
+        for name, items in (("low", low), ("high", high), ("same", low))
+    }
+
+    def verdict(better: str, than: str, margin: float = 0.0) -> str:
+        return judge(Claim("", "answers", better, than, margin), results)["verdict"]
+
+    assert verdict("high", "low") == "holds" and verdict("low", "high") == "refuted"
+    assert verdict("same", "low") == "open" and verdict("same", "low", margin=0.1) == "holds"
+    assert verdict("high", "absent") == "not measured"
+    # more than the seeds of one side, less than everything: the interval has the true difference in it
+    bottom, top = interval(np.array(high), np.array(low))
+    assert bottom < 0.3 < top and top - bottom < 0.2
+
+
+def test_the_words_of_a_patch_are_those_of_its_cell():
+    """Tower training's truth: each cell is 2 × 2 patches, and only cells with an object have its three words."""
+    scene = scenes.make(0, "train", 3, (4, 4))
+    told = scenes_base.words_of(scene).view(6, 6, 5)
+    for place in range(9):
+        row, column = divmod(place, 3)
+        cell = told[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(4, 5)
+        assert (cell == cell[0]).all() and cell[0, :2].tolist() == [row, column]
+        thing = next((t for t in scene.things if t.place == place), None)
+        if thing is None:
+            assert (cell[0, 2:] == -100).all()
+        else:
+            named = [group[i] for group, i in zip(scenes_base.GROUPS[2:], cell[0, 2:].tolist(), strict=True)]
+            assert named == [thing.size, thing.colour, thing.shape]
+
+
+def test_the_vocabulary_has_every_word():
+    """A word that the tokenizer does not know would be answered as <unk>, in silence."""
+    processor = scenes_base.build_processor(scenes_base.vocabulary(), scenes.SIDE, scenes_base.PATCH, 0.2, 0.25)
+    unknown = processor.tokenizer.unk_token_id
+    for item in scenes.items(1, "test", 300, (1, 9)):
+        said = [item["caption"], item["short"] or "", *item["negatives"].values()]
+        said += [q[name] for q in item["questions"] for name in ("question", "answer")]
+        for text in said:
+            assert unknown not in processor.tokenizer(text)["input_ids"], text
+    assert torch.tensor(processor.tokenizer("describe the picture.")["input_ids"]).ne(unknown).all()
+
+
+def test_a_report_of_nothing_says_so(tmp_path, study):
+    with pytest.raises(ValueError, match="run the study first"):
+        report(Study.read(study[0]), tmp_path, None)
