@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class SummaryTokens(nn.Module):
         self.tokens = nn.Parameter(tokens)  # [k, D]
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature_init), device=words.device))
         self.bridge = _bridge(config.bridge, words.shape[1]).to(words.device)
+        if config.residual != "none":
+            # S starts as the averages with a tenth of the language model's output; log, so that it stays above 0
+            self.log_gain = nn.Parameter(torch.tensor(math.log(0.1), device=words.device))
         for name, ids in (("image_prompt_ids", image_prompt_ids), ("text_prompt_ids", text_prompt_ids)):
             ids = torch.tensor(ids, dtype=torch.long, device=words.device)
             self.register_buffer(name, ids, persistent=False)
@@ -63,7 +67,35 @@ def _bridge(kind: str, size: int) -> nn.Module:
     return nn.Identity()
 
 
-def compress_pass(language_model: nn.Module, contexts: Sequence[Tensor], prompt: Tensor, tokens: Tensor) -> Tensor:
+@lru_cache(maxsize=32)
+def nested_averages(count: int, k: int) -> Tensor:
+    """Weights of k averages over `count` dense tokens, [k, count]; the first j rows are those for j (our choice).
+
+    Row 0 is the mean of all. Row j ≥ 1 is a Gaussian window of deviation 0.32 / √(j + 1) of the image's side around
+    the j-th point of a low-discrepancy sequence (frac(j·φ₂⁻¹), frac(j·φ₂⁻²)), φ₂ ≈ 1.3247, so that any first j windows
+    cover the image evenly, and later ones see finer. A square `count` is read as a grid in raster order; any other
+    (crops, separators) as a line, with frac(j·φ⁻¹), φ ≈ 1.6180.
+    """
+    side = math.isqrt(count)
+    across = [torch.arange(side) for _ in range(2)] if side * side == count else [torch.arange(count)]
+    steps = (0.7548776662466927, 0.5698402909980532) if len(across) == 2 else (0.6180339887498949,)
+    places = torch.stack(torch.meshgrid(*across, indexing="xy"), -1).view(count, -1).double()
+    places = (places + 0.5) / len(across[0])  # [count, 1 or 2], in (0, 1)
+    number = torch.arange(k, dtype=torch.float64)[:, None]
+    centres = (0.5 + number * torch.tensor(steps, dtype=torch.float64)) % 1  # [k, 1 or 2]
+    width = 0.32 / (number + 1).sqrt()  # [k, 1]
+    weights = (-torch.cdist(centres, places).square() / (2 * width.square())).softmax(dim=1)
+    weights[0] = 1 / count
+    return weights.float()
+
+
+def compress_pass(
+    language_model: nn.Module,
+    contexts: Sequence[Tensor],
+    prompt: Tensor,
+    tokens: Tensor,
+    residual: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Equation 1: what the language model says at the positions of the summary tokens.
 
     Args:
@@ -71,12 +103,15 @@ def compress_pass(language_model: nn.Module, contexts: Sequence[Tensor], prompt:
         contexts: dense tokens of each image, or embeddings of each text, M × [n_i, D].
         prompt: embeddings of the prompt, [p, D].
         tokens: the first j rows of R, [j, D].
+        residual: added to R, of each context, M × [j, D].
 
     Returns:
         The summaries S, the last hidden states (after the final norm) at R's positions, [M, j, D].
     """
-    tail = torch.cat([prompt, tokens.to(prompt.dtype)])  # [p + j, D]
-    rows = pad_sequence([torch.cat([c.to(tail.dtype), tail]) for c in contexts], batch_first=True)  # [M, L, D]
+    asked = [tokens] * len(contexts) if residual is None else [tokens + r for r in residual]  # M × [j, D]
+    parts = zip(contexts, asked, strict=True)
+    rows = [torch.cat([c.to(prompt.dtype), prompt, r.to(prompt.dtype)]) for c, r in parts]
+    rows = pad_sequence(rows, batch_first=True)  # [M, L, D]
     hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state  # [M, L, D]
     start = torch.tensor([len(c) + len(prompt) for c in contexts], device=hidden.device)
     at = start[:, None] + torch.arange(len(tokens), device=hidden.device)  # [M, j]

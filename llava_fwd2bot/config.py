@@ -17,6 +17,7 @@ CONFIG_NAME = "fwd2bot_config.json"
 STAGES = ("compress", "answer")
 POOLINGS = ("mean", "last", "first")
 BRIDGES = ("none", "scale", "linear")
+RESIDUALS = ("none", "average")
 ADAPTERS = ("stage", "shared", "none")
 
 
@@ -44,6 +45,13 @@ class Fwd2BotConfig:
         "What stands between a summary and the answer pass: none (fed straight back), scale (a gain per channel) or "
         "linear (a matrix); both start at identity.",
         "paper: none is named; measured in design.md, fact 9",
+    )
+    residual: str = _field(
+        "none",
+        "none: a summary is what the language model makes of R alone. average: each summary token has its own average "
+        "of the dense tokens (see nested_averages) added to R going in and, with a learned gain on the language "
+        "model's part, to S coming out; it starts as pooling and needs far less training.",
+        "paper: none; measured in eval/results/recipe.md",
     )
     adapters: str = _field(
         "stage",
@@ -86,7 +94,8 @@ class Fwd2BotConfig:
                     f"nested_k must hold numbers from 1 to num_summary_tokens={self.num_summary_tokens}, "
                     f"got {self.nested_k}."
                 )
-        for name, allowed in (("pooling", POOLINGS), ("bridge", BRIDGES), ("adapters", ADAPTERS)):
+        choices = {"pooling": POOLINGS, "bridge": BRIDGES, "residual": RESIDUALS, "adapters": ADAPTERS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         for name in ("contrastive_weight", "answer_weight", "distill_weight"):

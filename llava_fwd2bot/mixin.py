@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .adapters import SafeSwitch, StageAdapters, TrainedCopy
-from .bottleneck import Collapsed, SummaryTokens, collapse, compress_pass, embed
+from .bottleneck import Collapsed, SummaryTokens, collapse, compress_pass, embed, nested_averages
 from .config import Fwd2BotConfig
 from .generation import Fwd2BotGenerationMixin
 from .objective import Batch, Fwd2BotLossMixin
@@ -181,10 +181,19 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
         if not self._fwd2bot_enabled:
             raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
 
+        images = prompt_ids is not self.fwd2bot.text_prompt_ids
+
         def run(*contexts: Tensor) -> Tensor:
             with self._stages.use("compress"):
                 prompt = self.get_input_embeddings()(prompt_ids)
-                return compress_pass(self._language_model(), contexts, prompt, self.fwd2bot.tokens[:j])
+                tokens = self.fwd2bot.tokens[:j]
+                if self.fwd2bot_config.residual == "none":
+                    return compress_pass(self._language_model(), contexts, prompt, tokens)
+                # a text's summary is for retrieval alone, where the gain does not count: nothing is added to it
+                averages = [nested_averages(len(c), j).to(c) @ c for c in contexts] if images else None  # M × [j, D]
+                out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
+                out = out * self.fwd2bot.log_gain.exp().to(out)
+                return out if averages is None else out + torch.stack(averages).to(out)
 
         chunk = self.fwd2bot_config.contrastive_chunk
         if chunk is None or len(contexts) <= chunk or not (self.training and torch.is_grad_enabled()):

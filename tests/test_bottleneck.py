@@ -6,7 +6,7 @@ from conftest import DENSE, SIZE, captions, settings, shake, standard_batch, toy
 from torch.nn.functional import cross_entropy, normalize
 
 from llava_fwd2bot import add_fwd2bot
-from llava_fwd2bot.bottleneck import collapse, compress_pass, embed
+from llava_fwd2bot.bottleneck import collapse, compress_pass, embed, nested_averages
 
 IMAGE = 9
 
@@ -181,3 +181,25 @@ def test_a_bridge_starts_at_identity(processor, bridge):
     torch.testing.assert_close(bridged(**batch).loss, plain(**batch).loss)
     bridged(**batch).loss.backward()
     assert bridged.fwd2bot.bridge.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("count", [49, 576, 20])
+def test_averages_are_nested_and_cover_the_image(count):
+    """A prefix is the same for every k, so that one cache serves all; no two are the same, and later ones see finer."""
+    weights = nested_averages(count, 16)
+    torch.testing.assert_close(weights.sum(1), torch.ones(16))
+    assert torch.equal(weights[0], torch.full((count,), 1 / count))
+    assert all(torch.equal(nested_averages(count, k), weights[:k]) for k in (1, 2, 4, 8))
+    normal = torch.nn.functional.normalize(weights, dim=1)
+    assert (normal @ normal.T - torch.eye(16)).max() < 0.99
+    spread = -(weights * weights.clamp_min(1e-12).log()).sum(1)
+    assert spread[0] > spread[1:4].max() and spread[1:4].mean() > spread[12:].mean()
+
+
+def test_averages_of_a_grid_know_rows_and_columns():
+    """A window in a grid is as wide as it is high; in a line there is one direction."""
+    window = nested_averages(49, 16)[15].view(7, 7)
+    across, down = window.sum(0), window.sum(1)
+    places = torch.arange(7.0)
+    spreads = [float((w * (places - (w * places).sum()) ** 2).sum()) for w in (across, down)]
+    assert max(spreads) < 4 and window.max() > 3 / 49

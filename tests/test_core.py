@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llava_fwd2bot.bottleneck import nested_averages
 from llava_fwd2bot.config import Fwd2BotConfig
 from llava_fwd2bot.mixin import Fwd2BotMixin
 
@@ -34,8 +35,8 @@ class ToyHost(Fwd2BotMixin, LlamaForCausalLM):
         return self, "projector"
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=["none", "average"])
+def model(request):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=32,
@@ -50,7 +51,7 @@ def model():
     host = LlamaForCausalLM(config).double().eval()
     host.projector = nn.Linear(8, 32).double()
     host.__class__ = ToyHost
-    settings = Fwd2BotConfig(num_summary_tokens=K, lora_r=4, lora_alpha=8)
+    settings = Fwd2BotConfig(num_summary_tokens=K, lora_r=4, lora_alpha=8, residual=request.param)
     host._init_fwd2bot(settings, image_prompt_ids=[7, 8], text_prompt_ids=[9])
     with torch.no_grad():
         for parameter in host._stages.parameters():
@@ -78,8 +79,11 @@ def test_both_passes_against_the_method_written_out(model):
     expected = []
     for ids, labels, pixels in zip(given["input_ids"], given["labels"], given["pixel_values"]):  # noqa: B905
         with model._stages.use("compress"):
-            row = torch.cat([model.projector(pixels), words(torch.tensor([7, 8])), model.fwd2bot.tokens])
-            summary = model.model(inputs_embeds=row[None]).last_hidden_state[0, -K:]
+            dense, added, gain = model.projector(pixels), torch.zeros(K, 32, dtype=torch.float64), 1.0
+            if model.fwd2bot_config.residual == "average":
+                added, gain = nested_averages(DENSE, K).double() @ dense, model.fwd2bot.log_gain.exp()
+            row = torch.cat([dense, words(torch.tensor([7, 8])), model.fwd2bot.tokens + added])
+            summary = added + gain * model.model(inputs_embeds=row[None]).last_hidden_state[0, -K:]
         real = ids[ids > 0]
         first = int((real == IMAGE).nonzero()[0])
         row = torch.cat([words(real[:first]), summary, words(real[first + DENSE :])])
