@@ -1,4 +1,4 @@
-"""The command line: `fwd2bot train | info | ask | compress | convert | eval`, and `fwd2bot llava train | eval`.
+"""The command line: `fwd2bot train | info | ask | compress | search | cache | convert | eval | llava`.
 
 torch and transformers are imported inside the subcommands, so that `fwd2bot --help` answers at once.
 """
@@ -15,6 +15,7 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from .cache_cli import add_cache, add_search, compress_into_cache, said, search_options
 from .version import __version__
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -51,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluate_ours(argv[1:])
             return 0
         args = _parser().parse_args(argv)
-        args.run(args)
-        return 0
+        return args.run(args) or 0
     except SystemExit as stop:  # argparse's, after --help or wrong usage
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -142,7 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("question", nargs="?", help="the question; <image> in it says where an image stands")
     ask.add_argument("--image", nargs="+", action="extend", metavar="FILE", help="the image, or several in order")
     ask.add_argument("--summaries", metavar="FILE", help="a file of `fwd2bot compress`, in the place of --image")
-    ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries; repeat it for several")
+    ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, in the place of --image")
+    ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
+    ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
+    search_options(ask, _count, top=5)
     ask.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="default: 128")
     at_least_0 = _number(float, 0, "a number")
     ask.add_argument(
@@ -151,13 +154,27 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(run=_ask, parser=ask)
 
     compress = commands.add_parser("compress", help="store the summaries of many images", **shared)
-    compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help="a folder, or files")
-    compress.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    help = "folders, files, patterns ('*.jpg'), or a .txt with a path in each line"
+    compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
+    target = compress.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
+    target.add_argument("--cache", metavar="PATH", help="the cache to make or to bring up to date")
     compress.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     compress.add_argument("--batch-size", type=_count, default=8, metavar="N", help="default: 8")
     compress.add_argument("--max-pixels", type=_count, metavar="N", help="skip larger images; default: 178,956,970")
-    compress.add_argument("--store-dtype", choices=STORE_DTYPES, default="float16", help="default: float16")
-    compress.set_defaults(run=_compress)
+    compress.add_argument(
+        "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
+    )
+    group = compress.add_argument_group("with --cache")
+    group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
+    group.add_argument("--workers", type=_count, metavar="N", help="threads that read images; default: up to 4")
+    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
+    every = _number(float, 0.1, "a number of seconds")
+    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
+    compress.set_defaults(run=_compress, parser=compress)
+
+    add_search(commands, {"parents": [model_options(k=False)], "allow_abbrev": False}, _count)
+    add_cache(commands)
     return parser
 
 
@@ -167,10 +184,14 @@ def _images_and_question(args: argparse.Namespace) -> None:
         args.question = args.image.pop()
     if args.question is None:
         args.parser.error('the question is missing, e.g.: fwd2bot ask --model CKPT --image FILE "What is this?"')
-    if bool(args.image) == bool(args.summaries):
-        args.parser.error("give either --image FILE or --summaries FILE --id ID")
-    if bool(args.summaries) != bool(args.id):
-        args.parser.error("--summaries FILE and --id ID go together")
+    if sum(map(bool, (args.image, args.summaries, args.cache))) != 1:
+        args.parser.error("give one of --image FILE, --summaries FILE --id ID, and --cache PATH --id ID")
+    if args.cache and bool(args.id) == bool(args.search):
+        args.parser.error('with --cache give either --id ID or --search "words"')
+    if bool(args.summaries) != bool(args.id) and not args.cache:
+        args.parser.error("--id ID goes with --summaries FILE or --cache PATH, and --summaries with --id")
+    if args.search and not args.cache:
+        args.parser.error("--search goes with --cache PATH")
 
 
 # ---------------------------------------------------------------------- commands
@@ -257,20 +278,25 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     path, _ = checked(args.model, args.k)
     inputs: dict[str, Any] = {}
+    names, loaded = args.image or args.id, None
     if args.summaries:
         from .compress import fingerprint_of, read_summaries
 
         inputs["summary"] = read_summaries(args.summaries, args.id, fingerprint_of(path), args.k)
+    elif args.cache:
+        from .cache_cli import summaries_for_answer
+
+        names, (inputs["summary"], loaded) = summaries_for_answer(args, path)
     pictures = [open_image(name) for name in args.image or []]
-    model, processor = load_model(path, args)
+    model, processor = loaded or load_model(path, args)
 
     from transformers import TextStreamer
 
     from .conversation import ConversationFormatter, prompt_ids
 
-    prompt = ConversationFormatter(processor).prompt(args.question, len(pictures) or len(args.id))
+    prompt = ConversationFormatter(processor).prompt(args.question, len(names))
     inputs.update(prompt_ids(processor, prompt).to(model.device))
-    if args.summaries:
+    if "summary" in inputs:
         inputs["summary"] = inputs["summary"].to(model.device)
     else:
         pixels = [prepare_pixels(processor, model, pictures)]
@@ -287,10 +313,10 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     new = sequences[0, inputs["input_ids"].shape[1] if model.prompt_in_output else 0 :]
     answer = processor.tokenizer.decode(new, skip_special_tokens=True)
-    stored = inputs["summary"].shape[1] if args.summaries else model.fwd2bot_config.num_summary_tokens
+    stored = inputs["summary"].shape[1] if "summary" in inputs else model.fwd2bot_config.num_summary_tokens
     return {
         "question": args.question,
-        "images": args.image or args.id,
+        "images": names,
         "k": args.k or stored,
         "answer": answer.strip(),
         "seconds": round(seconds, 3),
@@ -303,6 +329,11 @@ def _compress(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
+        if args.cache:
+            done = compress_into_cache(args)
+            stack.close()
+            print(json.dumps(done) if args.json else said(done))
+            return
         output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         images, skipped = find_images(args.images)
         path, _ = checked(args.model, args.k)

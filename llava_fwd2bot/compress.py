@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import glob
 import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,11 @@ def fingerprint_of(checkpoint: str | os.PathLike) -> str:
     return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
 
 
-def find_images(given: Sequence[str]) -> tuple[dict[str, Path], list[dict[str, str]]]:
-    """The images in folders (recursively, in sorted order) and files.
+def find_images(given: Sequence[str], empty: bool = False) -> tuple[dict[str, Path], list[dict[str, str]]]:
+    """The images in folders (recursively, in sorted order), files, patterns, and lists (.txt, a path in each line).
+
+    Args:
+        empty: whether it is right that there is none yet.
 
     Returns:
         ({id: path}, folders that could not be read). An id is the path below the folder that was given, a file's its
@@ -58,20 +62,33 @@ def find_images(given: Sequence[str]) -> tuple[dict[str, Path], list[dict[str, s
     def refused(error: OSError) -> None:
         unreadable.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
 
-    for start in map(Path, given):
+    for start in map(Path, _spelled_out(given)):
         if not start.is_dir():  # also one that is not there, which is told with the other bad images
             found[start.as_posix()] = (start.name, start)
             continue
         below = (Path(folder, name) for folder, _, names in os.walk(start, onerror=refused) for name in names)
         for path in sorted(p for p in below if p.suffix.lower() in extensions):
             found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
-    if not found:
+    if not found and not empty:
         raise ValueError(f"There is no image file in {', '.join(given)}. Files are found by extension (.jpg, .png, …).")
     times = Counter(short for short, _ in found.values())
     images = {short if times[short] == 1 else full: path for full, (short, path) in found.items()}
     if len(images) < len(found):  # a path as given is the short id of another image
         images = {full: path for full, (_, path) in found.items()}
     return images, unreadable
+
+
+def _spelled_out(given: Sequence[str]) -> Iterator[str]:
+    """Patterns and lists as the paths they stand for; names in a list are relative to it."""
+    for name in given:
+        path = Path(name)
+        if path.suffix == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            yield from (str(path.parent / line.strip()) for line in lines if line.strip())
+        elif not path.exists() and any(sign in name for sign in "*?["):
+            yield from sorted(glob.glob(name, recursive=True))
+        else:
+            yield name
 
 
 def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
@@ -156,7 +173,7 @@ def compress_images(
         for entry in skipped:
             bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
         batch: dict[str, dict[str, Any]] = {}
-        for name, future in zip(images, _ahead(prepare, images.values(), 2 * batch_size), strict=True):
+        for name, future in zip(images, ahead(prepare, images.values(), 2 * batch_size), strict=True):
             try:
                 batch[name] = future.result()
             except (ValueError, OSError) as error:
@@ -166,14 +183,7 @@ def compress_images(
         run(batch)
     if not ids:
         raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
-    metadata = {
-        "ids": json.dumps(ids),
-        "skipped": json.dumps(skipped),
-        "k": str(k),
-        "fingerprint": fingerprint,
-        "version": __version__,
-    }
-    write_tensors({"summary": summaries[: len(ids)], "embedding": embeddings[: len(ids)]}, output, metadata)
+    write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint)
     return {
         "output": str(output),
         "images": len(ids),
@@ -186,18 +196,34 @@ def compress_images(
     }
 
 
-def _ahead(prepare: Callable[[Path], Any], paths: Any, ahead: int) -> Iterator[Future]:
-    """`prepare` of each path in threads, in order, at most `ahead` of what is taken: memory does not grow with N."""
+def ahead(
+    prepare: Callable[[Path], Any], paths: Iterable[Path], most: int, workers: int | None = None
+) -> Iterator[Future]:
+    """`prepare` of each path in threads, in order; at most `most` ahead of what is taken, so that memory is bounded."""
     waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(workers or READERS) as pool:
         try:
             for path in paths:
                 waiting.append(pool.submit(prepare, path))
-                if len(waiting) > ahead:
+                if len(waiting) > most:
                     yield waiting.popleft()
             yield from waiting
         finally:  # Ctrl-C does not wait for what is queued
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_summaries(
+    summary: Tensor, embedding: Tensor, output: Path, ids: list[str], skipped: list[dict[str, str]], fingerprint: str
+) -> None:
+    """The file that SummaryFile reads: `summary` [N, k, D], `embedding` [N, D]."""
+    metadata = {
+        "ids": json.dumps(ids),
+        "skipped": json.dumps(skipped),
+        "k": str(summary.shape[1]),
+        "fingerprint": fingerprint,
+        "version": __version__,
+    }
+    write_tensors({"summary": summary, "embedding": embedding}, output, metadata)
 
 
 def write_tensors(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str] | None = None) -> None:

@@ -1,0 +1,347 @@
+"""SummaryCache: the summaries of a collection of images, on disk, for search and for answers; a LanceDB database.
+
+Two tables: `images` (a row per image) and `skipped` (files that could not be used, and why). What the cache was made
+with is in the schema's metadata. A commit is one new version of a table, written beside and then named, so that a
+process that is killed leaves what was there. Summaries lie in columns of 1, 1, 2, 4, 8, … tokens: the first j
+tokens of an image are the first columns, and reading fewer tokens reads fewer bytes.
+
+LanceDB was chosen by measuring (eval/results/cache.md): embedded, transactional, columns, a vector index over the same
+rows, and object storage by the same code.
+
+Shapes: N images, k summary tokens, D hidden size, B bytes of an encoded token.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache_format import (
+    ABOUT,
+    EXACT_BELOW,
+    FORMAT,
+    IMAGES,
+    SETTINGS,
+    SKIPPED,
+    CacheSettings,
+    about_fields,
+    asked,
+    blocks,
+    column,
+    crc32,
+    first_line,
+    is_cache,
+    lancedb_module,
+    lock,
+    one_of,
+    refuse_other,
+    skipped_schema,
+    writable,
+)
+from .codecs import get_codec
+from .version import __version__
+
+
+class SummaryCache:
+    """Open or make one by `SummaryCache.open` and `SummaryCache.create`.
+
+    Every method sees what other processes have committed. Local caches may have many writers, of any number of
+    processes on one machine; on object storage, LanceDB's own rules hold.
+    """
+
+    def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
+        self.path, self._database, self.settings = path, database, settings
+        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
+        self._images, self._skipped = database.open_table(IMAGES), database.open_table(SKIPPED)
+
+    # ------------------------------------------------------------------ opening
+    @classmethod
+    def create(cls, path: str | os.PathLike, settings: CacheSettings) -> SummaryCache:
+        """A new cache; one that is there already with the same settings is opened, so that many may call it at once.
+
+        Raises:
+            ValueError: a cache of other settings, or something else, is there.
+            OSError: the folder cannot be written.
+        """
+        import pyarrow as pa
+
+        text = os.fspath(path)
+        if "://" not in text:
+            try:
+                Path(text).mkdir(parents=True, exist_ok=True)
+                writable(Path(text))
+            except OSError as error:
+                raise OSError(error.errno, f"The cache cannot be written ({error.strerror})", text) from error
+        with lock(text):
+            if not is_cache(text):
+                refuse_other(text)
+                codec = get_codec(settings.codec)
+                token = codec.bytes_per_token(settings.size)
+                stored = [(column(b), pa.binary((b[1] - b[0]) * token)) for b in blocks(settings.k)]
+                fields = [("id", pa.string()), *about_fields(), ("crc32", pa.int64())]
+                fields += [("embedding", pa.list_(pa.float16(), settings.size)), *stored]
+                meta = {SETTINGS: json.dumps(asdict(settings)).encode()}
+                database = lancedb_module().connect(text)
+                database.create_table(SKIPPED, schema=skipped_schema(), exist_ok=True)
+                database.create_table(IMAGES, schema=pa.schema(fields, metadata=meta))  # last: with it, it is a cache
+        cache = cls.open(text, settings.fingerprint)
+        for name in ("k", "size", "codec", "pooling"):
+            if getattr(cache.settings, name) != getattr(settings, name):
+                raise ValueError(
+                    f"{text} has {name} = {getattr(cache.settings, name)}, but {getattr(settings, name)} was asked "
+                    "for. Go on with the same, or choose another --cache."
+                )
+        return cache
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> SummaryCache:
+        """The cache at `path`.
+
+        Args:
+            fingerprint: of the model that will read it; None where nothing is decoded by a model.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, it is no cache, of a later version, or of another model.
+        """
+        text = os.fspath(path)
+        if "://" not in text and not Path(text).exists():
+            raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)
+        if not is_cache(text):
+            raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
+        database = lancedb_module().connect(text)
+        try:
+            meta = database.open_table(IMAGES).schema.metadata or {}
+            values = json.loads(meta[SETTINGS])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{text} is a LanceDB database, but not a cache of summaries.") from error
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(
+                f"{text} cannot be opened ({first_line(error)}): is a file of it missing or cut?"
+            ) from error
+        if values.get("format", 0) > FORMAT:
+            raise ValueError(
+                f"{text} was made by llava_fwd2bot {values.get('version')}, in a format that {__version__} does not "
+                "know: upgrade llava_fwd2bot."
+            )
+        settings = CacheSettings(**values)
+        if fingerprint is not None and settings.fingerprint != fingerprint:
+            raise ValueError(
+                f"{text} was made with another model ({settings.model or settings.fingerprint[:12]}): summaries are "
+                "read only by the model that made them. Name that one by --model, or choose another --cache."
+            )
+        return cls(text, database, settings)
+
+    @property
+    def local(self) -> bool:
+        return "://" not in self.path
+
+    # ------------------------------------------------------------------ reading
+    def table(self) -> Any:
+        """LanceDB's table of the images, at its newest version."""
+        return self._fresh(self._images)
+
+    def __len__(self) -> int:
+        return self.table().count_rows()
+
+    def about(self, columns: Sequence[str] = ("id", *ABOUT), where: str | None = None) -> list[dict[str, Any]]:
+        """The metadata of all rows, or of those that an SQL condition picks."""
+        return self._rows(list(columns), where).to_pylist()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The files that could not be used: id, reason, and the file as it was."""
+        return self._fresh(self._skipped).search().limit(None).to_arrow().to_pylist()
+
+    def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
+        """The first k summary tokens of `ids`, in their order, [M, k, D] float32.
+
+        Raises:
+            ValueError: an id is not there, k is more than is stored, or a row is damaged (read in full alone).
+        """
+        most = self.settings.k
+        k = most if k is None else k
+        if not 1 <= k <= most:
+            raise ValueError(f"{self.path} holds {most} tokens per image, but --k asks for {k}.")
+        wanted = list(dict.fromkeys(ids))
+        names = [column(b) for b in self.blocks if b[0] < k]
+        extra = ["crc32", "embedding"] if k == most else []
+        found = self._rows(["id", *names, *extra], one_of("id", wanted))
+        place = {name: i for i, name in enumerate(found["id"].to_pylist())}
+        for name in wanted:
+            if name not in place:
+                from .compress import _unknown
+
+                known = [row["id"] for row in self.about(["id"])]
+                raise ValueError(_unknown(Path(self.path), name, known or [""], self.skipped()))
+        data = self.tokens(found, names)  # [found, ≥ k, B]
+        if extra:
+            self.check(found, data)
+        rows = torch.tensor([place[name] for name in ids])
+        return self.codec.decode(data[rows][:, :k].contiguous(), self.settings.size)
+
+    def embeddings(self, ids: Sequence[str]) -> Tensor:
+        """The vectors that search compares, [M, D] float32 of unit length."""
+        found = self._rows(["id", "embedding"], one_of("id", list(dict.fromkeys(ids))))
+        place = {name: i for i, name in enumerate(found["id"].to_pylist())}
+        return torch.from_numpy(self.vectors(found).astype(np.float32))[[place[name] for name in ids]]
+
+    def search(
+        self, vector: Tensor, top: int = 10, where: str | None = None, exact: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows nearest to a unit vector [D], best first: their metadata and `score`, the cosine.
+
+        Args:
+            where: an SQL condition on the metadata columns, e.g. "width > 1000 AND id LIKE 'beach/%'".
+            exact: compare with every row; default: where there are at most EXACT_BELOW, or no index.
+
+        Raises:
+            ValueError: the condition does not parse, or names a column that is not there.
+        """
+        table = self.table()
+        query = table.search(vector.detach().cpu().to(torch.float16).numpy(), vector_column_name="embedding")
+        query = query.distance_type("cosine").limit(top).select(["id", *ABOUT, "_distance"])
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
+            query = query.bypass_vector_index()
+        else:
+            query = query.nprobes(20).refine_factor(4)
+        rows = asked(query.to_arrow, where, table)
+        return [{**{n: row[n] for n in ("id", *ABOUT)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
+
+    # ------------------------------------------------------------------ writing
+    def add(self, ids: Sequence[str], summary: Tensor, embedding: Tensor, about: Sequence[dict[str, Any]]) -> None:
+        """Adds images, or puts them in the place of those of the same id, in one commit.
+
+        Args:
+            summary: [N, k, D]. embedding: [N, D]. about: of each image what ABOUT names; "added" is filled in.
+        """
+        import pyarrow as pa
+
+        if not len(ids):
+            return
+        data = self.codec.encode(summary.cpu())  # [N, k, B]
+        vectors = embedding.cpu().to(torch.float16).numpy()  # [N, D]
+        now = datetime.now(timezone.utc)
+        columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
+        for name, kind in about_fields():
+            columns[name] = pa.array([now if name == "added" else row[name] for row in about], kind)
+        columns["crc32"] = pa.array([crc32(d, v) for d, v in zip(data.numpy(), vectors, strict=True)], pa.int64())
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.size)
+        for b in self.blocks:
+            part = np.ascontiguousarray(data[:, b[0] : b[1]].numpy())
+            kind = pa.binary(part[0].size)
+            columns[column(b)] = pa.FixedSizeBinaryArray.from_buffers(kind, len(ids), [None, pa.py_buffer(part)])
+        self.put(pa.table(columns, schema=self._images.schema))
+
+    def put(self, rows: Any) -> None:
+        """Commits rows of the images table (a pyarrow table); of rows with the same id the new one stays."""
+        with self._writing() as (images, skipped):
+            names = rows["id"].to_pylist()
+            if self._rows(["id"], one_of("id", names)).num_rows:
+                images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            else:
+                images.add(rows)
+            if skipped.count_rows():
+                skipped.delete(one_of("id", names))
+
+    def skip(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Records files that could not be used: of each id, reason, source, bytes, modified."""
+        import pyarrow as pa
+
+        if not entries:
+            return
+        rows = [{name: entry.get(name) for name in skipped_schema().names} for entry in entries]
+        table = pa.Table.from_pylist(rows, schema=skipped_schema())
+        with self._writing() as (images, skipped):
+            skipped.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
+            images.delete(one_of("id", table["id"].to_pylist()))  # what is broken now is not what it was
+
+    def copy(self, old: str, new: str, about: dict[str, Any]) -> None:
+        """The same content by one more id."""
+        import pyarrow as pa
+
+        rows = self._rows(self._images.schema.names, one_of("id", [old]))
+        values = {"id": new, "source": about["source"], "modified": about["modified"]}
+        for name, value in values.items():
+            at = rows.schema.get_field_index(name)
+            rows = rows.set_column(at, rows.schema.field(at), pa.array([value], rows.schema.field(at).type))
+        self.put(rows)
+
+    def rename(self, old: str, new: str, about: dict[str, Any]) -> None:
+        """The same image by another id, its file having moved."""
+        values = {"id": new, "source": about["source"], "modified": about["modified"]}
+        with self._writing() as (images, _):
+            images.update(where=one_of("id", [old]), values=values)
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Any, Any]]:
+        with lock(self.path):
+            try:
+                yield self.table(), self._fresh(self._skipped)
+            except (RuntimeError, OSError) as error:
+                reason = f"The cache could not be written ({first_line(error)}); what was in it is unchanged"
+                raise OSError(getattr(error, "errno", None) or errno.EIO, reason, self.path) from error
+
+    def optimize(self, keep: timedelta) -> None:
+        """Joins small files and removes versions older than `keep`; a reader of such a version would lose it."""
+        with self._writing() as (images, skipped):
+            for table in (images, skipped):
+                table.optimize(cleanup_older_than=keep)
+
+    def build_index(self, partitions: int) -> None:
+        with self._writing() as (images, _):
+            images.create_index(
+                metric="cosine",
+                vector_column_name="embedding",
+                index_type="IVF_HNSW_SQ",
+                num_partitions=partitions,
+                replace=True,
+            )
+
+    # ------------------------------------------------------------------ parts
+    @staticmethod
+    def _fresh(table: Any) -> Any:
+        table.checkout_latest()
+        return table
+
+    def _rows(self, columns: list[str], where: str | None) -> Any:
+        table = self.table()
+        query = table.search().select(columns).limit(None)
+        if where is not None:
+            query = query.where(where)
+        return asked(query.to_arrow, where, table)
+
+    def tokens(self, rows: Any, names: Sequence[str]) -> Tensor:
+        """The encoded tokens of some columns, [rows, tokens, B]."""
+        token, parts = self.codec.bytes_per_token(self.settings.size), []
+        for name in names:
+            flat = np.frombuffer(b"".join(rows[name].to_pylist()), np.uint8)
+            parts.append(flat.reshape(rows.num_rows, -1, token))
+        return torch.from_numpy(np.concatenate(parts, axis=1))
+
+    def vectors(self, rows: Any) -> np.ndarray:
+        return rows["embedding"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
+
+    def check(self, rows: Any, data: Tensor) -> None:
+        wrong = self.damaged(rows, data)
+        if wrong:
+            raise ValueError(
+                f"{self.path} is damaged at {', '.join(wrong[:3])}: run `fwd2bot cache verify {self.path}`."
+            )
+
+    def damaged(self, rows: Any, data: Tensor) -> list[str]:
+        """The ids of rows whose bytes are not those that were written."""
+        sums = [crc32(d, v) for d, v in zip(data.numpy(), self.vectors(rows), strict=True)]
+        told = zip(rows["id"].to_pylist(), sums, rows["crc32"].to_pylist(), strict=True)
+        return [name for name, found, written in told if found != written]

@@ -1,0 +1,286 @@
+"""The cache: what goes in comes out, whatever happens in between; nothing of another model, nothing damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+pytest.importorskip("lancedb")
+
+from llava_fwd2bot import cache_tools as tools  # noqa: E402
+from llava_fwd2bot.cache import SummaryCache  # noqa: E402
+from llava_fwd2bot.cache_format import CacheSettings, blocks  # noqa: E402
+
+K, D = 6, 32
+SETTINGS = CacheSettings("f" * 64, K, D, "float16", "mean")
+
+
+def about(n: int, **more) -> list[dict]:
+    row = {"sha256": "s", "source": "/nowhere.jpg", "bytes": 10, "modified": 1, "width": 4, "height": 3}
+    return [{**row, **more} for _ in range(n)]
+
+
+def rows(n: int, seed: int = 0) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    summary = torch.randn(n, K, D, generator=torch.Generator().manual_seed(seed))
+    return [f"{seed}-{i}" for i in range(n)], summary, normalize(summary.mean(1), dim=-1)
+
+
+@pytest.fixture
+def cache(tmp_path) -> SummaryCache:
+    return SummaryCache.create(tmp_path / "a.cache", SETTINGS)
+
+
+def test_what_goes_in_comes_out(cache):
+    """In the order asked for, twice where asked twice, and of fewer tokens the first ones: the same numbers."""
+    ids, summary, vectors = rows(10)
+    cache.add(ids, summary, vectors, about(10))
+    picked = [7, 2, 7]
+    got = cache.get([ids[i] for i in picked])
+    assert torch.equal(got, summary[picked].half().float())
+    for k in range(1, K + 1):
+        assert torch.equal(cache.get([ids[i] for i in picked], k), got[:, :k])
+    assert torch.equal(cache.embeddings([ids[3]])[0], vectors[3].half().float())
+    assert len(cache) == 10 and len(SummaryCache.open(cache.path)) == 10
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6, 16, 32])
+def test_the_columns_hold_every_token_once(k):
+    """A budget of j tokens reads the columns below j, and no others."""
+    parts = blocks(k)
+    assert [t for a, b in parts for t in range(a, b)] == list(range(k))
+
+
+def test_the_same_id_again_replaces(cache):
+    """A file that changed: one row, the new one."""
+    ids, summary, vectors = rows(4)
+    cache.add(ids, summary, vectors, about(4))
+    cache.add(ids[1:3], -summary[1:3], vectors[1:3], about(2))
+    assert len(cache) == 4
+    assert torch.equal(
+        cache.get(ids)[:, 0],
+        torch.stack([s[0] for s in (summary[0], -summary[1], -summary[2], summary[3])]).half().float(),
+    )
+
+
+def test_ids_with_quotes_are_names_not_sql(cache):
+    _, summary, vectors = rows(2)
+    ids = ["it's a dog'); DROP.jpg", 'say "cheese".jpg']
+    cache.add(ids, summary, vectors, about(2))
+    assert torch.equal(cache.get(ids), summary.half().float()) and len(cache) == 2
+
+
+def test_search_is_the_brute_force(cache):
+    ids, summary, vectors = rows(300)
+    cache.add(ids, summary, vectors, about(300))
+    query = normalize(torch.randn(D, generator=torch.Generator().manual_seed(5)), dim=0)
+    hits = cache.search(query, top=10)
+    scores = vectors.half().float() @ query.half().float()
+    assert [hit["id"] for hit in hits] == [ids[i] for i in scores.topk(10).indices]
+    torch.testing.assert_close(torch.tensor([hit["score"] for hit in hits]), scores.topk(10).values, rtol=0, atol=2e-3)
+
+
+def test_a_filter_is_sql_over_the_columns_and_a_bad_one_names_them(cache):
+    ids, summary, vectors = rows(6)
+    cache.add(ids[:3], summary[:3], vectors[:3], about(3, width=100))
+    cache.add(ids[3:], summary[3:], vectors[3:], about(3, width=2000))
+    found = cache.search(vectors[0], top=10, where="width > 1000 AND id LIKE '0-%'")
+    assert {hit["id"] for hit in found} == set(ids[3:])
+    for wrong in ("width >", "colour = 'red'", "width > 1 ; DROP TABLE images"):
+        with pytest.raises(ValueError, match=r"filter .* does not work: .*Columns: id, sha256"):
+            cache.search(vectors[0], where=wrong)
+    assert len(cache) == 6
+
+
+def test_errors_say_what_is_wrong(cache, tmp_path):
+    ids, summary, vectors = rows(3)
+    cache.add(ids, summary, vectors, about(3))
+    with pytest.raises(ValueError, match=r"no id '0-9'.*Close ones: 0-"):
+        cache.get(["0-9"])
+    with pytest.raises(ValueError, match="holds 6 tokens per image, but --k asks for 7"):
+        cache.get(ids, 7)
+    with pytest.raises(ValueError, match="another model"):
+        SummaryCache.open(cache.path, "e" * 64)
+    with pytest.raises(FileNotFoundError, match="no such cache"):
+        SummaryCache.open(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()  # looking does not make one
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="is not a cache"):
+        SummaryCache.open(tmp_path / "other")
+    (tmp_path / "other" / "letter.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"other things in it \(letter.txt"):
+        SummaryCache.create(tmp_path / "other", SETTINGS)
+    with pytest.raises(ValueError, match="k = 6, but 4 was asked for"):
+        SummaryCache.create(cache.path, replace(SETTINGS, k=4))
+    with pytest.raises(ValueError, match="codec = float16, but int8"):
+        SummaryCache.create(cache.path, replace(SETTINGS, codec="int8"))
+
+
+def test_a_cache_of_a_later_version_is_refused(tmp_path):
+    later = replace(SETTINGS, format=2, version="9.9")
+    path = tmp_path / "later"
+    with pytest.raises(ValueError, match=r"made by llava_fwd2bot 9\.9.*upgrade"):
+        SummaryCache.create(path, later)
+
+
+def data_files(cache: SummaryCache) -> list[Path]:
+    return sorted(Path(cache.path).glob("images.lance/data/*"))
+
+
+def test_every_flipped_byte_of_a_summary_is_found(cache):
+    """Lance does not check the bytes of its pages: our checksum does, in verify and when a whole summary is read."""
+    ids, summary, vectors = rows(20)
+    cache.add(ids, summary, vectors, about(20))
+    assert tools.verify(cache) == {"rows": 20, "damaged": [], "twice": [], "unreadable": None, "ok": True}
+    (file,) = data_files(cache)
+    whole = file.read_bytes()
+    for row, j in ((3, 0), (11, 2), (19, 5)):
+        at = whole.index(summary[row, j].half().numpy().tobytes())
+        file.write_bytes(whole[: at + 7] + bytes([whole[at + 7] ^ 16]) + whole[at + 8 :])
+        damaged = SummaryCache.open(cache.path)
+        assert tools.verify(damaged)["damaged"] == [ids[row]]
+        with pytest.raises(ValueError, match=f"damaged at {ids[row]}"):
+            damaged.get([ids[0], ids[row]])
+        damaged.get([ids[0]])
+    file.write_bytes(whole)
+    assert tools.verify(SummaryCache.open(cache.path))["ok"]
+
+
+def test_a_truncated_file_is_told_not_guessed(cache):
+    ids, summary, vectors = rows(20)
+    cache.add(ids, summary, vectors, about(20))
+    (file,) = data_files(cache)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert not tools.verify(SummaryCache.open(cache.path))["ok"]
+    with pytest.raises(ValueError, match="missing or cut"):
+        SummaryCache.open(cache.path).get(ids[:1])
+
+
+WRITER = """
+import sys, torch
+from test_cache import SETTINGS, about, rows
+from llava_fwd2bot.cache import SummaryCache
+cache = SummaryCache.create(sys.argv[1], SETTINGS)
+print("ready", flush=True)
+for seed in range(int(sys.argv[2]), int(sys.argv[3])):
+    ids, summary, vectors = rows(16, seed)
+    cache.add(ids, summary, vectors, about(16))
+    print(seed, flush=True)
+"""
+
+
+def writer(path: Path, first: int, last: int) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", WRITER, str(path), str(first), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def whole_commits(cache: SummaryCache) -> set[int]:
+    """The seeds whose 16 rows are there; every one of them whole, and as it was written."""
+    found: dict[int, list[str]] = {}
+    for row in cache.about(["id"]):
+        found.setdefault(int(row["id"].split("-")[0]), []).append(row["id"])
+    for seed, names in found.items():
+        ids, summary, _ = rows(16, seed)
+        assert sorted(names) == sorted(ids)
+        assert torch.equal(cache.get(ids), summary.half().float())
+    return set(found)
+
+
+def test_killed_writers_leave_whole_commits(tmp_path):
+    """kill -9 while it writes: what was told to be there is there, the rest is not or is whole; verify passes."""
+    path, told, random = tmp_path / "a.cache", set(), torch.Generator().manual_seed(0)
+    for attempt in range(4):
+        process = writer(path, 1000 * attempt, 1000 * attempt + 500)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3 * float(torch.rand((), generator=random)))
+        process.send_signal(signal.SIGKILL)
+        told |= {int(line) for line in process.stdout.read().split()}
+        process.wait()
+        cache = SummaryCache.open(path)
+        assert told <= whole_commits(cache) and tools.verify(cache)["ok"]
+    assert told
+
+
+def test_several_writers_are_as_one(tmp_path):
+    path = tmp_path / "a.cache"
+    writers = [writer(path, 10 * i, 10 * i + 10) for i in range(3)]
+    assert [process.wait() for process in writers] == [0, 0, 0]
+    for process in writers:
+        process.stdout.close()
+    cache = SummaryCache.open(path)
+    assert whole_commits(cache) == set(range(30)) and len(cache) == 480 and tools.verify(cache)["ok"]
+
+
+FULL = """
+import resource, signal, sys
+from test_cache import SETTINGS, about, rows
+from llava_fwd2bot.cache import SummaryCache
+cache = SummaryCache.create(sys.argv[1], SETTINGS)
+cache.add(*rows(16), about(16))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    cache.add(*rows(500, 1), about(500))
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_changes_nothing(tmp_path):
+    """No file may grow beyond 4 KiB, which is how a full disk looks to a writer."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", FULL, str(tmp_path / "a.cache")]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    assert "could not be written" in said and "unchanged" in said
+    cache = SummaryCache.open(tmp_path / "a.cache")
+    assert len(cache) == 16 and tools.verify(cache)["ok"]
+
+
+def test_merge_vacuum_and_stats(cache, tmp_path):
+    """Joining takes what is new; afterwards the same rows in fewer files."""
+    other = SummaryCache.create(tmp_path / "b.cache", SETTINGS)
+    for seed in range(3):
+        cache.add(*rows(20, seed), about(20))
+    other.add(*rows(20, 2), about(20))
+    other.add(*rows(20, 3), about(20))
+    other.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
+    assert tools.merge(cache, other) == {"added": 20, "rows": 80}
+    assert tools.merge(cache, other)["added"] == 0 and cache.skipped()[0]["reason"] == "broken"
+    found = tools.vacuum(cache)
+    assert found["rows"] == 80 and found["bytes"] < found["bytes_before"]
+    assert tools.verify(cache)["ok"] and len(data_files(cache)) == 1
+    assert torch.equal(cache.get(["3-5"])[0], rows(20, 3)[1][5].half().float())
+    stats = tools.stats(cache)
+    assert stats["rows"] == 80 and stats["bytes_per_image"] == K * D * 2 and stats["bytes_per_source_image"] == 10
+    alien = SummaryCache.create(tmp_path / "c.cache", replace(SETTINGS, fingerprint="e" * 64))
+    with pytest.raises(ValueError, match="cannot be joined"):
+        tools.merge(cache, alien)
+
+
+def test_the_index_finds_what_brute_force_finds(cache):
+    """Of 2,000 rows on 50 heaps; and rows that came after the index was built are found as well."""
+    heaps = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
+    ids, summary, _ = rows(2000)
+    summary = summary + 2 * heaps[torch.arange(2000) % 50][:, None]
+    vectors = normalize(summary.mean(1), dim=-1)
+    cache.add(ids, summary, vectors, about(2000))
+    assert tools.index(cache)["rows"] == 2000
+    right = 0
+    for i in range(20):
+        exact = {hit["id"] for hit in cache.search(vectors[i], exact=True)}
+        right += len(exact & {hit["id"] for hit in cache.search(vectors[i], exact=False)})
+    assert right >= 190
+    late = rows(1, 9)
+    cache.add(*late, about(1))
+    assert cache.search(late[2][0], top=1, exact=False)[0]["id"] == "9-0"
+    with pytest.raises(ValueError, match="an index needs 256"):
+        tools.index(SummaryCache.create(Path(cache.path).parent / "small", SETTINGS))
