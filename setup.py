@@ -36,7 +36,7 @@ setup(
         "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
         "smol": ["gguf>=0.10"],
         "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
-        "cache": ["lancedb>=0.30", "filelock>=3.12"],
+        "cache": ["lancedb>=0.40", "filelock>=3.12"],
         "lmms": ["lmms-eval>=0.6"],
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
@@ -47,7 +47,7 @@ setup(
             "easy-vqa==1.0",
             "ruff",
             "pycocoevalcap>=1.2",
-            "lancedb>=0.30",
+            "lancedb>=0.40",
             "filelock>=3.12",
             "gguf>=0.10",
             "matplotlib>=3.8",

@@ -211,7 +211,8 @@ class SummaryCache:
         query = table.search(vector.detach().cpu().to(torch.float16).numpy(), vector_column_name="embedding")
         query = query.distance_type("cosine").limit(top).select(["id", *ABOUT, "_distance"])
         if where is not None:
-            query = query.where(where, prefilter=True)
+            # in brackets: the parser takes the longest condition that it understands, and drops what follows
+            query = query.where(f"({where})", prefilter=True)
         if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
             query = query.bypass_vector_index()
         else:
@@ -301,13 +302,10 @@ class SummaryCache:
 
     def build_index(self, partitions: int) -> None:
         with self._writing() as (images, _):
-            images.create_index(
-                metric="cosine",
-                vector_column_name="embedding",
-                index_type="IVF_HNSW_SQ",
-                num_partitions=partitions,
-                replace=True,
-            )
+            from lancedb.index import HnswSq
+
+            kind = HnswSq(distance_type="cosine", num_partitions=partitions)
+            images.create_index("embedding", config=kind, replace=True)
 
     # ------------------------------------------------------------------ parts
     @staticmethod
@@ -320,7 +318,7 @@ class SummaryCache:
         query = table.search().select(columns).limit(None)
         if where is not None:
             query = query.where(where)
-        return asked(query.to_arrow, where, table)
+        return asked(query.to_arrow, None, table)
 
     def tokens(self, rows: Any, names: Sequence[str]) -> Tensor:
         """The encoded tokens of some columns, [rows, tokens, B]."""

@@ -85,7 +85,7 @@ def export(cache: SummaryCache, output: str | os.PathLike, store_dtype: str = "f
         cache.check(rows, data)
         ids += rows["id"].to_pylist()
         parts.append(cache.codec.decode(data, cache.settings.size).to(getattr(torch, store_dtype)))
-        vectors.append(torch.from_numpy(cache.vectors(rows)).float())
+        vectors.append(torch.from_numpy(cache.vectors(rows).astype("float32")))
     if not ids:
         raise ValueError(f"{cache.path} is empty: there is nothing to export.")
     skipped = [{"id": row["id"], "reason": row["reason"]} for row in cache.skipped()]

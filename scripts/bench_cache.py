@@ -1,0 +1,117 @@
+"""How fast a large cache is filled, indexed and searched, and how much the index misses.
+
+    python scripts/bench_cache.py --rows 1000000 --size 1024 --output eval/results/cache_search.json
+
+Vectors are synthetic, of a distribution like that of trained embeddings: heaps of uneven size around centres, and a
+spectrum that falls as a power of the channel (effective rank about a tenth of the size). Queries are rows with noise.
+Each row has one token beside its vector, as what is measured is the search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from llava_fwd2bot.cache import SummaryCache
+from llava_fwd2bot.cache_format import CacheSettings
+from llava_fwd2bot.cache_tools import index, vacuum
+from llava_fwd2bot.config import write_json
+
+BATCH = 20_000
+
+
+class Source:
+    """Batches of unit vectors [N, size], the same for the same seed."""
+
+    def __init__(self, size: int, heaps: int = 2000, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.spectrum = torch.arange(1, size + 1).float().pow(-0.6)  # [size]
+        self.centres = torch.randn(heaps, size, generator=self.generator) * self.spectrum
+        self.shares = torch.rand(heaps, generator=self.generator).pow(2) + 0.01
+        self.turn, _ = torch.linalg.qr(torch.randn(size, size, generator=self.generator))
+
+    def __call__(self, count: int) -> Tensor:
+        heap = torch.multinomial(self.shares, count, replacement=True, generator=self.generator)
+        own = torch.randn(count, len(self.spectrum), generator=self.generator) * self.spectrum
+        return normalize((self.centres[heap] + 0.8 * own) @ self.turn, dim=-1)
+
+    def near(self, vectors: Tensor) -> Tensor:
+        noise = torch.randn(vectors.shape, generator=self.generator) * self.spectrum
+        return normalize(vectors + 0.3 * normalize(noise @ self.turn, dim=-1), dim=-1)
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
+    source, found = Source(size), {"rows": rows, "size": size, "queries": queries}
+    cache = SummaryCache.create(path, CacheSettings("f" * 64, 1, size, "int2", "mean"))
+    start, asked = time.perf_counter(), []
+    about = {"sha256": "s", "source": "/nowhere.jpg", "bytes": 10, "modified": 1, "width": 4, "height": 3}
+    for at in range(0, rows, BATCH):
+        vectors = source(min(BATCH, rows - at))
+        cache.add([f"{at + i:08d}" for i in range(len(vectors))], vectors[:, None], vectors, [about] * len(vectors))
+        if len(asked) * 10 < queries:
+            asked.append(source.near(vectors[:10]))
+    found["fill_s"] = round(time.perf_counter() - start, 1)
+    query = torch.cat(asked)[:queries]
+    start = time.perf_counter()
+    vacuum(cache)
+    found["vacuum_s"] = round(time.perf_counter() - start, 1)
+    start = time.perf_counter()
+    found |= {"index": index(cache), "index_s": round(time.perf_counter() - start, 1)}
+    found["peak_bytes_after_index"] = peak_bytes()
+    found["bytes_on_disk"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    right, by_index, exactly = [], [], []
+    cache.search(query[0], exact=False)  # the first opens files
+    for q in query:
+        start = time.perf_counter()
+        hits = cache.search(q, top=10, exact=False)
+        by_index.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        truth = cache.search(q, top=10, exact=True)
+        exactly.append(time.perf_counter() - start)
+        right.append(len({h["id"] for h in hits} & {h["id"] for h in truth}) / 10)
+    for name, seconds in (("index", by_index), ("exact", exactly)):
+        found[f"{name}_p50_ms"] = round(1000 * statistics.median(seconds), 2)
+        found[f"{name}_p95_ms"] = round(1000 * sorted(seconds)[int(0.95 * len(seconds))], 2)
+    found["recall_at_10"] = statistics.mean(right)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder) / "bench.cache", args.rows, args.size, args.queries)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    found |= {
+        "date": str(date.today()),
+        "machine": machine,
+        "command": f"python scripts/bench_cache.py --rows {args.rows}",
+    }
+    print(json.dumps(found))
+    if args.output:
+        write_json(args.output, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Kills writers of a cache at random moments, and lets many write at once: is every row there, once and whole?
+
+python scripts/torture_cache.py --kills 100 --writers 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+
+from llava_fwd2bot.cache import SummaryCache
+from llava_fwd2bot.cache_format import CacheSettings
+from llava_fwd2bot.cache_tools import verify
+
+K, D, ROWS = 6, 32, 16  # of a summary; rows of a commit
+SETTINGS = CacheSettings("f" * 64, K, D, "float16", "mean")
+
+
+def about(n: int, **more: object) -> list[dict]:
+    row = {"sha256": "s", "source": "/nowhere.jpg", "bytes": 10, "modified": 1, "width": 4, "height": 3}
+    return [{**row, **more} for _ in range(n)]
+
+
+def rows(n: int, seed: int = 0) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Ids, summaries [n, K, D] and unit vectors [n, D] that follow from the seed."""
+    summary = torch.randn(n, K, D, generator=torch.Generator().manual_seed(seed))
+    return [f"{seed}-{i}" for i in range(n)], summary, normalize(summary.mean(1), dim=-1)
+
+
+def write(path: str, first: int, last: int) -> None:
+    """Commits ROWS rows for each seed, and says so on stdout once they are committed."""
+    cache = SummaryCache.create(path, SETTINGS)
+    print("ready", flush=True)
+    for seed in range(first, last):
+        cache.add(*rows(ROWS, seed), about(ROWS))
+        print(seed, flush=True)
+
+
+def start(path: Path, first: int, last: int) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--write", str(path), str(first), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def whole_commits(cache: SummaryCache) -> set[int]:
+    """The seeds whose rows are there. AssertionError where one is there in part, twice, or not as it was written."""
+    found: dict[int, list[str]] = {}
+    for row in cache.about(["id"]):
+        found.setdefault(int(row["id"].split("-")[0]), []).append(row["id"])
+    for seed, names in found.items():
+        ids, summary, _ = rows(ROWS, seed)
+        assert sorted(names) == sorted(ids), f"commit {seed} is there in part or twice: {names}"
+        assert torch.equal(cache.get(ids), summary.half().float()), f"commit {seed} is not as it was written"
+    return set(found)
+
+
+def kills(path: Path, times: int, longest: float = 0.3) -> dict[str, int]:
+    """`times` writers, each killed by SIGKILL after up to `longest` seconds of writing; checked after each."""
+    told: set[int] = set()
+    for attempt in range(times):
+        process = start(path, 1000 * attempt, 1000 * attempt + 999)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(longest * random.random())
+        process.send_signal(signal.SIGKILL)
+        told |= {int(line) for line in process.stdout.read().split()}
+        process.wait()
+        process.stdout.close()
+        cache = SummaryCache.open(path)
+        lost = told - whole_commits(cache)
+        assert not lost, f"commits {sorted(lost)} were lost"
+        assert verify(cache)["ok"]
+    return {"kills": times, "commits": len(told), "rows": len(cache)}
+
+
+def together(path: Path, count: int, commits: int = 20) -> dict[str, int]:
+    """`count` processes write at once."""
+    writers = [start(path, commits * i, commits * (i + 1)) for i in range(count)]
+    for process in writers:
+        process.stdout.read()
+        assert process.wait() == 0
+        process.stdout.close()
+    cache = SummaryCache.open(path)
+    assert whole_commits(cache) == set(range(commits * count)) and verify(cache)["ok"]
+    return {"writers": count, "commits": commits * count, "rows": len(cache)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--writers", type=int, default=8)
+    parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.write:
+        write(args.write[0], int(args.write[1]), int(args.write[2]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"killed": kills(Path(folder) / "killed", args.kills)}
+        found["together"] = together(Path(folder) / "together", args.writers)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
