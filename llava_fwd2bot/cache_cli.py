@@ -136,33 +136,33 @@ def run_search(args: argparse.Namespace) -> None:
 def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     """`fwd2bot compress --cache`: the figures of the run."""
     from .cache import CacheSettings, SummaryCache
+    from .checkpoint import read_checkpoint
     from .cli import checked, load_model
     from .compress import find_images, fingerprint_of
-    from .fill import Compressor, fill, watch
+    from .fill import Compressor, Filled, fill, watch
+    from .ray_fill import fill_by_ray
 
     images, refused = find_images(args.images, empty=args.watch is not None)
     path, most = checked(args.model, args.k)
     k = args.k or most
-    model, processor = load_model(path, args)
-    settings = CacheSettings(
-        fingerprint_of(path),
-        k,
-        model.get_input_embeddings().weight.shape[1],
-        args.codec,
-        model.fwd2bot_config.pooling,
-        args.model,
-    )
+    model, processor = (None, None) if args.ray else load_model(path, args)
+    saved = read_checkpoint(path)
+    size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"].pooling
+    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, args.model)
     cache = SummaryCache.create(args.cache, settings)
-    compressor = Compressor(model, processor, k, args.batch_size, args.max_pixels)
-    options = {"retry": args.retry, "workers": args.workers}
-    result = fill(cache, images, compressor, **options)
+
+    def again(images: dict[str, Path]) -> Filled:
+        if args.ray:
+            loading = {name: getattr(args, name) for name in ("base", "device", "dtype", "load_4bit", "load_8bit")}
+            options = {"batch_size": args.batch_size, "max_pixels": args.max_pixels, "retry": args.retry}
+            return fill_by_ray(cache, images, path, loading, **options)
+        return fill(cache, images, compressor, retry=args.retry, workers=args.workers)
+
+    compressor = None if args.ray else Compressor(model, processor, k, args.batch_size, args.max_pixels)
+    result = again(images)
     if args.watch is not None:
         print(f"fwd2bot: watching {', '.join(args.images)} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
-        watch(
-            lambda: find_images(args.images, empty=True)[0],
-            lambda new: fill(cache, new, compressor, **options),
-            args.watch,
-        )
+        watch(lambda: find_images(args.images, empty=True)[0], again, args.watch)
     skipped = [{"id": row["id"], "reason": row["reason"]} for row in result.skipped]
     return {
         "cache": args.cache,

@@ -169,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
     group.add_argument("--workers", type=_count, metavar="N", help="threads that read images; default: up to 4")
     group.add_argument("--retry", action="store_true", help="read again what could not be used before")
+    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
     every = _number(float, 0.1, "a number of seconds")
     group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
     compress.set_defaults(run=_compress, parser=compress)

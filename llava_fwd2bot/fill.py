@@ -45,7 +45,9 @@ class Filled:
 
 
 @dataclass
-class _Image:
+class SourceImage:
+    """A file as it is now."""
+
     id: str
     path: Path
     bytes: int
@@ -110,21 +112,11 @@ def fill(
     started, result = time.perf_counter(), Filled()
     bar = tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) if bar is None else bar
     with bar:
-        rows = {row["id"]: row for row in cache.about(["id", "bytes", "modified"])}
-        bad = {} if retry else {row["id"]: row for row in cache.skipped()}
         # by place in the whole list, so that processes that start at different times have the same chunks
-        chunks: list[list[_Image]] = [[] for _ in range(0, len(images), chunk)]
-        for place, (name, path) in enumerate(images.items()):
-            image = _stat(name, path)
-            if isinstance(image, dict):
-                _skip(cache, result, [image], bar)
-            elif _same(rows.get(name), image):
-                result.known += 1
-            elif _same(bad.get(name), image):
-                result.skipped.append(bad[name])
-            else:
-                chunks[place // chunk].append(image)
-        bar.update(result.known + len(result.skipped) - bar.n)
+        place = {name: i for i, name in enumerate(images)}
+        chunks: list[list[SourceImage]] = [[] for _ in range(0, len(images), chunk)]
+        for image in outdated(cache, images, retry, result, bar):
+            chunks[place[image.id] // chunk].append(image)
         names = list(images)
         waiting = [place for place, part in enumerate(chunks) if part]
         while waiting:
@@ -141,15 +133,34 @@ def fill(
     return result
 
 
-def _stat(name: str, path: Path) -> _Image | dict[str, Any]:
+def outdated(cache: SummaryCache, images: dict[str, Path], retry: bool, result: Filled, bar: tqdm) -> list[SourceImage]:
+    """The images that the cache does not have as they are; the others are counted. Reads no file."""
+    rows = {row["id"]: row for row in cache.about(["id", "bytes", "modified"])}
+    bad = {} if retry else {row["id"]: row for row in cache.skipped()}
+    found = []
+    for name, path in images.items():
+        image = _stat(name, path)
+        if isinstance(image, dict):
+            skip(cache, result, [image], bar)
+        elif _same(rows.get(name), image):
+            result.known += 1
+        elif _same(bad.get(name), image):
+            result.skipped.append(bad[name])
+        else:
+            found.append(image)
+    bar.update(result.known + len(result.skipped) - bar.n)
+    return found
+
+
+def _stat(name: str, path: Path) -> SourceImage | dict[str, Any]:
     try:
         found = path.stat()
     except OSError as error:
         return {"id": name, "reason": f"{path}: {error.strerror}", "source": str(path), "bytes": 0, "modified": 0}
-    return _Image(name, path, found.st_size, found.st_mtime_ns)
+    return SourceImage(name, path, found.st_size, found.st_mtime_ns)
 
 
-def _same(row: dict[str, Any] | None, image: _Image) -> bool:
+def _same(row: dict[str, Any] | None, image: SourceImage) -> bool:
     return row is not None and (row["bytes"], row["modified"]) == (image.bytes, image.modified)
 
 
@@ -178,7 +189,12 @@ def _claim(path: str, ids: Sequence[str]) -> Iterator[bool]:
 
 
 def _chunk(
-    cache: SummaryCache, part: Sequence[_Image], compressor: Compressor, result: Filled, workers: int | None, bar: tqdm
+    cache: SummaryCache,
+    part: Sequence[SourceImage],
+    compressor: Compressor,
+    result: Filled,
+    workers: int | None,
+    bar: tqdm,
 ) -> None:
     """One claim: what others have done since is left alone, the rest is compressed and committed at once."""
     rows = {
@@ -187,17 +203,17 @@ def _chunk(
     own = [image for image in part if not _same(rows.get(image.id), image)]
     result.known += len(part) - len(own)
     bar.update(len(part) - len(own))
-    hashes = [future.result() for future in ahead(_digest, [i.path for i in own], len(own) + 1, workers)]
-    fresh: list[tuple[_Image, str]] = []
+    hashes = [future.result() for future in ahead(digest_of, [i.path for i in own], len(own) + 1, workers)]
+    fresh: list[tuple[SourceImage, str]] = []
     for image, digest in zip(own, hashes, strict=True):
         if isinstance(digest, OSError):
-            _skip(cache, result, [image.skipped(f"{image.path}: {digest.strerror}")], bar)
-        elif _found_again(cache, image, digest, rows.get(image.id)):
+            skip(cache, result, [image.skipped(f"{image.path}: {digest.strerror}")], bar)
+        elif found_again(cache, image, digest, rows.get(image.id)):
             result.renamed += 1
             bar.update()
         else:
             fresh.append((image, digest))
-    done: list[tuple[_Image, str, tuple[int, int]]] = []
+    done: list[tuple[SourceImage, str, tuple[int, int]]] = []
     summaries, vectors, bad, batch = [], [], [], []
 
     def run() -> None:
@@ -228,12 +244,12 @@ def _chunk(
         about = [image.about(digest, size) for image, digest, size in done]
         cache.add([image.id for image, *_ in done], torch.stack(summaries), torch.stack(vectors), about)
     result.compressed += len(done)
-    _skip(cache, result, bad, None)
+    skip(cache, result, bad, None)
     for entry in bad:
         bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
 
 
-def _skip(cache: SummaryCache, result: Filled, entries: list[dict[str, Any]], bar: tqdm | None) -> None:
+def skip(cache: SummaryCache, result: Filled, entries: list[dict[str, Any]], bar: tqdm | None) -> None:
     cache.skip(entries)
     result.skipped += entries
     if bar is not None:
@@ -242,7 +258,7 @@ def _skip(cache: SummaryCache, result: Filled, entries: list[dict[str, Any]], ba
         bar.update(len(entries))
 
 
-def _found_again(cache: SummaryCache, image: _Image, digest: str, row: dict[str, Any] | None) -> bool:
+def found_again(cache: SummaryCache, image: SourceImage, digest: str, row: dict[str, Any] | None = None) -> bool:
     """Whether the same content is there already: by the same id (a file that was touched), or by another."""
     if row is not None and row["sha256"] == digest:
         cache.rename(image.id, image.id, image.about(digest))
@@ -257,7 +273,7 @@ def _found_again(cache: SummaryCache, image: _Image, digest: str, row: dict[str,
     return bool(others)
 
 
-def _digest(path: Path) -> str | OSError:
+def digest_of(path: Path) -> str | OSError:
     try:
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -275,7 +291,7 @@ def watch(look: Callable[[], dict[str, Path]], again: Callable[[dict[str, Path]]
         now, fresh = time.time(), {}
         for name, path in look().items():
             image = _stat(name, path)
-            if isinstance(image, _Image) and now - image.modified / 1e9 > SETTLED:
+            if isinstance(image, SourceImage) and now - image.modified / 1e9 > SETTLED:
                 if seen.get(name) != (image.bytes, image.modified):
                     fresh[name] = path
                     seen[name] = (image.bytes, image.modified)

@@ -1,0 +1,133 @@
+"""`fwd2bot compress --cache --ray`: the same as a Ray Data pipeline, with one actor per GPU, here or on a cluster.
+
+Actors read and compress; the driver alone commits, so that a batch whose worker died and that Ray ran again is
+committed once. Files are named by paths that every node must see.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .cache import SummaryCache
+from .fill import CHUNK, Compressor, Filled, SourceImage, digest_of, found_again, outdated, skip
+
+KNOWN = "known"  # the reason of a row whose content is in the cache already
+
+
+class Worker:
+    """Loads the model once; reads and compresses batches of {"id", "path"}."""
+
+    def __init__(self, path: str, loading: dict[str, Any], k: int, batch_size: int, max_pixels: int | None, known: Any):
+        from argparse import Namespace
+
+        from .cli import load_model
+
+        self.known = known
+        self.compressor = Compressor(*load_model(Path(path), Namespace(**loading)), k, batch_size, max_pixels)
+        self.shape = (k, self.compressor.words.shape[1])
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Adds sha256, width, height, reason ("" where all is well), summary [M, k, D], embedding [M, D]."""
+        count = len(batch["id"])
+        sums, sizes, reasons, prepared, places = [""] * count, np.zeros((count, 2), np.int32), [""] * count, [], []
+        for i, name in enumerate(map(str, batch["path"])):
+            found = digest_of(Path(name))
+            if isinstance(found, OSError):
+                reasons[i] = f"{name}: {found.strerror}"
+                continue
+            sums[i] = found
+            if found in self.known:
+                reasons[i] = KNOWN
+                continue
+            try:
+                pixels, sizes[i] = self.compressor.prepare(Path(name))
+            except (ValueError, OSError) as error:
+                reasons[i] = str(error)
+                continue
+            prepared.append(pixels)
+            places.append(i)
+        summary = np.zeros((count, *self.shape), np.float32)
+        vectors = np.zeros((count, self.shape[1]), np.float32)
+        if prepared:
+            made: tuple[Tensor, Tensor] = self.compressor(prepared)
+            summary[places], vectors[places] = (x.float().numpy() for x in made)
+        for i in places:
+            if not np.isfinite(summary[i]).all():
+                reasons[i] = f"{batch['path'][i]}: its summary overflows; try --dtype bfloat16"
+        own = {"sha256": np.array(sums), "width": sizes[:, 0], "height": sizes[:, 1], "reason": np.array(reasons)}
+        return {**batch, **own, "summary": summary, "embedding": vectors}
+
+
+def fill_by_ray(
+    cache: SummaryCache,
+    images: dict[str, Path],
+    path: Path,
+    loading: dict[str, Any],
+    *,
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+    retry: bool = False,
+    actors: int | None = None,
+    chunk: int = CHUNK,
+    worker: type = Worker,
+) -> Filled:
+    """Brings `cache` up to date with `images` by Ray; see `fill.fill`.
+
+    Args:
+        path: the checkpoint. loading: what `cli.load_model` reads: base, device, dtype, load_4bit, load_8bit.
+        actors: default: one per GPU of the cluster, or one where there is none.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--ray needs Ray: pip install 'llava_fwd2bot[ray]'") from error
+    started, result = time.perf_counter(), Filled()
+    with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
+        todo = outdated(cache, images, retry, result, bar)
+        if todo:
+            if not ray.is_initialized():
+                ray.init(log_to_driver=False, include_dashboard=False)
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            known = {row["sha256"] for row in cache.about(["sha256"])}
+            rows = ray.data.from_items([{"id": i.id, "path": str(i.path.absolute())} for i in todo])
+            done = rows.map_batches(
+                worker,
+                fn_constructor_args=(str(path.absolute()), loading, cache.settings.k, batch_size, max_pixels, known),
+                batch_size=batch_size,
+                concurrency=actors or max(1, gpus),
+                num_gpus=1 if gpus else 0,
+            )
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            by_id = {image.id: image for image in todo}
+            for batch in done.iter_batches(batch_size=chunk, batch_format="numpy"):
+                _commit(cache, batch, by_id, result, bar)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _commit(
+    cache: SummaryCache, batch: dict[str, np.ndarray], by_id: dict[str, SourceImage], result: Filled, bar: tqdm
+) -> None:
+    images = [by_id[str(name)] for name in batch["id"]]
+    reasons, sums = [str(r) for r in batch["reason"]], [str(s) for s in batch["sha256"]]
+    good = [i for i, reason in enumerate(reasons) if not reason]
+    sizes = np.stack([batch["width"], batch["height"]], axis=1).tolist()
+    about = [images[i].about(sums[i], tuple(sizes[i])) for i in good]
+    summary, vectors = (torch.from_numpy(np.ascontiguousarray(batch[n][good])) for n in ("summary", "embedding"))
+    cache.add([images[i].id for i in good], summary, vectors, about)
+    result.compressed += len(good)
+    for i, reason in enumerate(reasons):
+        if reason == KNOWN:
+            found_again(cache, images[i], sums[i])
+            result.renamed += 1
+    bar.update(len(good) + reasons.count(KNOWN))
+    bad = [images[i].skipped(reason) for i, reason in enumerate(reasons) if reason not in ("", KNOWN)]
+    skip(cache, result, bad, bar)
