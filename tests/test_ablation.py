@@ -41,6 +41,7 @@ def study(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     """Each run is a process of its own; a second call trains nothing, and writes the same table."""
+    pytest.importorskip("matplotlib")
     file, work = study
     assert ablation.main([str(file), "--work", str(work), "--output", str(tmp_path / "a"), "--jobs", "2"]) == 0
     text = (tmp_path / "a.md").read_text()
