@@ -41,13 +41,14 @@ train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stag
     --max_steps 1000
 python scripts/pack_smol_llava.py base "$work/stage2b"
 
-# 3. Fwd2Bot, on the same mix
-answers=(--data_path "$work/data/stage2.json")
+# 3. Fwd2Bot, on the same mix; eval/results/recipe.md says what each of these settings gave
+answers=(--data_path "$work/data/stage2.json" --fwd2bot_distill_weight 2)
 captions=(--fwd2bot_caption_data "$work/data/captions.json")
 nested=(--fwd2bot 16 --fwd2bot_nested_k 1,2,4,8,16)
-method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --group_by_modality_length True
-    --per_device_train_batch_size 12)
-train fwd2bot "${method[@]}" "${nested[@]}" "${answers[@]}" "${captions[@]}" --max_steps 1000
+residual=(--fwd2bot_residual average)
+method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --summary_lr 1e-2
+    --group_by_modality_length True --per_device_train_batch_size 12)
+train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 600 --save_steps 25
 python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
 [ "${3:-}" = rivals ] || exit 0
 
@@ -56,12 +57,14 @@ short() { # NAME METHOD ARGUMENTS…
     local name=$1
     MODULE="llava_fwd2bot.eval.rivals $2"
     shift 2
-    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-200}" "$@"
+    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-150}" "$@"
 }
+both=("${nested[@]}" "${answers[@]}" "${captions[@]}")
 alone=("${nested[@]}" "${answers[@]}" --fwd2bot_contrastive_weight 0)
-short fwd2bot-short fwd2bot "${nested[@]}" "${answers[@]}" "${captions[@]}"
-short shared shared "${nested[@]}" "${answers[@]}" "${captions[@]}" --fwd2bot_adapters shared
+short fwd2bot-short fwd2bot "${both[@]}" "${residual[@]}"
+short shared shared "${both[@]}" "${residual[@]}" --fwd2bot_adapters shared
 for rival in pool query kv; do short "$rival" "$rival" "${alone[@]}"; done
-short fwd2bot-answer fwd2bot "${alone[@]}"
-short fwd2bot-contrastive fwd2bot "${nested[@]}" "${captions[@]}"
+short fwd2bot-answer fwd2bot "${alone[@]}" "${residual[@]}"
+short fwd2bot-contrastive fwd2bot "${nested[@]}" "${captions[@]}" "${residual[@]}"
 for baseline in mean last; do short "$baseline" "$baseline" --fwd2bot 1 "${captions[@]}"; done
+short fwd2bot-plain fwd2bot "${both[@]}"
