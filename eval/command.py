@@ -70,6 +70,13 @@ def main(argv: Sequence[str]) -> None:
     answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
 
+    codec = commands.add_parser("codec", help="what is lost where a cache keeps summaries in fewer bytes", **shared)
+    _data_options(codec, required=False)
+    codec.add_argument("--questions", type=Path, metavar="FILE", help="lines of question_id, image, text and answer")
+    codec.add_argument("--codecs", nargs="+", metavar="NAME", help="default: all")
+    codec.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: 16")
+    codec.set_defaults(run=_codec)
+
     price = commands.add_parser("cost", help="time, operations, memory and bytes, against the base", **shared)
     price.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
     price.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each side runs; default: 7")
@@ -91,8 +98,8 @@ def _report(args: argparse.Namespace) -> None:
     print(report(args.results, args.output, args.base), end="")
 
 
-def _data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
+def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--dataset", required=required, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
     parser.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
@@ -183,6 +190,26 @@ def _captioning(args: argparse.Namespace) -> None:
         return {"evaluator": "captioning", **about(data), "split": args.split, "rows": rows}, cider
 
     _evaluate(args, run)
+
+
+def _codec(args: argparse.Namespace) -> None:
+    from llava_fwd2bot.codecs import CODECS
+
+    from . import codec
+    from .answers import Answerer
+    from .datasets import read_captioned
+
+    data = None
+    if args.dataset:
+        data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        names = args.codecs or list(CODECS)
+        rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
+        return {"evaluator": "codec", "dataset": data and data.name, "rows": rows}, items
+
+    _evaluate(args, run, codec.table)
 
 
 def _cost(args: argparse.Namespace) -> None:

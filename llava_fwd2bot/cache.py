@@ -96,10 +96,11 @@ class SummaryCache:
                 database.create_table(SKIPPED, schema=skipped_schema(), exist_ok=True)
                 database.create_table(IMAGES, schema=pa.schema(fields, metadata=meta))  # last: with it, it is a cache
         cache = cls.open(text, settings.fingerprint)
-        for name in ("k", "size", "codec", "pooling"):
-            if getattr(cache.settings, name) != getattr(settings, name):
+        for name in ("k", "size", "codec", "pooling", "quantised"):
+            ours, theirs = getattr(cache.settings, name), getattr(settings, name)
+            if ours != theirs:
                 raise ValueError(
-                    f"{text} has {name} = {getattr(cache.settings, name)}, but {getattr(settings, name)} was asked "
+                    f"{text} has {name} = {ours or 'no'}, but {theirs or 'no'} was asked "
                     "for. Go on with the same, or choose another --cache."
                 )
         return cache

@@ -148,7 +148,8 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     model, processor = (None, None) if args.ray else load_model(path, args)
     saved = read_checkpoint(path)
     size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"].pooling
-    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, args.model)
+    quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else ""
+    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, args.model, quantised)
     cache = SummaryCache.create(args.cache, settings)
 
     def again(images: dict[str, Path]) -> Filled:

@@ -31,7 +31,10 @@ def lancedb_module() -> Any:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What all summaries of a cache share. `fingerprint`: of the model, see compress.fingerprint_of."""
+    """What all summaries of a cache share. `fingerprint`: of the model, see compress.fingerprint_of.
+
+    `quantised`: "4bit", "8bit" or "", the language model when it compressed: what is added must be made alike.
+    """
 
     fingerprint: str
     k: int
@@ -39,6 +42,7 @@ class CacheSettings:
     codec: str
     pooling: str
     model: str = ""
+    quantised: str = ""
     version: str = __version__
     format: int = FORMAT
 

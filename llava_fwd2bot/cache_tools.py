@@ -100,7 +100,7 @@ def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
     Raises:
         ValueError: they are not of the same model, k or codec.
     """
-    for name in ("fingerprint", "k", "size", "codec", "pooling"):
+    for name in ("fingerprint", "k", "size", "codec", "pooling", "quantised"):
         ours, theirs = getattr(into.settings, name), getattr(other.settings, name)
         if ours != theirs:
             raise ValueError(f"{other.path} has {name} = {theirs}, {into.path} has {ours}: they cannot be joined.")
