@@ -37,7 +37,7 @@ GAIN = 32 / 46.47  # the scale over the deviation
 class Codec(ABC):
     """One way to keep summaries; results are on the device of what is given.
 
-    int4 and int2 know tokens by their place: what is decoded begins with an image's first token, never with a later one.
+    int4 and int2 know tokens by their place: what is decoded begins with an image's first token, not with a later one.
     """
 
     name: str
