@@ -121,15 +121,7 @@ def _with_captions(data: Path, which: str) -> None:
     records = list(read_records(data / "train.json"))
     for record in records:
         record["caption"] = record["caption"][:1] if which == "short" else record["caption"][-1:]
-    write_json_list(target, records)
-
-
-def write_json_list(target: Path, records: list[Any]) -> None:
-    import json
-
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(records), encoding="utf-8")
-    os.replace(beside, target)
+    write_json(target, records)
 
 
 def folder_of(work: Path, row: str, seed: int) -> Path:
@@ -165,8 +157,14 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
         write_json(folder / "result.json", result)
         return
     row = study.rows[name]
+    settings, begun = study.settings(row), folder / "settings.json"
+    if begun.exists() and read_json(begun) != settings:
+        raise ValueError(f"{folder} was begun with other settings than the study has now: remove it.")
     if not (folder / "fwd2bot_config.json").exists():
         from llava_fwd2bot.train import train
+
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(begun, settings)
 
         records = data / ("train.json" if row.captions == "both" else f"train.{row.captions}.json")
         command = ["--model_name_or_path", str(base), "--data_path", str(records)]
@@ -175,7 +173,7 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
         command += ["--report_to", "none", "--disable_tqdm", "True"]
         train([*command, *study.command(row)], host=RIVALS[row.method])
     reader = open_reader(row.method, folder, torch.float32)
-    result = {"settings": study.settings(row), "seed": seed, "k": row.k, "torch": torch.__version__}
+    result = {"settings": settings, "seed": seed, "k": row.k, "torch": torch.__version__}
     result["answers"] = answers(reader, data, "test", row.k)
     if reader.model.fwd2bot_config.contrastive_weight > 0 or row.method == "fwd2bot":
         result |= found_again(reader, data, "test", row.k)

@@ -169,7 +169,9 @@ def optimizer(modules: list[nn.Module], lr: float, total: int) -> Callable[[Tens
     ]
     adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     warm = max(1, total // 10)
-    cosine = [0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * max(0, s - warm) / (total - warm))) for s in range(total + 1)]
+    cosine = [
+        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * max(0, s - warm) / max(1, total - warm))) for s in range(total + 1)
+    ]
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda s: min((s + 1) / warm, 1) * cosine[min(s, total)])
 
     def step(loss: Tensor) -> None:

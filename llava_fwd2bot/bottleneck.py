@@ -68,6 +68,7 @@ def _bridge(kind: str, size: int) -> nn.Module:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept serves training too
 def nested_averages(count: int, k: int) -> Tensor:
     """Weights of k averages over `count` dense tokens, [k, count]; the first j rows are those for j (our choice).
 

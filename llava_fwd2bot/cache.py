@@ -32,12 +32,15 @@ from .cache_format import (
     EXACT_BELOW,
     FORMAT,
     IMAGES,
+    PROBES,
     SETTINGS,
     SKIPPED,
+    TOLD,
     CacheSettings,
     about_fields,
     asked,
     blocks,
+    clear_unfinished,
     column,
     crc32,
     first_line,
@@ -45,7 +48,6 @@ from .cache_format import (
     lancedb_module,
     lock,
     one_of,
-    refuse_other,
     skipped_schema,
     writable,
 )
@@ -85,7 +87,7 @@ class SummaryCache:
                 raise OSError(error.errno, f"The cache cannot be written ({error.strerror})", text) from error
         with lock(text):
             if not is_cache(text):
-                refuse_other(text)
+                clear_unfinished(text)
                 codec = get_codec(settings.codec)
                 token = codec.bytes_per_token(settings.size)
                 stored = [(column(b), pa.binary((b[1] - b[0]) * token)) for b in blocks(settings.k)]
@@ -130,12 +132,15 @@ class SummaryCache:
             raise ValueError(
                 f"{text} cannot be opened ({first_line(error)}): is a file of it missing or cut?"
             ) from error
-        if values.get("format", 0) > FORMAT:
+        try:
+            settings = CacheSettings(**values)
+        except TypeError:  # a setting that this version does not know
+            settings = None
+        if settings is None or settings.format > FORMAT:
             raise ValueError(
                 f"{text} was made by llava_fwd2bot {values.get('version')}, in a format that {__version__} does not "
                 "know: upgrade llava_fwd2bot."
             )
-        settings = CacheSettings(**values)
         if fingerprint is not None and settings.fingerprint != fingerprint:
             raise ValueError(
                 f"{text} was made with another model ({settings.model or settings.fingerprint[:12]}): summaries are "
@@ -171,11 +176,13 @@ class SummaryCache:
         """
         most = self.settings.k
         k = most if k is None else k
+        if not len(ids):
+            return torch.empty(0, k, self.settings.size)
         if not 1 <= k <= most:
             raise ValueError(f"{self.path} holds {most} tokens per image, but --k asks for {k}.")
         wanted = list(dict.fromkeys(ids))
         names = [column(b) for b in self.blocks if b[0] < k]
-        extra = ["crc32", "embedding"] if k == most else []
+        extra = ["crc32", "embedding", *TOLD[1:]] if k == most else []
         found = self._rows(["id", *names, *extra], one_of("id", wanted))
         place = {name: i for i, name in enumerate(found["id"].to_pylist())}
         for name in wanted:
@@ -189,12 +196,6 @@ class SummaryCache:
             self.check(found, data)
         rows = torch.tensor([place[name] for name in ids])
         return self.codec.decode(data[rows][:, :k].contiguous(), self.settings.size)
-
-    def embeddings(self, ids: Sequence[str]) -> Tensor:
-        """The vectors that search compares, [M, D] float32 of unit length."""
-        found = self._rows(["id", "embedding"], one_of("id", list(dict.fromkeys(ids))))
-        place = {name: i for i, name in enumerate(found["id"].to_pylist())}
-        return torch.from_numpy(self.vectors(found).astype(np.float32))[[place[name] for name in ids]]
 
     def search(
         self, vector: Tensor, top: int = 10, where: str | None = None, exact: bool | None = None
@@ -217,7 +218,7 @@ class SummaryCache:
         if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
             query = query.bypass_vector_index()
         else:
-            query = query.nprobes(20).refine_factor(4)
+            query = query.nprobes(PROBES).refine_factor(4)
         rows = asked(query.to_arrow, where, table)
         return [{**{n: row[n] for n in ("id", *ABOUT)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
 
@@ -238,7 +239,9 @@ class SummaryCache:
         columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
         for name, kind in about_fields():
             columns[name] = pa.array([now if name == "added" else row[name] for row in about], kind)
-        columns["crc32"] = pa.array([crc32(d, v) for d, v in zip(data.numpy(), vectors, strict=True)], pa.int64())
+        told = [[name, *(row[n] for n in TOLD[1:])] for name, row in zip(ids, about, strict=True)]
+        sums = [crc32(d, v, t) for d, v, t in zip(data.numpy(), vectors, told, strict=True)]
+        columns["crc32"] = pa.array(sums, pa.int64())
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.size)
         for b in self.blocks:
             part = np.ascontiguousarray(data[:, b[0] : b[1]].numpy())
@@ -246,19 +249,31 @@ class SummaryCache:
             columns[column(b)] = pa.FixedSizeBinaryArray.from_buffers(kind, len(ids), [None, pa.py_buffer(part)])
         self.put(pa.table(columns, schema=self._images.schema))
 
-    def put(self, rows: Any) -> None:
-        """Commits rows of the images table (a pyarrow table); of rows with the same id the new one stays."""
+    def put(self, rows: Any, gone: Sequence[str] = ()) -> None:
+        """Commits rows of the images table (a pyarrow table); of rows with the same id the new one stays.
+
+        Args:
+            gone: ids that the new rows replace under other names.
+        """
         with self._writing() as (images, skipped):
             names = rows["id"].to_pylist()
-            if self._rows(["id"], one_of("id", names)).num_rows:
+            if skipped.count_rows():  # first: killed in between, the image is in neither and comes again
+                skipped.delete(one_of("id", names))
+            if not self.local or self._rows(["id"], one_of("id", names)).num_rows:
                 images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
             else:
                 images.add(rows)
-            if skipped.count_rows():
-                skipped.delete(one_of("id", names))
+            gone = sorted(set(gone) - set(names))
+            if gone:  # last: killed in between, both names are there
+                images.delete(one_of("id", gone))
 
-    def skip(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Records files that could not be used: of each id, reason, source, bytes, modified."""
+    def skip(self, entries: Sequence[dict[str, Any]], broken: bool = True) -> None:
+        """Records files that could not be used: of each id, reason, source, bytes, modified.
+
+        Args:
+            broken: they were read, and what the cache has of them is of no file any more. A file that cannot be
+                reached may come back: its row stays.
+        """
         import pyarrow as pa
 
         if not entries:
@@ -266,25 +281,41 @@ class SummaryCache:
         rows = [{name: entry.get(name) for name in skipped_schema().names} for entry in entries]
         table = pa.Table.from_pylist(rows, schema=skipped_schema())
         with self._writing() as (images, skipped):
+            if broken:
+                images.delete(one_of("id", table["id"].to_pylist()))
             skipped.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
-            images.delete(one_of("id", table["id"].to_pylist()))  # what is broken now is not what it was
 
-    def copy(self, old: str, new: str, about: dict[str, Any]) -> None:
-        """The same content by one more id."""
+    def adopt(self, found: Sequence[tuple[str, str, dict[str, Any]]], gone: Sequence[str] = ()) -> None:
+        """The same contents under other names, in one commit: (id that is there, new id, what ABOUT names of it).
+
+        Args:
+            gone: ids that were moved from; they are no more.
+        """
+        if not found:
+            return
+        rows = self._rows(self._images.schema.names, one_of("id", sorted({old for old, _, _ in found})))
+        place = {name: i for i, name in enumerate(rows["id"].to_pylist())}
+        found = [(old, new, about) for old, new, about in found if old in place]  # else: removed by another process
+        rows = rows.take([place[old] for old, _, _ in found])
+        rows = self._replaced(rows, "id", [new for _, new, _ in found])
+        for name in ("source", "bytes", "modified"):
+            rows = self._replaced(rows, name, [about[name] for *_, about in found])
+        sums = self._sums(rows, self.tokens(rows, [column(b) for b in self.blocks]))
+        self.put(self._replaced(rows, "crc32", sums), gone)
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Removes images, and skipped files, from the cache."""
+        if ids:
+            with self._writing() as (images, skipped):
+                for table in (images, skipped):
+                    table.delete(one_of("id", ids))
+
+    @staticmethod
+    def _replaced(rows: Any, name: str, values: list[Any]) -> Any:
         import pyarrow as pa
 
-        rows = self._rows(self._images.schema.names, one_of("id", [old]))
-        values = {"id": new, "source": about["source"], "modified": about["modified"]}
-        for name, value in values.items():
-            at = rows.schema.get_field_index(name)
-            rows = rows.set_column(at, rows.schema.field(at), pa.array([value], rows.schema.field(at).type))
-        self.put(rows)
-
-    def rename(self, old: str, new: str, about: dict[str, Any]) -> None:
-        """The same image by another id, its file having moved."""
-        values = {"id": new, "source": about["source"], "modified": about["modified"]}
-        with self._writing() as (images, _):
-            images.update(where=one_of("id", [old]), values=values)
+        at = rows.schema.get_field_index(name)
+        return rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Any, Any]]:
@@ -292,7 +323,7 @@ class SummaryCache:
             try:
                 yield self.table(), self._fresh(self._skipped)
             except (RuntimeError, OSError) as error:
-                reason = f"The cache could not be written ({first_line(error)}); what was in it is unchanged"
+                reason = f"The cache could not be written ({first_line(error)}); no image in it is changed"
                 raise OSError(getattr(error, "errno", None) or errno.EIO, reason, self.path) from error
 
     def optimize(self, keep: timedelta) -> None:
@@ -341,6 +372,9 @@ class SummaryCache:
 
     def damaged(self, rows: Any, data: Tensor) -> list[str]:
         """The ids of rows whose bytes are not those that were written."""
-        sums = [crc32(d, v) for d, v in zip(data.numpy(), self.vectors(rows), strict=True)]
-        told = zip(rows["id"].to_pylist(), sums, rows["crc32"].to_pylist(), strict=True)
+        told = zip(rows["id"].to_pylist(), self._sums(rows, data), rows["crc32"].to_pylist(), strict=True)
         return [name for name, found, written in told if found != written]
+
+    def _sums(self, rows: Any, data: Tensor) -> list[int]:
+        told = zip(*(rows[name].to_pylist() for name in TOLD), strict=True)
+        return [crc32(d, v, t) for d, v, t in zip(data.numpy(), self.vectors(rows), told, strict=True)]

@@ -34,7 +34,7 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
 
 
 def add_cache(commands: Any) -> None:
-    cache = commands.add_parser("cache", help="verify, stats, export, merge, vacuum, index", allow_abbrev=False)
+    cache = commands.add_parser("cache", help="verify, stats, export, merge, vacuum, prune, index", allow_abbrev=False)
     actions = cache.add_subparsers(metavar="ACTION", required=True)
 
     def action(name: str, help: str) -> argparse.ArgumentParser:
@@ -52,9 +52,9 @@ def add_cache(commands: Any) -> None:
     merge = action("merge", "add the images of other caches of the same model")
     merge.add_argument("others", nargs="+", metavar="OTHER")
     vacuum = action("vacuum", "join small files, update the index, remove old versions")
-    vacuum.add_argument(
-        "--older-than", type=float, default=0.0, metavar="HOURS", help="versions to remove; default: all"
-    )
+    hours = "age of the versions to remove; whoever reads one of them fails; default: 1"
+    vacuum.add_argument("--older-than", type=float, default=1.0, metavar="HOURS", help=hours)
+    action("prune", "take out images whose file is not there any more")
     action("index", "build the index over the vectors anew")
 
 
@@ -145,12 +145,12 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     images, refused = find_images(args.images, empty=args.watch is not None)
     path, most = checked(args.model, args.k)
     k = args.k or most
-    model, processor = (None, None) if args.ray else load_model(path, args)
     saved = read_checkpoint(path)
     size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"].pooling
     quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else ""
     settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, args.model, quantised)
     cache = SummaryCache.create(args.cache, settings)
+    compressor = None if args.ray else Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels)
 
     def again(images: dict[str, Path]) -> Filled:
         if args.ray:
@@ -159,8 +159,9 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
             return fill_by_ray(cache, images, path, loading, **options)
         return fill(cache, images, compressor, retry=args.retry, workers=args.workers)
 
-    compressor = None if args.ray else Compressor(model, processor, k, args.batch_size, args.max_pixels)
     result = again(images)
+    if args.watch is None and len(result.skipped) == len(images):
+        raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {result.skipped[0]['reason']}")
     if args.watch is not None:
         print(f"fwd2bot: watching {', '.join(args.images)} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
         watch(lambda: find_images(args.images, empty=True)[0], again, args.watch)
@@ -186,7 +187,8 @@ def said(done: dict[str, Any]) -> str:
         f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
         f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
     )
-    return "\n".join([text, *(f"  skipped {entry['reason']}" for entry in done["skipped"])])
+    hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
+    return "\n".join([text, *(f"  skipped {entry['reason']}" for entry in done["skipped"]), *hint])
 
 
 def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,8 +18,10 @@ from .version import __version__
 
 FORMAT = 1  # of the tables; a later one is refused
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
+PROBES = 20  # partitions of the index that a search looks into: all of them up to 1.3 million images
 IMAGES, SKIPPED, SETTINGS = "images", "skipped", b"llava_fwd2bot"
 ABOUT = ("sha256", "source", "bytes", "modified", "width", "height", "added")
+TOLD = ("id", *ABOUT[:-1])  # what the checksum of a row covers beside its numbers
 
 
 def lancedb_module() -> Any:
@@ -59,9 +62,11 @@ def column(block: tuple[int, int]) -> str:
     return f"tokens_{block[0]}_{block[1]}"
 
 
-def crc32(tokens: np.ndarray, vector: np.ndarray) -> int:
-    """Of a row: its encoded tokens [k, B], then its embedding [D] as float16, little endian."""
-    return zlib.crc32(vector.astype("<f2").tobytes(), zlib.crc32(np.ascontiguousarray(tokens)))
+def crc32(tokens: np.ndarray, vector: np.ndarray, told: Sequence[Any]) -> int:
+    """Of a row: its encoded tokens [k, B]; its embedding [D] as float16, little endian; then TOLD's columns as UTF-8
+    text, a zero byte between them."""
+    start = zlib.crc32(vector.astype("<f2").tobytes(), zlib.crc32(np.ascontiguousarray(tokens)))
+    return zlib.crc32("\0".join(map(str, told)).encode(), start)
 
 
 def about_fields() -> list[tuple[str, Any]]:
@@ -100,15 +105,22 @@ def first_line(error: BaseException) -> str:
 
 
 def is_cache(path: str) -> bool:
+    """Whether both tables are there; a table is once it has a manifest."""
     if "://" in path:
-        return IMAGES in lancedb_module().connect(path).list_tables().tables
-    return (Path(path) / f"{IMAGES}.lance").is_dir()
+        return {IMAGES, SKIPPED} <= set(lancedb_module().connect(path).list_tables().tables)
+    return all(any((Path(path) / f"{name}.lance" / "_versions").glob("*")) for name in (IMAGES, SKIPPED))
 
 
-def refuse_other(path: str) -> None:
+def clear_unfinished(path: str) -> None:
+    """Removes tables of a `create` that was killed; ValueError where anything else is in the folder."""
     if "://" not in path:
-        inside = [entry.name for entry in Path(path).iterdir() if entry.name not in (".lock", f"{SKIPPED}.lance")]
-        if inside:
+        tables = {f"{name}.lance" for name in (IMAGES, SKIPPED)}
+        inside = [entry.name for entry in Path(path).iterdir() if entry.name not in (".lock", *tables)]
+        if not inside:
+            for name in tables:
+                shutil.rmtree(Path(path) / name, ignore_errors=True)
+        else:
+            (Path(path) / ".lock").unlink(missing_ok=True)
             raise ValueError(f"{path} is a folder with other things in it ({inside[0]}, …): name a new one by --cache.")
 
 

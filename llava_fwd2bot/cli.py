@@ -193,6 +193,8 @@ def _images_and_question(args: argparse.Namespace) -> None:
         args.parser.error("--id ID goes with --summaries FILE or --cache PATH, and --summaries with --id")
     if args.search and not args.cache:
         args.parser.error("--search goes with --cache PATH")
+    if not args.search and (args.filter or args.rerank or args.exact):
+        args.parser.error("--filter, --rerank and --exact go with --search")
 
 
 # ---------------------------------------------------------------------- commands
@@ -330,6 +332,10 @@ def _compress(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
+        if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec != "float16"):
+            args.parser.error("--watch, --ray, --retry and --codec go with --cache PATH")
+        if args.ray and (args.watch is not None or args.workers):
+            args.parser.error("--ray goes without --watch and --workers")
         if args.cache:
             done = compress_into_cache(args)
             stack.close()

@@ -147,7 +147,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def write_json(path: str | os.PathLike, values: dict[str, Any]) -> None:
+def write_json(path: str | os.PathLike, values: dict[str, Any] | list[Any]) -> None:
     """Writes beside `path`, then renames: a full disk leaves what was there before."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -7,11 +7,14 @@ chunk of images is one commit and one claim: a process takes a chunk that no oth
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from .compress import ahead
 from .images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
 
 CHUNK = 256  # images in one commit
+FEW = 1000  # images that are asked for by name
+TIDY, SAFE = 256, timedelta(hours=1)  # commits after which small files are joined; how old what is removed must be
 SETTLED = 2.0  # seconds that a file must lie unchanged before --watch takes it
 
 
@@ -39,22 +44,20 @@ class Filled:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    @property
-    def done(self) -> int:
-        return self.compressed + self.renamed + self.known + len(self.skipped)
-
 
 @dataclass
 class SourceImage:
-    """A file as it is now."""
+    """A file as it is now; `problem`: why it cannot be used at all."""
 
     id: str
     path: Path
     bytes: int
     modified: int  # ns
+    source: str
+    problem: str | None = None
 
     def about(self, sha256: str, size: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-        own = {"source": str(self.path.absolute()), "bytes": self.bytes, "modified": self.modified}
+        own = {"source": self.source, "bytes": self.bytes, "modified": self.modified}
         return {**own, "sha256": sha256, "width": size[0], "height": size[1]}
 
     def skipped(self, reason: object) -> dict[str, Any]:
@@ -112,52 +115,87 @@ def fill(
     started, result = time.perf_counter(), Filled()
     bar = tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) if bar is None else bar
     with bar:
-        # by place in the whole list, so that processes that start at different times have the same chunks
-        place = {name: i for i, name in enumerate(images)}
-        chunks: list[list[SourceImage]] = [[] for _ in range(0, len(images), chunk)]
-        for image in outdated(cache, images, retry, result, bar):
-            chunks[place[image.id] // chunk].append(image)
-        names = list(images)
-        waiting = [place for place, part in enumerate(chunks) if part]
+        todo = outdated(cache, images, retry, result, bar)
+        # by the id alone: processes whose lists differ a little have nearly the same chunks
+        count = 1
+        while count * chunk < len(images):
+            count *= 2
+        chunks: dict[int, list[SourceImage]] = {}
+        for image in todo:
+            chunks.setdefault(zlib.crc32(image.id.encode()) % count, []).append(image)
+        waiting, commits, names = sorted(chunks), 0, {image.id for image in todo}
         while waiting:
-            taken = []
-            for place in waiting:
-                with _claim(cache.path, names[place * chunk : (place + 1) * chunk]) as mine:
+            busy = []
+            for number in waiting:
+                with _claim(cache, f"{number}-of-{count}") as mine:
                     if mine:
-                        _chunk(cache, chunks[place], compressor, result, workers, bar)
-                        taken.append(place)
-            waiting = [place for place in waiting if place not in taken]
-            if waiting and not taken:  # all are being done by others: wait for what they leave undone
+                        _chunk(cache, chunks[number], names, compressor, result, workers, bar)
+                        commits += 1
+                    else:
+                        busy.append(number)
+                if commits and commits % TIDY == 0:
+                    cache.optimize(SAFE)
+            if len(busy) == len(waiting):  # all are being done by others: wait for what they leave undone
                 time.sleep(0.2)
+            waiting = busy
+        if commits > 1:
+            cache.optimize(SAFE)
     result.seconds = time.perf_counter() - started
     return result
 
 
 def outdated(cache: SummaryCache, images: dict[str, Path], retry: bool, result: Filled, bar: tqdm) -> list[SourceImage]:
-    """The images that the cache does not have as they are; the others are counted. Reads no file."""
-    rows = {row["id"]: row for row in cache.about(["id", "bytes", "modified"])}
-    bad = {} if retry else {row["id"]: row for row in cache.skipped()}
-    found = []
-    for name, path in images.items():
-        image = _stat(name, path)
-        if isinstance(image, dict):
-            skip(cache, result, [image], bar)
-        elif _same(rows.get(name), image):
+    """The images that the cache does not have as they are; the others are counted. Opens no file.
+
+    A file goes by the id that the cache knows its path by, else by the one given here; where another file that is still
+    there has that id (two folders with the same names), by its whole path.
+    """
+    seen = [_stat(name, path) for name, path in images.items()]
+    where = None
+    if len(seen) <= FEW:  # do not read the whole cache for a few
+        ids, sources = [i.id for i in seen], [i.source for i in seen]
+        where = f"{one_of('id', [*ids, *sources])} OR {one_of('source', sources)}"
+    rows = {row["id"]: row for row in cache.about(["id", "source", "bytes", "modified"], where)} if seen else {}
+    by_source = {row["source"]: name for name, row in rows.items()}
+    bad = {row["id"]: row for row in cache.skipped()}
+    found, absent, moved = [], [], []
+    for image in seen:
+        image.id = by_source.get(image.source, image.id)
+        row = rows.get(image.id)
+        if row is not None and row["source"] != image.source and Path(row["source"]).exists():
+            image.id = image.source
+            row = rows.get(image.id)
+        if image.problem is not None:
+            absent.append(image.skipped(image.problem))
+        elif _same(row, image):
             result.known += 1
-        elif _same(bad.get(name), image):
-            result.skipped.append(bad[name])
+            if row["source"] != image.source:  # the folder has moved
+                moved.append((image.id, image.id, image.about("")))
+        elif not retry and _same(bad.get(image.id), image):
+            result.skipped.append(bad[image.id])
         else:
             found.append(image)
+    for at in range(0, len(moved), CHUNK):
+        cache.adopt(moved[at : at + CHUNK])
+    fresh = [entry for entry in absent if bad.get(entry["id"], {}).get("reason") != entry["reason"]]
+    cache.skip(fresh, broken=False)
+    result.skipped += absent
     bar.update(result.known + len(result.skipped) - bar.n)
     return found
 
 
-def _stat(name: str, path: Path) -> SourceImage | dict[str, Any]:
+def _stat(name: str, path: Path) -> SourceImage:
+    source = str(path.absolute())
+    try:
+        source.encode()
+    except UnicodeEncodeError:  # the cache keeps text
+        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (name, source)]
+        return SourceImage(spelled[0], path, 0, 0, spelled[1], f"{spelled[1]}: its name is not UTF-8; rename it")
     try:
         found = path.stat()
     except OSError as error:
-        return {"id": name, "reason": f"{path}: {error.strerror}", "source": str(path), "bytes": 0, "modified": 0}
-    return SourceImage(name, path, found.st_size, found.st_mtime_ns)
+        return SourceImage(name, path, 0, 0, source, f"{path}: {error.strerror}")
+    return SourceImage(name, path, found.st_size, found.st_mtime_ns, source)
 
 
 def _same(row: dict[str, Any] | None, image: SourceImage) -> bool:
@@ -165,75 +203,73 @@ def _same(row: dict[str, Any] | None, image: SourceImage) -> bool:
 
 
 @contextmanager
-def _claim(path: str, ids: Sequence[str]) -> Iterator[bool]:
+def _claim(cache: SummaryCache, name: str) -> Iterator[bool]:
     """Whether this process has the chunk to itself; the system gives it back when the process ends."""
-    if "://" in path:
+    if not cache.local:
         yield True
         return
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
-    folder = Path(path) / ".claims"
+    folder = Path(cache.path) / ".claims"
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / name)
+    claim = FileLock(folder / name)
     try:
-        lock.acquire(timeout=0)
+        claim.acquire(timeout=0)
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        (folder / name).unlink(missing_ok=True)
-        lock.release()
+        claim.release()
 
 
 def _chunk(
     cache: SummaryCache,
     part: Sequence[SourceImage],
+    names: set[str],
     compressor: Compressor,
     result: Filled,
     workers: int | None,
     bar: tqdm,
 ) -> None:
     """One claim: what others have done since is left alone, the rest is compressed and committed at once."""
-    rows = {
-        row["id"]: row for row in cache.about(["id", "bytes", "modified", "sha256"], one_of("id", [i.id for i in part]))
-    }
+    rows = {row["id"]: row for row in cache.about(["id", "bytes", "modified"], one_of("id", [i.id for i in part]))}
     own = [image for image in part if not _same(rows.get(image.id), image)]
     result.known += len(part) - len(own)
     bar.update(len(part) - len(own))
-    hashes = [future.result() for future in ahead(digest_of, [i.path for i in own], len(own) + 1, workers)]
-    fresh: list[tuple[SourceImage, str]] = []
-    for image, digest in zip(own, hashes, strict=True):
-        if isinstance(digest, OSError):
-            skip(cache, result, [image.skipped(f"{image.path}: {digest.strerror}")], bar)
-        elif found_again(cache, image, digest, rows.get(image.id)):
-            result.renamed += 1
-            bar.update()
+    digests: dict[str, str] = {}
+    absent, bad = [], []
+    for image, future in zip(own, ahead(digest_of, [i.path for i in own], len(own) + 1, workers), strict=True):
+        found = future.result()
+        if isinstance(found, OSError):
+            absent.append(image.skipped(f"{image.path}: {found.strerror}"))
         else:
-            fresh.append((image, digest))
-    done: list[tuple[SourceImage, str, tuple[int, int]]] = []
-    summaries, vectors, bad, batch = [], [], [], []
+            digests[image.id] = found
+    here = [image for image in own if image.id in digests]
+    again = found_again(cache, here, digests, names)
+    result.renamed += len(again)
+    bar.update(len(again))
+    fresh = [image for image in here if image.id not in again]
+    done: list[tuple[SourceImage, tuple[int, int], Tensor, Tensor]] = []
+    batch: list[tuple[SourceImage, tuple[int, int], dict[str, Any]]] = []
 
     def run() -> None:
         if batch:
-            summary, vector = compressor([pixels for *_, pixels in batch])
-            for (image, digest, size, _), s, v in zip(batch, summary, vector, strict=True):
-                if torch.isfinite(s).all():
-                    done.append((image, digest, size))
-                    summaries.append(s)
-                    vectors.append(v)
+            made = compressor([pixels for *_, pixels in batch])
+            for (image, size, _), summary, vector in zip(batch, *made, strict=True):
+                if fits(cache, summary):
+                    done.append((image, size, summary, vector))
                 else:
-                    bad.append(image.skipped(f"{image.path}: its summary overflows; try --dtype bfloat16"))
+                    bad.append(image.skipped(too_large(cache, image.path)))
             bar.update(len(batch))
             batch.clear()
 
-    prepared = ahead(compressor.prepare, [i.path for i, _ in fresh], 2 * compressor.batch_size, workers)
-    for (image, digest), future in zip(fresh, prepared, strict=True):
+    prepared = ahead(compressor.prepare, [i.path for i in fresh], 2 * compressor.batch_size, workers)
+    for image, future in zip(fresh, prepared, strict=True):
         try:
             pixels, size = future.result()
-            batch.append((image, digest, size, pixels))
+            batch.append((image, size, pixels))
         except (ValueError, OSError) as error:
             bad.append(image.skipped(error))
             bar.update()
@@ -241,36 +277,61 @@ def _chunk(
             run()
     run()
     if done:
-        about = [image.about(digest, size) for image, digest, size in done]
-        cache.add([image.id for image, *_ in done], torch.stack(summaries), torch.stack(vectors), about)
+        images, sizes, summaries, vectors = zip(*done, strict=True)
+        about = [image.about(digests[image.id], size) for image, size in zip(images, sizes, strict=True)]
+        cache.add([image.id for image in images], torch.stack(summaries), torch.stack(vectors), about)
     result.compressed += len(done)
-    skip(cache, result, bad, None)
-    for entry in bad:
+    skip(cache, result, absent, bad, bar)
+    bar.update(len(absent))
+
+
+def fits(cache: SummaryCache, summary: Tensor) -> bool:
+    """Whether the codec can keep it; what is not a number cannot be kept."""
+    return bool(summary.abs().amax() <= cache.codec.largest)
+
+
+def too_large(cache: SummaryCache, path: Path) -> str:
+    return (
+        f"{path}: its summary overflows; try --dtype float32, then --retry, or another --codec than {cache.codec.name}"
+    )
+
+
+def skip(
+    cache: SummaryCache, result: Filled, absent: list[dict[str, Any]], broken: list[dict[str, Any]], bar: tqdm
+) -> None:
+    """Records files that could not be reached, and files that were read and are no use."""
+    cache.skip(absent, broken=False)
+    cache.skip(broken)
+    for entry in [*absent, *broken]:
+        result.skipped.append(entry)
         bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
 
 
-def skip(cache: SummaryCache, result: Filled, entries: list[dict[str, Any]], bar: tqdm | None) -> None:
-    cache.skip(entries)
-    result.skipped += entries
-    if bar is not None:
-        for entry in entries:
-            bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
-        bar.update(len(entries))
+def found_again(
+    cache: SummaryCache, images: Sequence[SourceImage], digests: dict[str, str], names: set[str]
+) -> set[str]:
+    """The ids of images whose content is there already, by the same id (a file that was touched) or by another.
 
-
-def found_again(cache: SummaryCache, image: SourceImage, digest: str, row: dict[str, Any] | None = None) -> bool:
-    """Whether the same content is there already: by the same id (a file that was touched), or by another."""
-    if row is not None and row["sha256"] == digest:
-        cache.rename(image.id, image.id, image.about(digest))
-        return True
-    others = cache.about(["id", "source"], f"sha256 = '{digest}'")
-    for other in others:
-        if row is None and not Path(other["source"]).exists():  # moved
-            cache.rename(other["id"], image.id, image.about(digest))
-            return True
-    if others:
-        cache.copy(others[0]["id"], image.id, image.about(digest))
-    return bool(others)
+    Args:
+        names: the ids of this run, from which no summary is moved away.
+    """
+    where = one_of("sha256", sorted(set(digests.values()))) if digests else "false"
+    by_content: dict[str, list[dict[str, Any]]] = {}
+    for row in cache.about(["id", "source", "sha256"], where):
+        by_content.setdefault(row["sha256"], []).append(row)
+    changes, gone = [], []
+    for image in images:
+        others = by_content.get(digests[image.id], [])
+        if not others:
+            continue
+        own = next((row for row in others if row["id"] == image.id), None)
+        free = (row for row in others if row["id"] not in names and not Path(row["source"]).exists())
+        moved = next((row for row in free if row["id"] not in gone), None) if own is None else None
+        if moved is not None:
+            gone.append(moved["id"])
+        changes.append(((own or moved or others[0])["id"], image.id, image.about("")))
+    cache.adopt(changes, gone)
+    return {new for _, new, _ in changes}
 
 
 def digest_of(path: Path) -> str | OSError:
@@ -291,10 +352,14 @@ def watch(look: Callable[[], dict[str, Path]], again: Callable[[dict[str, Path]]
         now, fresh = time.time(), {}
         for name, path in look().items():
             image = _stat(name, path)
-            if isinstance(image, SourceImage) and now - image.modified / 1e9 > SETTLED:
-                if seen.get(name) != (image.bytes, image.modified):
-                    fresh[name] = path
-                    seen[name] = (image.bytes, image.modified)
+            state = (image.bytes, image.modified)
+            if image.problem is None and abs(now - image.modified / 1e9) > SETTLED and seen.get(name) != state:
+                fresh[name], seen[name] = path, state
         if fresh:
-            again(fresh)
+            try:
+                again(fresh)
+            except (ValueError, OSError) as error:  # a full disk, say: the next look tries again
+                print(f"fwd2bot: {error}", file=sys.stderr)
+                for name in fresh:
+                    del seen[name]
         time.sleep(every)

@@ -189,11 +189,12 @@ class Fwd2BotMixin(Fwd2BotLossMixin, Fwd2BotGenerationMixin):
                 tokens = self.fwd2bot.tokens[:j]
                 if self.fwd2bot_config.residual == "none":
                     return compress_pass(self._language_model(), contexts, prompt, tokens)
-                # a text's summary is for retrieval alone, where the gain does not count: nothing is added to it
+                # a text's summary is for retrieval alone, and there is nothing coarse in it to start from
                 averages = [nested_averages(len(c), j).to(c) @ c for c in contexts] if images else None  # M × [j, D]
                 out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
-                out = out * self.fwd2bot.log_gain.exp().to(out)
-                return out if averages is None else out + torch.stack(averages).to(out)
+                if averages is None:
+                    return out
+                return torch.stack(averages).to(out) + self.fwd2bot.log_gain.exp().to(out) * out
 
         chunk = self.fwd2bot_config.contrastive_chunk
         if chunk is None or len(contexts) <= chunk or not (self.training and torch.is_grad_enabled()):

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .cache import SummaryCache
-from .fill import CHUNK, Compressor, Filled, SourceImage, digest_of, found_again, outdated, skip
+from .fill import CHUNK, Compressor, Filled, SourceImage, digest_of, fits, found_again, outdated, skip, too_large
 
-KNOWN = "known"  # the reason of a row whose content is in the cache already
+KNOWN, ABSENT = "known", "absent: "  # of a row's reason: its content is in the cache already; it cannot be reached
 
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
         for i, name in enumerate(map(str, batch["path"])):
             found = digest_of(Path(name))
             if isinstance(found, OSError):
-                reasons[i] = f"{name}: {found.strerror}"
+                reasons[i] = f"{ABSENT}{name}: {found.strerror}"
                 continue
             sums[i] = found
             if found in self.known:
@@ -59,9 +59,6 @@ class Worker:
         if prepared:
             made: tuple[Tensor, Tensor] = self.compressor(prepared)
             summary[places], vectors[places] = (x.float().numpy() for x in made)
-        for i in places:
-            if not np.isfinite(summary[i]).all():
-                reasons[i] = f"{batch['path'][i]}: its summary overflows; try --dtype bfloat16"
         own = {"sha256": np.array(sums), "width": sizes[:, 0], "height": sizes[:, 1], "reason": np.array(reasons)}
         return {**batch, **own, "summary": summary, "embedding": vectors}
 
@@ -117,17 +114,27 @@ def _commit(
     cache: SummaryCache, batch: dict[str, np.ndarray], by_id: dict[str, SourceImage], result: Filled, bar: tqdm
 ) -> None:
     images = [by_id[str(name)] for name in batch["id"]]
-    reasons, sums = [str(r) for r in batch["reason"]], [str(s) for s in batch["sha256"]]
+    reasons, digests = (
+        [str(r) for r in batch["reason"]],
+        {i.id: str(s) for i, s in zip(images, batch["sha256"], strict=True)},
+    )
+    names, vectors = set(by_id), torch.from_numpy(np.ascontiguousarray(batch["embedding"]))
+    again = found_again(cache, [i for i, r in zip(images, reasons, strict=True) if r == KNOWN], digests, names)
+    result.renamed += len(again)
+    summary, sizes = (
+        torch.from_numpy(np.ascontiguousarray(batch["summary"])),
+        zip(batch["width"], batch["height"], strict=True),
+    )
+    sizes = [(int(width), int(height)) for width, height in sizes]
+    for i, image in enumerate(images):
+        if not reasons[i] and not fits(cache, summary[i]):
+            reasons[i] = too_large(cache, image.path)
     good = [i for i, reason in enumerate(reasons) if not reason]
-    sizes = np.stack([batch["width"], batch["height"]], axis=1).tolist()
-    about = [images[i].about(sums[i], tuple(sizes[i])) for i in good]
-    summary, vectors = (torch.from_numpy(np.ascontiguousarray(batch[n][good])) for n in ("summary", "embedding"))
-    cache.add([images[i].id for i in good], summary, vectors, about)
+    about = [images[i].about(digests[images[i].id], sizes[i]) for i in good]
+    cache.add([images[i].id for i in good], summary[good], vectors[good], about)
     result.compressed += len(good)
-    for i, reason in enumerate(reasons):
-        if reason == KNOWN:
-            found_again(cache, images[i], sums[i])
-            result.renamed += 1
-    bar.update(len(good) + reasons.count(KNOWN))
-    bad = [images[i].skipped(reason) for i, reason in enumerate(reasons) if reason not in ("", KNOWN)]
-    skip(cache, result, bad, bar)
+    told = [(image, reason) for image, reason in zip(images, reasons, strict=True) if reason not in ("", KNOWN)]
+    absent = [image.skipped(reason.removeprefix(ABSENT)) for image, reason in told if reason.startswith(ABSENT)]
+    bad = [image.skipped(reason) for image, reason in told if not reason.startswith(ABSENT)]
+    skip(cache, result, absent, bad, bar)
+    bar.update(len(images))

@@ -101,6 +101,7 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
     body = f"<h1>{html.escape(title)}</h1><main>{''.join(cards)}</main>"
     text = f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>\n"
     path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")

@@ -65,8 +65,7 @@ def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
     for at in range(0, rows, BATCH):
         vectors = source(min(BATCH, rows - at))
         cache.add([f"{at + i:08d}" for i in range(len(vectors))], vectors[:, None], vectors, [about] * len(vectors))
-        if len(asked) * 10 < queries:
-            asked.append(source.near(vectors[:10]))
+        asked.append(source.near(vectors[: -(-queries * BATCH // rows)]))
     found["fill_s"] = round(time.perf_counter() - start, 1)
     query = torch.cat(asked)[:queries]
     start = time.perf_counter()
@@ -74,7 +73,7 @@ def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
     found["vacuum_s"] = round(time.perf_counter() - start, 1)
     start = time.perf_counter()
     found |= {"index": index(cache), "index_s": round(time.perf_counter() - start, 1)}
-    found["peak_bytes_after_index"] = peak_bytes()
+    found["peak_bytes_of_the_process"] = peak_bytes()
     found["bytes_on_disk"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     right, by_index, exactly = [], [], []
     cache.search(query[0], exact=False)  # the first opens files
@@ -106,7 +105,7 @@ def main() -> None:
     found |= {
         "date": str(date.today()),
         "machine": machine,
-        "command": f"python scripts/bench_cache.py --rows {args.rows}",
+        "command": f"python scripts/bench_cache.py --rows {args.rows} --size {args.size} --queries {args.queries}",
     }
     print(json.dumps(found))
     if args.output:

@@ -22,7 +22,7 @@ rows:
   answer alone: {k: [4], arguments: --fwd2bot_contrastive_weight 0, captions: short}
   one forward: {k: [4], method: kv, arguments: --fwd2bot_contrastive_weight 0 --fwd2bot_adapters shared}
 claims:
-  - {says: two losses, figure: t2i, better: both, than: answer alone, margin: 1.0}
+  - {says: two losses, figure: t2i, better: both, than: answer alone}
   - {says: attention, figure: attention, better: both, than: base}
   - {says: no vectors, figure: t2i, better: both, than: one forward}
 """
@@ -47,7 +47,10 @@ def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     text = (tmp_path / "a.md").read_text()
     assert "| one forward | 4 | 1 |" in text and text.count("\n| both |") == 2 and "not measured" in text
     found = json.loads((tmp_path / "a.json").read_text())
-    assert [c["verdict"] for c in found["claims"]][0] == "holds" and len(found["capacity"]) == 3
+    assert [c["verdict"] for c in found["claims"]][2] == "not measured" and len(found["capacity"]) == 3
+    own = json.loads((work / "runs" / "both" / "1" / "result.json").read_text())["answers"]["k"]["4"]
+    (row,) = [row for row in found["rows"] if row["row"] == "both" and row["k"] == 4]
+    assert row["answers"] == pytest.approx(sum(own) / len(own))
     assert (tmp_path / "a.png").stat().st_size > 10_000
     times = {p: p.stat().st_mtime_ns for p in work.rglob("result.json")}
     assert len(times) == 4 and not list(work.rglob("checkpoint-*"))
@@ -59,6 +62,13 @@ def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     changed.write_text(STUDY.replace("--fwd2bot_nested_k 1,4", "--fwd2bot_nested_k 2,4"))
     with pytest.raises(ValueError, match="other settings"):
         ablation.main([str(changed), "--work", str(work), "--report"])
+    # nor is one that was begun with others, and not measured yet
+    result = work / "runs" / "both" / "1" / "result.json"
+    kept = result.read_text()
+    result.unlink()
+    assert ablation.main([str(changed), "--work", str(work), "--only", "both"]) == 1
+    assert "other settings" in (work / "runs" / "both" / "1" / "log.txt").read_text()
+    result.write_text(kept)
     # what fails is named, and the rest is done
     (work / "runs" / "both" / "1" / "result.json").unlink()
     (work / "runs" / "both" / "1" / "fwd2bot_config.json").write_text("{")

@@ -203,3 +203,16 @@ def test_averages_of_a_grid_know_rows_and_columns():
     places = torch.arange(7.0)
     spreads = [float((w * (places - (w * places).sum()) ** 2).sum()) for w in (across, down)]
     assert max(spreads) < 4 and window.max() > 3 / 49
+
+
+def test_averages_made_at_inference_serve_training(base, processor):
+    """They are kept between calls; a tensor of inference mode would be refused by backward."""
+    from llava_fwd2bot import add_fwd2bot
+
+    nested_averages.cache_clear()
+    model = add_fwd2bot(base, settings(residual="average"), processor)
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        model.compress(pixels)
+    model._train_projector()
+    model.train().compress(pixels).sum().backward()

@@ -37,7 +37,7 @@ def test_what_goes_in_comes_out(cache):
     assert torch.equal(got, summary[picked].half().float())
     for k in range(1, K + 1):
         assert torch.equal(cache.get([ids[i] for i in picked], k), got[:, :k])
-    assert torch.equal(cache.embeddings([ids[3]])[0], vectors[3].half().float())
+    assert cache.get([]).shape == (0, K, D)
     assert len(cache) == 10 and len(SummaryCache.open(cache.path)) == 10
 
 
@@ -113,6 +113,11 @@ def test_errors_say_what_is_wrong(cache, tmp_path):
         SummaryCache.create(cache.path, replace(SETTINGS, codec="int8"))
 
 
+def test_quantised_and_not_are_not_mixed(cache):
+    with pytest.raises(ValueError, match="quantised = no, but 4bit was asked"):
+        SummaryCache.create(cache.path, replace(SETTINGS, quantised="4bit"))
+
+
 def test_a_cache_of_a_later_version_is_refused(tmp_path):
     later = replace(SETTINGS, format=2, version="9.9")
     path = tmp_path / "later"
@@ -141,6 +146,91 @@ def test_every_flipped_byte_of_a_summary_is_found(cache):
         damaged.get([ids[0]])
     file.write_bytes(whole)
     assert tools.verify(SummaryCache.open(cache.path))["ok"]
+
+
+@pytest.mark.parametrize("place", ["id", "source", "sha256"])
+def test_a_summary_under_a_wrong_name_is_found(cache, place):
+    """The checksum covers what is said of the image: a flipped byte there would give another image's answers."""
+    ids, summary, vectors = rows(20)
+    cache.add(ids, summary, vectors, about(20, source="/photos/a.jpg", sha256="0123456789abcdef"))
+    (file,) = data_files(cache)
+    whole = file.read_bytes()
+    word = {"id": b"0-7", "source": b"/photos/a.jpg", "sha256": b"0123456789abcdef"}[place]
+    at = whole.index(word)
+    file.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    assert not tools.verify(SummaryCache.open(cache.path))["ok"]
+
+
+def test_faults_of_the_other_table_and_of_the_index_are_found(cache):
+    ids, summary, vectors = rows(300)
+    cache.add(ids, summary, vectors, about(300))
+    cache.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
+    tools.index(cache)
+    assert tools.verify(cache)["ok"]
+    for pattern in ("skipped.lance/data/*", "images.lance/_indices/*/*"):
+        file = max(Path(cache.path).glob(pattern), key=lambda f: f.stat().st_size)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert not tools.verify(SummaryCache.open(cache.path))["ok"], pattern
+        file.write_bytes(whole)
+
+
+def test_a_create_that_was_killed_is_begun_again(tmp_path):
+    """Tables are there once they have a manifest; what a killed `create` left is no cache, and in nobody's way."""
+    path = tmp_path / "a.cache"
+    SummaryCache.create(path, SETTINGS)
+    for manifest in (path / "images.lance" / "_versions").iterdir():
+        manifest.unlink()
+    with pytest.raises(ValueError, match="is not a cache"):
+        SummaryCache.open(path)
+    cache = SummaryCache.create(path, SETTINGS)
+    cache.add(*rows(3), about(3))
+    assert len(cache) == 3
+
+
+def test_fewer_tokens_read_fewer_bytes(tmp_path):
+    """By the kernel's own count."""
+    wide = replace(SETTINGS, k=32, size=512)
+    cache = SummaryCache.create(tmp_path / "wide.cache", wide)
+    summary = torch.randn(64, 32, 512)
+    cache.add([str(i) for i in range(64)], summary, summary.mean(1), about(64))
+
+    def read(k: int) -> int:
+        def count() -> int:
+            return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+        opened = SummaryCache.open(cache.path)
+        before = count()
+        assert torch.equal(opened.get([str(i) for i in range(64)], k), summary[:, :k].half().float())
+        return count() - before
+
+    if not Path("/proc/self/io").exists():
+        pytest.skip("the kernel does not count")
+    read(32)
+    assert read(4) < read(16) / 2 < read(32) / 2
+
+
+def test_adopting_makes_no_doubles(cache):
+    """A moved file whose new name is taken already, and an id that another process removed: one row each, verified."""
+    ids, summary, vectors = rows(4)
+    cache.add(ids, summary, vectors, about(4))
+    new = about(1, source="/new.jpg")[0]
+    cache.adopt([(ids[0], ids[1], new), ("absent", "x", new), (ids[2], "copy", new)], gone=[ids[0]])
+    assert sorted(row["id"] for row in cache.about(["id"])) == sorted([ids[1], ids[2], ids[3], "copy"])
+    assert torch.equal(cache.get([ids[1]])[0], summary[0].half().float())
+    assert tools.verify(cache)["ok"]
+
+
+def test_what_cannot_be_reached_is_not_forgotten(cache):
+    """A drive that is away for a day costs nothing; a file that was read and is broken replaces what was there."""
+    ids, summary, vectors = rows(2)
+    cache.add(ids, summary, vectors, about(2))
+    entry = {"reason": "gone", "source": "x", "bytes": 0, "modified": 0}
+    cache.skip([{"id": ids[0], **entry}], broken=False)
+    assert len(cache) == 2 and len(cache.skipped()) == 1
+    cache.skip([{"id": ids[1], **entry}])
+    assert [row["id"] for row in cache.about(["id"])] == [ids[0]]
+    assert tools.prune(cache) == {"removed": 3, "rows": 0} and not cache.skipped()
 
 
 def test_a_truncated_file_is_told_not_guessed(cache):
@@ -182,7 +272,7 @@ def test_a_full_disk_changes_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SCRIPTS, *sys.path])}
     command = [sys.executable, "-c", FULL, str(tmp_path / "a.cache")]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-    assert "could not be written" in said and "unchanged" in said
+    assert "could not be written" in said and "no image in it is changed" in said
     cache = SummaryCache.open(tmp_path / "a.cache")
     assert len(cache) == 16 and tools.verify(cache)["ok"]
 
@@ -197,12 +287,15 @@ def test_merge_vacuum_and_stats(cache, tmp_path):
     other.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
     assert tools.merge(cache, other) == {"added": 20, "rows": 80}
     assert tools.merge(cache, other)["added"] == 0 and cache.skipped()[0]["reason"] == "broken"
-    found = tools.vacuum(cache)
+    found = tools.vacuum(cache, older_than=0)
     assert found["rows"] == 80 and found["bytes"] < found["bytes_before"]
     assert tools.verify(cache)["ok"] and len(data_files(cache)) == 1
     assert torch.equal(cache.get(["3-5"])[0], rows(20, 3)[1][5].half().float())
     stats = tools.stats(cache)
     assert stats["rows"] == 80 and stats["bytes_per_image"] == K * D * 2 and stats["bytes_per_source_image"] == 10
+    other.add(["0-1"], *(x[:1] for x in rows(20, 7)[1:]), about(1, sha256="another"))
+    with pytest.raises(ValueError, match="0-1 is one image in"):
+        tools.merge(cache, other)
     alien = SummaryCache.create(tmp_path / "c.cache", replace(SETTINGS, fingerprint="e" * 64))
     with pytest.raises(ValueError, match="cannot be joined"):
         tools.merge(cache, alien)

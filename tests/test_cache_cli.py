@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cli_fixtures import QUESTION, SHORT
 from PIL import Image
 
@@ -57,6 +58,66 @@ def test_a_second_run_reads_nothing_and_a_changed_folder_is_followed(fill, photo
     assert (cache.get(["copy.png"]) == cache.get(["pixel.png"])).all()
 
 
+def test_two_folders_with_the_same_names(fill, photos, tmp_path):
+    """Given one after the other: every file has a row of its own, and keeps it whatever is given with it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, colour in (("a.png", (1, 1, 1)), ("b.png", (200, 200, 200))):
+        Image.new("RGB", (30, 30), colour).save(other / name)
+    assert fill()["images"] == 5
+    assert figures(fill(images=other)) == (2, 0, 0, 0)
+    ids = {row["id"] for row in SummaryCache.open(fill.cache).about()}
+    assert {"a.png", str(other / "a.png"), str(other / "b.png")} <= ids and len(ids) == 7
+    assert figures(fill(images=other)) == (0, 2, 0, 0) and figures(fill()) == (0, 5, 0, 2)
+    assert figures(fill(images=str(other / "*.png"))) == (0, 2, 0, 0)
+    assert {row["id"] for row in SummaryCache.open(fill.cache).about()} == ids
+
+
+def test_a_folder_that_moved_is_the_same_images(fill, photos, tmp_path):
+    fill()
+    moved = photos.rename(tmp_path / "elsewhere")
+    shutil.copy(moved / "a.png", moved / "copy.png")
+    assert figures(fill(images=moved)) == (0, 5, 1, 2)
+    rows = {row["id"]: row["source"] for row in SummaryCache.open(fill.cache).about()}
+    assert len(rows) == 6 and all(source.startswith(str(moved)) for source in rows.values())
+
+
+def test_a_drive_that_is_away_takes_nothing_with_it(fill, photos, tmp_path):
+    """Images of a list that are not there are told, and their summaries stay; the next run tells it and writes nothing."""
+    (photos / "list.txt").write_text("a.png\nb.png\n")
+    fill(images=photos / "list.txt")
+    away = photos.rename(tmp_path / "away")
+    photos.mkdir()
+    shutil.copy(away / "list.txt", photos)
+    shutil.copy(away / "pixel.png", photos / "b.png")
+    done = fill(images=photos / "list.txt")
+    assert figures(done) == (1, 0, 0, 1) and done["images"] == 2
+    versions = len(list(fill.cache.glob("*.lance/_versions/*")))
+    assert figures(fill(images=photos / "list.txt")) == (0, 1, 0, 1)
+    assert len(list(fill.cache.glob("*.lance/_versions/*"))) == versions
+
+
+def test_one_bad_name_or_number_does_not_stop_the_others(fill, photos, monkeypatch):
+    """A name that is not UTF-8, and a summary that float16 cannot hold, are skips with a reason."""
+    shutil.copy(photos / "a.png", os.fsencode(photos) + b"/caf\xe9.png")
+    done = fill()
+    assert figures(done) == (5, 0, 0, 3) and any("not UTF-8" in entry["reason"] for entry in done["skipped"])
+    from llava_fwd2bot.fill import Compressor
+
+    plain, calls = Compressor.__call__, []
+
+    def huge(self, prepared):
+        summary, vector = plain(self, prepared)
+        calls.append(1)
+        return (summary + 1e6 if len(calls) == 1 else summary), vector
+
+    monkeypatch.setattr(Compressor, "__call__", huge)
+    for n in range(3):
+        Image.new("RGB", (30, 30), (n, 77, 7)).save(photos / f"new-{n}.png")
+    done = fill()
+    assert figures(done) == (2, 5, 0, 4) and any("overflows" in entry["reason"] for entry in done["skipped"])
+
+
 def test_a_broken_image_is_told_once_and_taken_when_mended(fill, photos):
     """Skipped files are in the cache with the reason; one that changed, or --retry, is read again."""
     fill()
@@ -74,6 +135,10 @@ def test_lists_patterns_and_nothing_at_all(fill, run, photos, tmp_path, checkpoi
     assert figures(fill(images=photos / "list.txt")) == (2, 0, 0, 0)
     assert figures(fill(images=photos / "*.png")) == (2, 1, 0, 0)
     (tmp_path / "empty").mkdir()
+    code, _, err = run(
+        "compress", "--model", checkpoint, "--images", "/no/such.jpg", "--cache", tmp_path / "typo.cache"
+    )
+    assert code == 1 and "None of the 1 image" in err
     for nothing in (tmp_path / "empty", photos / "*.tiff"):
         command = ("compress", "--model", checkpoint, "--images", nothing, "--cache", tmp_path / "none.cache")
         code, _, err = run(*command)
@@ -86,8 +151,11 @@ def test_animations_and_giants(fill, photos):
     frames = [Image.new("RGB", (20, 20), (c, 0, 0)) for c in (10, 250)]
     frames[0].save(photos / "moving.gif", save_all=True, append_images=frames[1:])
     done = fill("--max-pixels", "1500")
+    cache = SummaryCache.open(fill.cache)
+    Image.new("RGB", (20, 20), (10, 0, 0)).save(photos / "still.gif")
     assert done["images"] == 2 and sum("over the limit" in e["reason"] for e in done["skipped"]) == 5
-    assert fill("--retry")["images"] == 6
+    assert fill("--retry")["images"] == 7
+    assert torch.equal(*cache.get(["moving.gif", "still.gif"]))
 
 
 def test_answers_from_the_cache_are_those_from_the_image(fill, run, checkpoint, photos):
@@ -180,7 +248,10 @@ def test_usage(run, checkpoint, photos, tmp_path):
     for wrong in (
         ("compress", "--model", checkpoint, "--images", photos),
         ("compress", "--model", checkpoint, "--images", photos, "--cache", "a", "--output", "b"),
+        ("compress", "--model", checkpoint, "--images", photos, "--output", "a", "--watch"),
+        ("compress", "--model", checkpoint, "--images", photos, "--cache", "a", "--ray", "--watch"),
         ("ask", "--model", checkpoint, "--cache", "a", QUESTION),
+        ("ask", "--model", checkpoint, "--cache", "a", "--id", "b", "--filter", "c", QUESTION),
         ("ask", "--model", checkpoint, "--image", "a", "--search", "b", QUESTION),
         ("ask", "--model", checkpoint, "--cache", "a", "--id", "b", "--search", "c", QUESTION),
     ):
@@ -216,8 +287,8 @@ def test_watch_takes_new_files_once_they_lie_still(tmp_path):
     assert calls == [["old"], ["new"], ["old"]]
 
 
-def test_two_processes_share_the_work(checkpoint, photos, tmp_path):
-    """Chunks of one image, two threads with a lock each: every image is compressed by one of them alone."""
+def test_two_workers_share_the_work(checkpoint, photos, tmp_path):
+    """Chunks of one image, two threads with a lock each, one with a longer list: every image is compressed once."""
     from llava_fwd2bot import load_fwd2bot
     from llava_fwd2bot.cache_format import CacheSettings
     from llava_fwd2bot.fill import Compressor, fill

@@ -66,6 +66,10 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(checkpoint, tmp_path)
     (folder / "00.png").rename(folder / "moved.png")
     again = fill_by_ray(cache, find_images([str(folder)])[0], checkpoint, LOADING)
     assert (again.compressed, again.known, again.renamed, len(again.skipped)) == (0, 11, 1, 1)
+    # moved over another one: no id is there twice
+    (folder / "moved.png").rename(folder / "05.png")
+    last = fill_by_ray(cache, find_images([str(folder)])[0], checkpoint, LOADING)
+    assert (last.compressed, last.known, last.renamed) == (0, 10, 1) and verify(cache)["ok"]
 
 
 def test_the_same_as_without(run, checkpoint, photos, tmp_path):
