@@ -83,7 +83,7 @@ def test_a_folder_that_moved_is_the_same_images(fill, photos, tmp_path):
 
 
 def test_a_drive_that_is_away_takes_nothing_with_it(fill, photos, tmp_path):
-    """Images of a list that are not there are told, and their summaries stay; the next run tells it and writes nothing."""
+    """Images of a list that are not there are told, and their summaries stay; the next run writes nothing."""
     (photos / "list.txt").write_text("a.png\nb.png\n")
     fill(images=photos / "list.txt")
     away = photos.rename(tmp_path / "away")
