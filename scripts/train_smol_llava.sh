@@ -42,10 +42,10 @@ train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stag
 python scripts/pack_smol_llava.py base "$work/stage2b"
 
 # 3. Fwd2Bot, on the same mix; eval/results/recipe.md says what each of these settings gave
-answers=(--data_path "$work/data/stage2.json" --fwd2bot_distill_weight 2)
+answers=(--data_path "$work/data/stage2.json" --fwd2bot_answer_weight 0.5 --fwd2bot_distill_weight 2)
 captions=(--fwd2bot_caption_data "$work/data/captions.json")
 nested=(--fwd2bot 16 --fwd2bot_nested_k 1,2,4,8,16)
-residual=(--fwd2bot_residual average)
+residual=(--fwd2bot_residual average --fwd2bot_pooling first)
 method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --summary_lr 1e-2
     --group_by_modality_length True --per_device_train_batch_size 12)
 train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 600 --save_steps 25
