@@ -6,14 +6,11 @@ chunk of images is one commit and one claim: a process takes a chunk that no oth
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,41 +24,10 @@ from .cache import SummaryCache
 from .cache_format import one_of
 from .compress import ahead
 from .images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
+from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, same, skip, stat_of, too_large
 
-CHUNK = 256  # images in one commit
-FEW = 1000  # images that are asked for by name
 TIDY, SAFE = 256, timedelta(hours=1)  # commits after which small files are joined; how old what is removed must be
 SETTLED = 2.0  # seconds that a file must lie unchanged before --watch takes it
-
-
-@dataclass
-class Filled:
-    """What came of a run: images compressed, found under another name, known already; ids that were skipped."""
-
-    compressed: int = 0
-    renamed: int = 0
-    known: int = 0
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass
-class SourceImage:
-    """A file as it is now; `problem`: why it cannot be used at all."""
-
-    id: str
-    path: Path
-    bytes: int
-    modified: int  # ns
-    source: str
-    problem: str | None = None
-
-    def about(self, sha256: str, size: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-        own = {"source": self.source, "bytes": self.bytes, "modified": self.modified}
-        return {**own, "sha256": sha256, "width": size[0], "height": size[1]}
-
-    def skipped(self, reason: object) -> dict[str, Any]:
-        return {"id": self.id, "reason": str(reason), **self.about("")}
 
 
 class Compressor:
@@ -144,64 +110,6 @@ def fill(
     return result
 
 
-def outdated(cache: SummaryCache, images: dict[str, Path], retry: bool, result: Filled, bar: tqdm) -> list[SourceImage]:
-    """The images that the cache does not have as they are; the others are counted. Opens no file.
-
-    A file goes by the id that the cache knows its path by, else by the one given here; where another file that is still
-    there has that id (two folders with the same names), by its whole path.
-    """
-    seen = [_stat(name, path) for name, path in images.items()]
-    where = None
-    if len(seen) <= FEW:  # do not read the whole cache for a few
-        ids, sources = [i.id for i in seen], [i.source for i in seen]
-        where = f"{one_of('id', [*ids, *sources])} OR {one_of('source', sources)}"
-    rows = {row["id"]: row for row in cache.about(["id", "source", "bytes", "modified"], where)} if seen else {}
-    by_source = {row["source"]: name for name, row in rows.items()}
-    bad = {row["id"]: row for row in cache.skipped()}
-    found, absent, moved = [], [], []
-    for image in seen:
-        image.id = by_source.get(image.source, image.id)
-        row = rows.get(image.id)
-        if row is not None and row["source"] != image.source and Path(row["source"]).exists():
-            image.id = image.source
-            row = rows.get(image.id)
-        if image.problem is not None:
-            absent.append(image.skipped(image.problem))
-        elif _same(row, image):
-            result.known += 1
-            if row["source"] != image.source:  # the folder has moved
-                moved.append((image.id, image.id, image.about("")))
-        elif not retry and _same(bad.get(image.id), image):
-            result.skipped.append(bad[image.id])
-        else:
-            found.append(image)
-    for at in range(0, len(moved), CHUNK):
-        cache.adopt(moved[at : at + CHUNK])
-    fresh = [entry for entry in absent if bad.get(entry["id"], {}).get("reason") != entry["reason"]]
-    cache.skip(fresh, broken=False)
-    result.skipped += absent
-    bar.update(result.known + len(result.skipped) - bar.n)
-    return found
-
-
-def _stat(name: str, path: Path) -> SourceImage:
-    source = str(path.absolute())
-    try:
-        source.encode()
-    except UnicodeEncodeError:  # the cache keeps text
-        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (name, source)]
-        return SourceImage(spelled[0], path, 0, 0, spelled[1], f"{spelled[1]}: its name is not UTF-8; rename it")
-    try:
-        found = path.stat()
-    except OSError as error:
-        return SourceImage(name, path, 0, 0, source, f"{path}: {error.strerror}")
-    return SourceImage(name, path, found.st_size, found.st_mtime_ns, source)
-
-
-def _same(row: dict[str, Any] | None, image: SourceImage) -> bool:
-    return row is not None and (row["bytes"], row["modified"]) == (image.bytes, image.modified)
-
-
 @contextmanager
 def _claim(cache: SummaryCache, name: str) -> Iterator[bool]:
     """Whether this process has the chunk to itself; the system gives it back when the process ends."""
@@ -235,7 +143,7 @@ def _chunk(
 ) -> None:
     """One claim: what others have done since is left alone, the rest is compressed and committed at once."""
     rows = {row["id"]: row for row in cache.about(["id", "bytes", "modified"], one_of("id", [i.id for i in part]))}
-    own = [image for image in part if not _same(rows.get(image.id), image)]
+    own = [image for image in part if not same(rows.get(image.id), image)]
     result.known += len(part) - len(own)
     bar.update(len(part) - len(own))
     digests: dict[str, str] = {}
@@ -285,73 +193,13 @@ def _chunk(
     bar.update(len(absent))
 
 
-def fits(cache: SummaryCache, summary: Tensor) -> bool:
-    """Whether the codec can keep it; what is not a number cannot be kept."""
-    return bool(summary.abs().amax() <= cache.codec.largest)
-
-
-def too_large(cache: SummaryCache, path: Path) -> str:
-    return (
-        f"{path}: its summary overflows; try --dtype float32, then --retry, or another --codec than {cache.codec.name}"
-    )
-
-
-def skip(
-    cache: SummaryCache, result: Filled, absent: list[dict[str, Any]], broken: list[dict[str, Any]], bar: tqdm
-) -> None:
-    """Records files that could not be reached, and files that were read and are no use."""
-    cache.skip(absent, broken=False)
-    cache.skip(broken)
-    for entry in [*absent, *broken]:
-        result.skipped.append(entry)
-        bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
-
-
-def found_again(
-    cache: SummaryCache, images: Sequence[SourceImage], digests: dict[str, str], names: set[str]
-) -> set[str]:
-    """The ids of images whose content is there already, by the same id (a file that was touched) or by another.
-
-    Args:
-        names: the ids of this run, from which no summary is moved away.
-    """
-    where = one_of("sha256", sorted(set(digests.values()))) if digests else "false"
-    by_content: dict[str, list[dict[str, Any]]] = {}
-    for row in cache.about(["id", "source", "sha256"], where):
-        by_content.setdefault(row["sha256"], []).append(row)
-    changes, gone = [], []
-    for image in images:
-        others = by_content.get(digests[image.id], [])
-        if not others:
-            continue
-        own = next((row for row in others if row["id"] == image.id), None)
-        free = (row for row in others if row["id"] not in names and not Path(row["source"]).exists())
-        moved = next((row for row in free if row["id"] not in gone), None) if own is None else None
-        if moved is not None:
-            gone.append(moved["id"])
-        changes.append(((own or moved or others[0])["id"], image.id, image.about("")))
-    cache.adopt(changes, gone)
-    return {new for _, new, _ in changes}
-
-
-def digest_of(path: Path) -> str | OSError:
-    try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
-    except OSError as error:
-        return error
-
-
 def watch(look: Callable[[], dict[str, Path]], again: Callable[[dict[str, Path]], Filled], every: float) -> None:
     """Calls `again` with what `look` finds, every so many seconds, until Ctrl-C; a file still being copied waits."""
     seen: dict[str, tuple[int, int]] = {}
     while True:
         now, fresh = time.time(), {}
         for name, path in look().items():
-            image = _stat(name, path)
+            image = stat_of(name, path)
             state = (image.bytes, image.modified)
             if image.problem is None and abs(now - image.modified / 1e9) > SETTLED and seen.get(name) != state:
                 fresh[name], seen[name] = path, state
