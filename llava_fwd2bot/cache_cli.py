@@ -105,6 +105,7 @@ def run_search(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
+        args.model = args.model or model_of(args.cache)
         path, _ = checked(args.model)
         cache = SummaryCache.open(args.cache, fingerprint_of(path))
         k = cache.settings.k
@@ -133,6 +134,16 @@ def run_search(args: argparse.Namespace) -> None:
         webbrowser.open(Path(sheet).absolute().as_uri())
 
 
+def model_of(path: str) -> str:
+    """The checkpoint that filled the cache; ValueError where it is not known."""
+    from .cache import SummaryCache
+
+    model = SummaryCache.open(path).settings.model
+    if not model:
+        raise ValueError(f"{path} does not say which model filled it: give --model.")
+    return model
+
+
 def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     """`fwd2bot compress --cache`: the figures of the run."""
     from .cache import CacheSettings, SummaryCache
@@ -148,7 +159,8 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     saved = read_checkpoint(path)
     size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"].pooling
     quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else ""
-    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, args.model, quantised)
+    name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
+    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, name, quantised)
     cache = SummaryCache.create(args.cache, settings)
     compressor = None if args.ray else Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels)
 

@@ -94,11 +94,14 @@ def _number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[st
 _count = _number(int, 1, "a whole number")
 
 
-def model_options(k: bool = True) -> argparse.ArgumentParser:
-    """The options of every command that loads a model; `k`: with --k J."""
+def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentParser:
+    """The options of every command that loads a model; `k`: with --k J; `required`: a cache cannot tell the model."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
-    group.add_argument("--model", required=True, metavar="CKPT", help="the Fwd2Bot checkpoint: a folder or a hub name")
+    told = "the Fwd2Bot checkpoint: a folder or a hub name" + (
+        "" if required else "; default: the one that filled --cache"
+    )
+    group.add_argument("--model", required=required, metavar="CKPT", help=told)
     group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
     width = group.add_mutually_exclusive_group()
     width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
@@ -138,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     convert.set_defaults(run=_convert)
 
-    ask = commands.add_parser("ask", help="ask about images, or about stored summaries", **shared)
+    asking = {"parents": [model_options(required=False)], "allow_abbrev": False}
+    ask = commands.add_parser("ask", help="ask about images, or about stored summaries", **asking)
     ask.add_argument("question", nargs="?", help="the question; <image> in it says where an image stands")
     ask.add_argument("--image", nargs="+", action="extend", metavar="FILE", help="the image, or several in order")
     ask.add_argument("--summaries", metavar="FILE", help="a file of `fwd2bot compress`, in the place of --image")
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
     compress.set_defaults(run=_compress, parser=compress)
 
-    add_search(commands, {"parents": [model_options(k=False)], "allow_abbrev": False}, _count)
+    add_search(commands, {"parents": [model_options(k=False, required=False)], "allow_abbrev": False}, _count)
     add_cache(commands)
     return parser
 
@@ -187,6 +191,8 @@ def _images_and_question(args: argparse.Namespace) -> None:
         args.parser.error('the question is missing, e.g.: fwd2bot ask --model CKPT --image FILE "What is this?"')
     if sum(map(bool, (args.image, args.summaries, args.cache))) != 1:
         args.parser.error("give one of --image FILE, --summaries FILE --id ID, and --cache PATH --id ID")
+    if not (args.model or args.cache):
+        args.parser.error("--model is missing")
     if args.cache and bool(args.id) == bool(args.search):
         args.parser.error('with --cache give either --id ID or --search "words"')
     if bool(args.summaries) != bool(args.id) and not args.cache:
@@ -279,6 +285,10 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
     from .images import join_pixels, open_image, prepare_pixels
 
+    if args.model is None:
+        from .cache_cli import model_of
+
+        args.model = model_of(args.cache)
     path, _ = checked(args.model, args.k)
     inputs: dict[str, Any] = {}
     names, loaded = args.image or args.id, None

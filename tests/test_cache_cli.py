@@ -166,6 +166,10 @@ def test_answers_from_the_cache_are_those_from_the_image(fill, run, checkpoint, 
         from_image = json.loads(run(*ask, "--image", photos / "beach/z.jpg")[1])
         from_cache = json.loads(run(*ask, "--cache", fill.cache, "--id", "beach/z.jpg")[1])
         assert from_cache["answer"] == from_image["answer"] != "" and from_cache["k"] == from_image["k"]
+        # the cache knows which model filled it
+        told = run("ask", *SHORT, *k, "--json", QUESTION, "--cache", fill.cache, "--id", "beach/z.jpg")
+        assert json.loads(told[1])["answer"] == from_cache["answer"]
+    assert run("search", "--cache", fill.cache, "dogs", "--device", "cpu")[0] == 0
     code, _, err = run("ask", "--model", checkpoint, "--cache", fill.cache, "--id", "z.jpg", QUESTION)
     assert code == 1 and "Close ones: beach/z.jpg" in err
     code, _, err = run("ask", "--model", checkpoint, "--cache", fill.cache, "--id", "text.jpg", QUESTION)
@@ -252,6 +256,7 @@ def test_usage(run, checkpoint, photos, tmp_path):
         ("compress", "--model", checkpoint, "--images", photos, "--cache", "a", "--ray", "--watch"),
         ("ask", "--model", checkpoint, "--cache", "a", QUESTION),
         ("ask", "--model", checkpoint, "--cache", "a", "--id", "b", "--filter", "c", QUESTION),
+        ("ask", "--image", "a", QUESTION),
         ("ask", "--model", checkpoint, "--image", "a", "--search", "b", QUESTION),
         ("ask", "--model", checkpoint, "--cache", "a", "--id", "b", "--search", "c", QUESTION),
     ):
