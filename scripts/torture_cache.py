@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -37,44 +38,65 @@ def rows(n: int, seed: int = 0) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     return [f"{seed}-{i}" for i in range(n)], summary, normalize(summary.mean(1), dim=-1)
 
 
-def write(path: str, first: int, last: int) -> None:
-    """Commits ROWS rows for each seed, and says so on stdout once they are committed."""
+def write(path: str, first: int, last: int, early: bool) -> None:
+    """For each seed all that a fill does: rows that are added, then replaced, one of them moved, a file that is skipped;
+    now and then files are joined. Says the seed on stdout once that is done."""
+    if early:  # the kill may come in `create`
+        print("ready", flush=True)
     cache = SummaryCache.create(path, SETTINGS)
-    print("ready", flush=True)
+    if not early:
+        print("ready", flush=True)
     for seed in range(first, last):
-        cache.add(*rows(ROWS, seed), about(ROWS))
+        ids, summary, vectors = rows(ROWS, seed)
+        cache.add(ids, -summary, vectors, about(ROWS))
+        cache.add(ids, summary, vectors, about(ROWS))
+        cache.adopt([(ids[0], f"{seed}-moved", about(1)[0])], gone=[ids[0]])
+        cache.skip([{"id": f"{seed}-bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
+        if seed % 5 == 4:
+            cache.optimize(timedelta(hours=1))
         print(seed, flush=True)
 
 
-def start(path: Path, first: int, last: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--write", str(path), str(first), str(last)]
+def start(path: Path, first: int, last: int, early: bool = False) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--write", str(path), str(first), str(last), str(int(early))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def whole_commits(cache: SummaryCache) -> set[int]:
-    """The seeds whose rows are there. AssertionError where one is there in part, twice, or not as it was written."""
+    """The seeds that are there to the end. AssertionError where one is there in part, twice, or not as it was written."""
     found: dict[int, list[str]] = {}
     for row in cache.about(["id"]):
         found.setdefault(int(row["id"].split("-")[0]), []).append(row["id"])
+    skipped = {int(row["id"].split("-")[0]) for row in cache.skipped()}
+    done = set()
     for seed, names in found.items():
         ids, summary, _ = rows(ROWS, seed)
-        assert sorted(names) == sorted(ids), f"commit {seed} is there in part or twice: {names}"
-        assert torch.equal(cache.get(ids), summary.half().float()), f"commit {seed} is not as it was written"
-    return set(found)
+        moved = f"{seed}-moved"
+        # killed between the commit of the new name and that of the old one's end, both are there
+        allowed = (ids, [moved, *ids[1:]], [moved, *ids])
+        assert sorted(names) in map(sorted, allowed), f"commit {seed} is there in part or twice: {names}"
+        kept, whole = cache.get(ids[1:]), summary[1:].half().float()
+        first = torch.equal(kept, -whole)
+        assert first or torch.equal(kept, whole), f"commit {seed} is not as it was written"
+        if moved in names:
+            assert not first and torch.equal(cache.get([moved]), summary[:1].half().float())
+        if moved in names and ids[0] not in names and seed in skipped:
+            done.add(seed)
+    return done
 
 
-def kills(path: Path, times: int, longest: float = 0.3) -> dict[str, int]:
+def kills(path: Path, times: int, longest: float = 1.0) -> dict[str, int]:
     """`times` writers, each killed by SIGKILL after up to `longest` seconds of writing; checked after each."""
     told: set[int] = set()
     for attempt in range(times):
-        process = start(path, 1000 * attempt, 1000 * attempt + 999)
+        process = start(path, 1000 * attempt, 1000 * attempt + 999, early=attempt % 4 == 0)
         assert process.stdout.readline() == "ready\n"
         time.sleep(longest * random.random())
         process.send_signal(signal.SIGKILL)
         told |= {int(line) for line in process.stdout.read().split()}
         process.wait()
         process.stdout.close()
-        cache = SummaryCache.open(path)
+        cache = SummaryCache.create(path, SETTINGS)
         lost = told - whole_commits(cache)
         assert not lost, f"commits {sorted(lost)} were lost"
         assert verify(cache)["ok"]
@@ -97,10 +119,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--writers", type=int, default=8)
-    parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
-        write(args.write[0], int(args.write[1]), int(args.write[2]))
+        write(args.write[0], int(args.write[1]), int(args.write[2]), args.write[3] == "1")
         return
     with tempfile.TemporaryDirectory() as folder:
         found = {"killed": kills(Path(folder) / "killed", args.kills)}
