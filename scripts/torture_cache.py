@@ -39,8 +39,10 @@ def rows(n: int, seed: int = 0) -> tuple[list[str], torch.Tensor, torch.Tensor]:
 
 
 def write(path: str, first: int, last: int, early: bool) -> None:
-    """For each seed all that a fill does: rows that are added, then replaced, one of them moved, a file that is skipped;
-    now and then files are joined. Says the seed on stdout once that is done."""
+    """For each seed all that a fill does: adds rows, replaces them, moves one, skips a file; now and then joins files.
+
+    Says the seed on stdout once that is done.
+    """
     if early:  # the kill may come in `create`
         print("ready", flush=True)
     cache = SummaryCache.create(path, SETTINGS)
@@ -63,7 +65,7 @@ def start(path: Path, first: int, last: int, early: bool = False) -> subprocess.
 
 
 def whole_commits(cache: SummaryCache) -> set[int]:
-    """The seeds that are there to the end. AssertionError where one is there in part, twice, or not as it was written."""
+    """The seeds that are there to the end. AssertionError where one is in part, twice, or not as written."""
     found: dict[int, list[str]] = {}
     for row in cache.about(["id"]):
         found.setdefault(int(row["id"].split("-")[0]), []).append(row["id"])
