@@ -85,7 +85,8 @@ def nested_averages(count: int, k: int) -> Tensor:
     number = torch.arange(k, dtype=torch.float64)[:, None]
     centres = (0.5 + number * torch.tensor(steps, dtype=torch.float64)) % 1  # [k, 1 or 2]
     width = 0.32 / (number + 1).sqrt()  # [k, 1]
-    weights = (-torch.cdist(centres, places).square() / (2 * width.square())).softmax(dim=1)
+    apart = (centres[:, None] - places).square().sum(-1)  # [k, count]
+    weights = (-apart / (2 * width.square())).softmax(dim=1)
     weights[0] = 1 / count
     return weights.float()
 

@@ -190,6 +190,7 @@ def test_averages_are_nested_and_cover_the_image(count):
     torch.testing.assert_close(weights.sum(1), torch.ones(16))
     assert torch.equal(weights[0], torch.full((count,), 1 / count))
     assert all(torch.equal(nested_averages(count, k), weights[:k]) for k in (1, 2, 4, 8))
+    assert torch.equal(nested_averages(count, 40)[:16], weights)
     normal = torch.nn.functional.normalize(weights, dim=1)
     assert (normal @ normal.T - torch.eye(16)).max() < 0.99
     spread = -(weights * weights.clamp_min(1e-12).log()).sum(1)
