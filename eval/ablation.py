@@ -145,14 +145,16 @@ def done(study: Study, work: Path, row: Row, seed: int) -> dict[str, Any] | None
 
 def run_one(study: Study, work: Path, name: str, seed: int) -> None:
     """Trains a row with a seed, unless it is trained, and measures it."""
-    from .readers import open_reader
-    from .scenes_measure import answers, attention, found_again
+    from .readers import Images, open_reader
+    from .scenes_measure import answers, attention, searched
 
     data, base = work / "scenes", work / BASE
     folder = folder_of(work, name, seed)
     if name == BASE:
         reader = open_reader(BASE, base, torch.float32)
-        result = {"answers": answers(reader, data, "test", [0]), "attention": attention(reader, data, "test", 0)}
+        images = Images(reader)
+        result = {"answers": answers(reader, images, data, "test", [0])}
+        result["attention"] = attention(reader, images, data, "test", 0)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         return
@@ -174,11 +176,12 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
         train([*command, *study.command(row)], host=RIVALS[row.method])
     reader = open_reader(row.method, folder, torch.float32)
     result = {"settings": settings, "seed": seed, "k": row.k, "torch": torch.__version__}
-    result["answers"] = answers(reader, data, "test", row.k)
+    images = Images(reader)
+    result["answers"] = answers(reader, images, data, "test", row.k)
     if reader.model.fwd2bot_config.contrastive_weight > 0 or row.method == "fwd2bot":
-        result |= found_again(reader, data, "test", row.k)
+        result |= searched(reader, images, data, "test", row.k)
     if row.method in ("fwd2bot", "shared"):
-        result["attention"] = attention(reader, data, "test", max(row.k))
+        result["attention"] = attention(reader, images, data, "test", max(row.k))
     write_json(folder / "result.json", result)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

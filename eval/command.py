@@ -128,7 +128,7 @@ def _evaluate(
         run: (encoder, ks) → (the result, what each item adds to it).
         show: the result as text; default: its rows as a table.
     """
-    from llava_fwd2bot.cli import checked, load_model
+    from llava_fwd2bot.cli import checked, load_model, quantisation
     from llava_fwd2bot.compress import fingerprint_of
 
     from .encode import Encoder
@@ -140,7 +140,7 @@ def _evaluate(
         path, most = checked(args.model, *(args.k or []))
         ks = args.k or [most]
         model, processor = load_model(path, args)
-        quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
+        quantised = quantisation(args)
         # what is kept was made by these weights at this width, and serves no other
         fingerprint = fingerprint_of(path)
         known_as = " ".join(filter(None, (fingerprint, quantised)))

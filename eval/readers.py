@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_fwd2bot import load_fwd2bot, register
@@ -224,6 +226,25 @@ class KeyValueReader(SummaryReader):
                 use_cache=True,
             ).last_hidden_state[:, -1]
         return torch.stack(found, 1)
+
+
+class Images:
+    """Encodes images once for all tasks and budgets of a reader."""
+
+    def __init__(self, reader: BaseReader) -> None:
+        self.reader, self.known = reader, {}
+
+    def __call__(self, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+        missing = list(dict.fromkeys(path for path in paths if path not in self.known))
+        bar = tqdm(total=len(missing), desc="encode", unit="image", disable=not missing)
+        for at in range(0, len(missing), batch_size):
+            part = missing[at : at + batch_size]
+            pictures = [Image.open(path).convert("RGB") for path in part]
+            pixels = self.reader.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            self.known.update(zip(part, self.reader.encode(pixels), strict=True))
+            bar.update(len(part))
+        bar.close()
+        return torch.stack([self.known[path] for path in paths])
 
 
 def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> BaseReader:

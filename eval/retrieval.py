@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.bottleneck import embed, maxsim
 
 from .datasets import Captioned
 from .encode import Encoder
-from .search import Scores, cosine, maxsim, ranks, recalls, unit_tokens
+from .search import Scores, cosine, ranks, recalls, unit_tokens
 
 
 def retrieval(

@@ -1,6 +1,7 @@
 """What a reader knows of scenes: answers by kind and number of objects, retrieval, hard negatives.
 
-The same code for the base, Fwd2Bot and the rivals. Every figure comes as one number per item.
+The same code for the base, Fwd2Bot and the rivals. Every figure comes as one number per item; `images` keeps what is
+encoded for all of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from llava_fwd2bot.data import read_records
 
 from .metrics import exact
-from .readers import BaseReader, SummaryReader
+from .readers import BaseReader, Images, SummaryReader
 from .scenes import KINDS
 from .search import ranks
 
@@ -25,21 +24,12 @@ DESCRIBE = "describe"  # its answer is the whole scene: left to the captions
 WORDS = 4  # in the longest short answer, its end counted
 
 
-def states(reader: BaseReader, paths: Sequence[Path], batch_size: int = 64) -> Tensor:
-    """[M, …]; of all images, in order."""
-    found = []
-    for at in range(0, len(paths), batch_size):
-        pictures = [Image.open(path).convert("RGB") for path in paths[at : at + batch_size]]
-        found.append(reader.encode(reader.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]))
-    return torch.cat(found)
-
-
-def answers(reader: BaseReader, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
+def answers(reader: BaseReader, images: Images, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
     """Whether each question is answered right: {"kinds": […], "objects": […], "k": {k: [1.0 or 0.0, …]}}."""
     asked = [q for q in read_records(folder / f"{split}.questions.jsonl", lines=True) if q["kind"] != DESCRIBE]
     names = list(dict.fromkeys(q["image"] for q in asked))
     place = {name: i for i, name in enumerate(names)}
-    state = states(reader, [folder / "images" / name for name in names])
+    state = images([folder / "images" / name for name in names])
     found: dict[str, Any] = {"kinds": [q["kind"] for q in asked], "objects": [q["objects"] for q in asked], "k": {}}
     for k in ks:
         said = [""] * len(asked)
@@ -52,7 +42,7 @@ def answers(reader: BaseReader, folder: Path, split: str, ks: Sequence[int]) -> 
     return found
 
 
-def found_again(reader: SummaryReader, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
+def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
     """Retrieval by the long captions, which one picture alone fits, and hard negatives by embedding.
 
     Returns:
@@ -60,7 +50,7 @@ def found_again(reader: SummaryReader, folder: Path, split: str, ks: Sequence[in
     """
     said = read_records(folder / f"{split}.captions.jsonl", lines=True)
     long = [entry["captions"][-1] for entry in said]
-    images = states(reader, [folder / "images" / entry["image"] for entry in said])
+    state = images([folder / "images" / entry["image"] for entry in said])
     place = {entry["image"]: i for i, entry in enumerate(said)}
     texts = reader.text_states(long)
     tests = {kind: list(_records(folder / f"{split}.sugarcrepe" / f"{kind}.json")) for kind in KINDS}
@@ -71,7 +61,7 @@ def found_again(reader: SummaryReader, folder: Path, split: str, ks: Sequence[in
     words = reader.text_states(short)
     result: dict[str, Any] = {"t2i": {}, "hard": {}}
     for k in ks:
-        left = reader.embed_images(images, k).float()
+        left = reader.embed_images(state, k).float()
         t2i, _ = ranks(left, reader.embed_images(texts, k).float(), torch.arange(len(said)))
         result["t2i"][str(k)] = (t2i < 1).float().tolist()
         right = reader.embed_images(words, k).float()
@@ -92,8 +82,8 @@ def _records(file: Path) -> list[dict[str, Any]]:
     return list(json.loads(file.read_text(encoding="utf-8")).values())
 
 
-def attention(reader: BaseReader, folder: Path, split: str, k: int, count: int = 200) -> list[float]:
+def attention(reader: BaseReader, images: Images, folder: Path, split: str, k: int, count: int = 200) -> list[float]:
     """What one visual token gets of the attention of a question's last token, for `count` questions (figure 4)."""
     asked = [q for q in read_records(folder / f"{split}.questions.jsonl", lines=True) if q["kind"] == "attribute"]
-    state = states(reader, [folder / "images" / q["image"] for q in asked[:count]])
+    state = images([folder / "images" / q["image"] for q in asked[:count]])
     return reader.attention_per_token(state, k, [q["text"] for q in asked[:count]]).tolist()

@@ -22,15 +22,6 @@ def cosine(images: Tensor, captions: Tensor) -> Tensor:
     return images @ captions.T
 
 
-def maxsim(images: Tensor, captions: Tensor) -> Tensor:
-    """Late interaction (ColBERT, arXiv 2004.12832): each caption token's best image token, averaged over the caption's.
-
-    Unit tokens [N, k, D], [C, k, D] → [N, C]
-    """
-    alike = torch.einsum("nid,cjd->ncij", images, captions)
-    return alike.max(2).values.mean(2)
-
-
 def unit_tokens(summary: Tensor) -> Tensor:
     return F.normalize(summary.float(), dim=-1)
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from llava_fwd2bot.smol import instructions as make
 
 from . import metrics
 from .answers import DENSE
-from .readers import BaseReader, SummaryReader, open_reader
+from .readers import BaseReader, Images, SummaryReader, open_reader
 from .search import ranks, recalls
 
 ANSWERED = ("caption", "exists", "daquar")
@@ -73,25 +72,6 @@ def questions_of(task: str, data: Path, limit: int | None) -> tuple[list[Path], 
     entries = [{"image": i, "captions": captions} for i, captions in enumerate(dev.captions[:300])]
     asked = [q for kind in ("random", "popular", "adversarial") for q in make.pope_questions(entries, kind, 1)]
     return dev.paths, [q["image"] for q in asked], [q["question"] for q in asked], [q["answer"] for q in asked]
-
-
-class Images:
-    """Encodes images once for all tasks and budgets of a reader."""
-
-    def __init__(self, reader: BaseReader) -> None:
-        self.reader, self.known = reader, {}
-
-    def __call__(self, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
-        missing = list(dict.fromkeys(path for path in paths if path not in self.known))
-        bar = tqdm(total=len(missing), desc="encode", unit="image", disable=not missing)
-        for at in range(0, len(missing), batch_size):
-            part = missing[at : at + batch_size]
-            pictures = [Image.open(path).convert("RGB") for path in part]
-            pixels = self.reader.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            self.known.update(zip(part, self.reader.encode(pixels), strict=True))
-            bar.update(len(part))
-        bar.close()
-        return torch.stack([self.known[path] for path in paths])
 
 
 def answer(reader: BaseReader, images: Images, task: str, k: int, data: Path, limit: int | None) -> dict[str, Any]:

@@ -129,6 +129,15 @@ def embed(summary: Tensor, pooling: str) -> Tensor:
     return F.normalize(pooled if pooled.dtype == torch.float64 else pooled.float(), dim=-1)
 
 
+def maxsim(images: Tensor, captions: Tensor) -> Tensor:
+    """Late interaction (ColBERT, arXiv 2004.12832): each caption token's best image token, averaged over the caption's.
+
+    Unit tokens [N, k, D], [C, k, D] → [N, C]
+    """
+    alike = torch.einsum("nid,cjd->ncij", images, captions)
+    return alike.max(2).values.mean(2)
+
+
 @dataclass
 class Collapsed:
     """A standard batch with each image's n placeholders collapsed to k, rows laid end to end without padding."""

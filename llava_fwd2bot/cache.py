@@ -45,6 +45,7 @@ from .cache_format import (
     crc32,
     first_line,
     is_cache,
+    is_local,
     lancedb_module,
     lock,
     one_of,
@@ -63,7 +64,7 @@ class SummaryCache:
     """
 
     def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
-        self.path, self._database, self.settings = path, database, settings
+        self.path, self.settings = path, settings
         self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
         self._images, self._skipped = database.open_table(IMAGES), database.open_table(SKIPPED)
 
@@ -79,7 +80,7 @@ class SummaryCache:
         import pyarrow as pa
 
         text = os.fspath(path)
-        if "://" not in text:
+        if is_local(text):
             try:
                 Path(text).mkdir(parents=True, exist_ok=True)
                 writable(Path(text))
@@ -118,7 +119,7 @@ class SummaryCache:
             FileNotFoundError, ValueError: there is none, it is no cache, of a later version, or of another model.
         """
         text = os.fspath(path)
-        if "://" not in text and not Path(text).exists():
+        if is_local(text) and not Path(text).exists():
             raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)
         if not is_cache(text):
             raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
@@ -150,7 +151,7 @@ class SummaryCache:
 
     @property
     def local(self) -> bool:
-        return "://" not in self.path
+        return is_local(self.path)
 
     # ------------------------------------------------------------------ reading
     def table(self) -> Any:
@@ -187,10 +188,10 @@ class SummaryCache:
         place = {name: i for i, name in enumerate(found["id"].to_pylist())}
         for name in wanted:
             if name not in place:
-                from .compress import _unknown
+                from .compress import unknown_id
 
                 known = [row["id"] for row in self.about(["id"])]
-                raise ValueError(_unknown(Path(self.path), name, known or [""], self.skipped()))
+                raise ValueError(unknown_id(Path(self.path), name, known or [""], self.skipped()))
         data = self.tokens(found, names)  # [found, ≥ k, B]
         if extra:
             self.check(found, data)

@@ -146,21 +146,21 @@ def model_of(path: str) -> str:
 
 def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     """`fwd2bot compress --cache`: the figures of the run."""
-    from .cache import CacheSettings, SummaryCache
-    from .checkpoint import read_checkpoint
-    from .cli import checked, load_model
+    from .cache import SummaryCache
+    from .cache_format import CacheSettings
+    from .cli import checked, load_model, quantisation
     from .compress import find_images, fingerprint_of
+    from .config import CONFIG_NAME, read_json
     from .fill import Compressor, Filled, fill, watch
     from .ray_fill import fill_by_ray
 
     images, refused = find_images(args.images, empty=args.watch is not None)
     path, most = checked(args.model, args.k)
     k = args.k or most
-    saved = read_checkpoint(path)
-    size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"].pooling
-    quantised = "4bit" if args.load_4bit else "8bit" if args.load_8bit else ""
+    saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
+    size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
     name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
-    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, name, quantised)
+    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, name, quantisation(args) or "")
     cache = SummaryCache.create(args.cache, settings)
     compressor = None if args.ray else Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels)
 

@@ -104,16 +104,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
+def is_local(path: str) -> bool:
+    """Whether it is a folder of this machine; else a bucket, s3://…"""
+    return "://" not in path
+
+
 def is_cache(path: str) -> bool:
     """Whether both tables are there; a table is once it has a manifest."""
-    if "://" in path:
+    if not is_local(path):
         return {IMAGES, SKIPPED} <= set(lancedb_module().connect(path).list_tables().tables)
     return all(any((Path(path) / f"{name}.lance" / "_versions").glob("*")) for name in (IMAGES, SKIPPED))
 
 
 def clear_unfinished(path: str) -> None:
     """Removes tables of a `create` that was killed; ValueError where anything else is in the folder."""
-    if "://" not in path:
+    if is_local(path):
         tables = {f"{name}.lance" for name in (IMAGES, SKIPPED)}
         inside = [entry.name for entry in Path(path).iterdir() if entry.name not in (".lock", *tables)]
         if not inside:
@@ -131,7 +136,7 @@ def writable(folder: Path) -> None:
 
 def lock(path: str) -> Any:
     """One writer at a time; the system frees it when its process ends, however it ends."""
-    if "://" in path:
+    if not is_local(path):
         return nullcontext()
     from filelock import FileLock
 

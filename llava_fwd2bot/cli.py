@@ -243,6 +243,11 @@ def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
 
 
+def quantisation(args: argparse.Namespace) -> str | None:
+    """The width that --load-4bit or --load-8bit asks for, as caches and results name it."""
+    return "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
+
+
 def _device(name: str | None) -> Any:
     import torch
 

@@ -265,7 +265,7 @@ class SummaryFile:
     def row(self, name: str) -> int:
         """Where the summary of image `name` is; ValueError if it is not."""
         if name not in self.place:
-            raise ValueError(_unknown(self.path, name, list(self.place), self.skipped))
+            raise ValueError(unknown_id(self.path, name, list(self.place), self.skipped))
         return self.place[name]
 
     def read(self, rows: Sequence[int], k: int | None = None) -> Tensor:
@@ -293,7 +293,8 @@ def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str
     return file.read(rows, k)
 
 
-def _unknown(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
+def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
+    """What to tell of an id that is not there: why it was skipped, or which ones are close."""
     for entry in skipped:
         if entry["id"] == name:
             return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"

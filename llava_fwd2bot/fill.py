@@ -68,7 +68,6 @@ def fill(
     retry: bool = False,
     chunk: int = CHUNK,
     workers: int | None = None,
-    bar: tqdm | None = None,
 ) -> Filled:
     """Brings `cache` up to date with `images` ({id: path}); what is there and unchanged is not read.
 
@@ -76,11 +75,10 @@ def fill(
         retry: read files again that could not be used before and have not changed.
 
     Raises:
-        OSError: the cache cannot be written; what was in it is unchanged.
+        OSError: the cache cannot be written; what is committed stays.
     """
     started, result = time.perf_counter(), Filled()
-    bar = tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) if bar is None else bar
-    with bar:
+    with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
         todo = outdated(cache, images, retry, result, bar)
         # by the id alone: processes whose lists differ a little have nearly the same chunks
         count = 1

@@ -115,18 +115,12 @@ def _commit(
     cache: SummaryCache, batch: dict[str, np.ndarray], by_id: dict[str, SourceImage], result: Filled, bar: tqdm
 ) -> None:
     images = [by_id[str(name)] for name in batch["id"]]
-    reasons, digests = (
-        [str(r) for r in batch["reason"]],
-        {i.id: str(s) for i, s in zip(images, batch["sha256"], strict=True)},
-    )
-    names, vectors = set(by_id), torch.from_numpy(np.ascontiguousarray(batch["embedding"]))
-    again = found_again(cache, [i for i, r in zip(images, reasons, strict=True) if r == KNOWN], digests, names)
-    result.renamed += len(again)
-    summary, sizes = (
-        torch.from_numpy(np.ascontiguousarray(batch["summary"])),
-        zip(batch["width"], batch["height"], strict=True),
-    )
-    sizes = [(int(width), int(height)) for width, height in sizes]
+    reasons = [str(reason) for reason in batch["reason"]]
+    digests = {image.id: str(digest) for image, digest in zip(images, batch["sha256"], strict=True)}
+    summary, vectors = (torch.from_numpy(np.array(batch[name])) for name in ("summary", "embedding"))
+    sizes = list(zip(batch["width"].tolist(), batch["height"].tolist(), strict=True))
+    known = [image for image, reason in zip(images, reasons, strict=True) if reason == KNOWN]
+    result.renamed += len(found_again(cache, known, digests, set(by_id)))
     for i, image in enumerate(images):
         if not reasons[i] and not fits(cache, summary[i]):
             reasons[i] = too_large(cache, image.path)

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bottleneck import embed
+from .bottleneck import embed, maxsim
 from .cache import SummaryCache
+from .config import write_text
 from .images import ImageError, join_pixels, open_image, prepare_pixels
 
 WIDER = 10  # how many times `top` candidates MaxSim chooses from
@@ -62,8 +63,7 @@ def search(
     if not rerank or not hits:
         return hits
     stored = F.normalize(cache.get([hit["id"] for hit in hits]), dim=-1)  # [H, k, D]
-    own = F.normalize(query.float(), dim=-1)  # [k, D]
-    scores = torch.einsum("hid,jd->hij", stored, own).amax(1).mean(1)  # [H]
+    scores = maxsim(stored, F.normalize(query.float(), dim=-1)[None])[:, 0]  # [H]
     order = scores.argsort(descending=True)[:top]
     return [{**hits[i], "score": float(scores[i])} for i in order.tolist()]
 
@@ -102,12 +102,7 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
     text = f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>\n"
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, text)
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import DENSE, SIZE, settings, shake, toy_base
 from PIL import Image
 
-from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot
+from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, bottleneck, load_fwd2bot
 from llava_fwd2bot.eval import metrics, search, smol, smol_report
 from llava_fwd2bot.eval.readers import BaseReader, KeyValueReader, PooledReader, PrunedReader, SummaryReader
 from llava_fwd2bot.eval.rivals import KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
@@ -173,7 +173,7 @@ def test_search_in_blocks_is_the_whole_search():
     owner = torch.arange(40).repeat_interleave(3)
     images, captions = (torch.randn(n, 2, 8, generator=generator) for n in (40, 120))
     images, captions = search.unit_tokens(images), search.unit_tokens(captions + 2 * images[owner])
-    for one, other, function in ((images[:, 0], captions[:, 0], search.cosine), (images, captions, search.maxsim)):
+    for one, other, function in ((images[:, 0], captions[:, 0], search.cosine), (images, captions, bottleneck.maxsim)):
         scores = function(one, other)  # [N, C]
         right = scores[owner, torch.arange(120)]
         best = scores.masked_fill(owner != torch.arange(40)[:, None], -9).amax(1)
@@ -183,7 +183,7 @@ def test_search_in_blocks_is_the_whole_search():
             assert torch.equal(t2i, ((scores > right) & ~mine).sum(0))
             assert torch.equal(i2t, ((scores > best[:, None]) & ~mine).sum(1))
     pair = torch.einsum("id,jd->ij", images[3], captions[7])
-    assert search.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
+    assert bottleneck.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
 def test_answers_are_compared_as_people_read_them():
