@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_fwd2bot import load_fwd2bot, register
 from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.load import base_source
 
 from .rivals import RIVALS, KeyValueLlava, PooledLlava
 
@@ -255,13 +256,14 @@ def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch
     """
     register()
     if method in ("base", "prune"):
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        source = base_source(str(path))
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
         kind = BaseReader if method == "base" else PrunedReader
-        return kind(model, AutoProcessor.from_pretrained(path))
+        return kind(model, AutoProcessor.from_pretrained(source))
     name = method.split("-")[0]
     if name not in RIVALS:
         raise ValueError(f"no method {method!r}; there are base, prune, {', '.join(RIVALS)}, each with -suffix")
     host = RIVALS[name]
-    model, processor = load_fwd2bot(Path(path), host=host, dtype=dtype)
+    model, processor = load_fwd2bot(path, host=host, dtype=dtype)
     readers = {PooledLlava: PooledReader, KeyValueLlava: KeyValueReader}
     return readers.get(host, SummaryReader)(model.to(dtype), processor)

@@ -33,7 +33,7 @@ from llava_fwd2bot.config import read_json, write_json
 from llava_fwd2bot.data import read_records
 from llava_fwd2bot.smol import instructions as make
 
-from . import metrics
+from . import metrics, smol_splits
 from .answers import DENSE
 from .readers import BaseReader, Images, SummaryReader, open_reader
 from .search import ranks, recalls
@@ -50,22 +50,40 @@ class Split:
     captions: list[list[str]]
 
     @classmethod
-    def read(cls, file: Path, images: Path, limit: int | None = None) -> Split:
-        entries = read_records(file)[:limit]
+    def of(cls, entries: list[dict[str, Any]], images: Path) -> Split:
         return cls([images / e["image"] for e in entries], [e["captions"] for e in entries])
 
 
-def questions_of(task: str, data: Path, limit: int | None) -> tuple[list[Path], list[int], list[str], list[Any]]:
+@dataclass(frozen=True)
+class Asked:
+    """Which items: all of the reported split, the first `limit`, or those that settings are chosen by."""
+
+    data: Path
+    limit: int | None = None
+    tuning: bool = False
+
+    def flickr(self) -> Split:
+        folder = self.data / "flickr8k"
+        entries = smol_splits.flickr(self.data)[0] if self.tuning else read_records(folder / "dev.jsonl")
+        return Split.of(entries[: self.limit], folder / "images")
+
+    def coco(self) -> Split:
+        folder = self.data / "coco_val2017"
+        return Split.of(read_records(folder / "captions.jsonl")[: self.limit], folder / "images")
+
+    def daquar(self) -> list[dict[str, Any]]:
+        return smol_splits.daquar(self.data)[self.tuning][: self.limit]
+
+
+def questions_of(task: str, asked_of: Asked) -> tuple[list[Path], list[int], list[str], list[Any]]:
     """Images, the image of each question, the questions, and what is right."""
     if task == "daquar":
-        from .smol_splits import daquar
-
-        asked = daquar(data)[0][:limit]
+        asked = asked_of.daquar()
         names = sorted({q["image"] for q in asked})
-        paths = [data / "daquar" / "images" / name for name in names]
+        paths = [asked_of.data / "daquar" / "images" / name for name in names]
         truth = [make.spoken(q["answer"]) for q in asked]
         return paths, [names.index(q["image"]) for q in asked], [q["question"] for q in asked], truth
-    dev = Split.read(data / "flickr8k" / "dev.jsonl", data / "flickr8k" / "images", limit)
+    dev = asked_of.flickr()
     if task == "caption":
         count = len(dev.paths)
         return dev.paths, list(range(count)), [make.DESCRIBE] * count, dev.captions
@@ -74,8 +92,8 @@ def questions_of(task: str, data: Path, limit: int | None) -> tuple[list[Path], 
     return dev.paths, [q["image"] for q in asked], [q["question"] for q in asked], [q["answer"] for q in asked]
 
 
-def answer(reader: BaseReader, images: Images, task: str, k: int, data: Path, limit: int | None) -> dict[str, Any]:
-    paths, owner, questions, truth = questions_of(task, data, limit)
+def answer(reader: BaseReader, images: Images, task: str, k: int, asked_of: Asked) -> dict[str, Any]:
+    paths, owner, questions, truth = questions_of(task, asked_of)
     used = sorted(set(owner))
     state, place = images([paths[i] for i in used]), {i: n for n, i in enumerate(used)}
     said = [""] * len(questions)
@@ -104,12 +122,11 @@ def score(task: str, said: list[str], truth: list[Any]) -> dict[str, Any]:
 
 
 def search(
-    reader: SummaryReader, images: Images, texts: dict[str, Tensor], task: str, k: int, data: Path, limit: int | None
+    reader: SummaryReader, images: Images, texts: dict[str, Tensor], task: str, k: int, asked_of: Asked
 ) -> dict[str, Any]:
-    folder = data / ("flickr8k" if task == "retrieval" else "coco_val2017")
-    split = Split.read(folder / ("dev.jsonl" if task == "retrieval" else "captions.jsonl"), folder / "images", limit)
+    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
     if task == "sugarcrepe":
-        return sugarcrepe(reader, images, texts, k, data, {path.name: path for path in split.paths})
+        return sugarcrepe(reader, images, texts, k, asked_of.data, {path.name: path for path in split.paths})
     captions = [make.tidy(c) for said in split.captions for c in said]
     owner = torch.tensor([i for i, said in enumerate(split.captions) for _ in said])
     if task not in texts:
@@ -141,9 +158,7 @@ def sugarcrepe(
     return {"figures": figures, "items": items}
 
 
-def run(
-    method: str, path: str, tasks: Sequence[str], ks: Sequence[int], data: Path, work: Path, limit: int | None
-) -> None:
+def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_of: Asked, work: Path) -> None:
     """Does what is not done yet of one method, and writes a file for each task and k."""
     kind = method.split("-")[0]
     ks = [DENSE] if kind == "base" else [1] if kind in ("mean", "last") else list(ks)
@@ -155,7 +170,8 @@ def run(
         else tasks
     )
     jobs = [(task, k) for task in tasks if task in able for k in ks]
-    jobs = [(task, k) for task, k in jobs if not result_file(work, method, task, k).exists()]
+    about = {"method": method, "path": path, "limit": asked_of.limit, "tuning": asked_of.tuning}
+    jobs = [(task, k) for task, k in jobs if not is_done(result_file(work, method, task, k), about)]
     if not jobs:
         return
     reader = open_reader(method, path)
@@ -163,13 +179,28 @@ def run(
     for task, k in jobs:
         start = time.perf_counter()
         if task in ANSWERED:
-            found = answer(reader, images, task, k, data, limit)
+            found = answer(reader, images, task, k, asked_of)
         else:
-            found = search(reader, images, texts, task, k, data, limit)
+            found = search(reader, images, texts, task, k, asked_of)
         seconds = round(time.perf_counter() - start, 1)
-        about = {"method": method, "task": task, "k": k, "path": str(path), "limit": limit, "seconds": seconds}
-        write_json(result_file(work, method, task, k), {**about, **found})
+        write_json(result_file(work, method, task, k), {"task": task, "k": k, "seconds": seconds, **about, **found})
         print(f"{method} {task} k={k or 'dense'}: {found['figures']} ({seconds} s)", flush=True)
+
+
+def is_done(file: Path, about: dict[str, Any]) -> bool:
+    """Whether `file` holds this result.
+
+    Raises:
+        ValueError: it holds another model's, or that of other items.
+    """
+    if not file.exists():
+        return False
+    found = read_json(file)
+    if other := [
+        f"{name} {found.get(name)!r}, not {value!r}" for name, value in about.items() if found.get(name) != value
+    ]:
+        raise ValueError(f"{file} is a result of {'; '.join(other)}: give another --work, or delete it")
+    return True
 
 
 def result_file(work: Path, method: str, task: str, k: int) -> Path:
@@ -186,16 +217,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--tasks", nargs="+", default=[*ANSWERED, *SEARCHED], choices=[*ANSWERED, *SEARCHED])
     parser.add_argument("--limit", type=int, help="the first so many images or questions of each task; for a try")
+    parser.add_argument("--tuning", action="store_true", help="the items kept out of training to choose settings by")
     parser.add_argument(
         "--output", type=Path, help="NAME: writes NAME.json, NAME.md and NAME.png of all that DIR holds"
     )
     arguments = parser.parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
+    asked_of = Asked(arguments.data, arguments.limit, arguments.tuning)
     for entry in arguments.run:
         method, _, path = entry.partition("=")
         if not path:
             parser.error(f"--run takes METHOD=PATH, got {entry!r}")
-        run(method, path, arguments.tasks, arguments.k, arguments.data, arguments.work, arguments.limit)
+        run(method, path, arguments.tasks, arguments.k, asked_of, arguments.work)
     if arguments.output:
         from .smol_report import report
 

@@ -47,11 +47,11 @@ def read_results(work: Path) -> Results:
     for file in sorted(work.glob("*.k*.json")):
         result = read_json(file)
         found[result["task"]][result["method"]][result["k"]] = result
-        limits.add(result["limit"])
+        limits.add((result["limit"], result["tuning"]))
     if not found:
         raise ValueError(f"{work} holds no results yet: give --run METHOD=PATH")
     if len(limits) > 1:
-        raise ValueError(f"{work} holds results of different --limit ({limits}): use one folder for each")
+        raise ValueError(f"{work} holds results of different --limit and --tuning ({limits}): use one folder for each")
     return found
 
 

@@ -240,18 +240,24 @@ def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photograph
 
     monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("everything was done already"))
     assert smol.main(command) == 0
+    for other in (["--limit", "2"], ["--tuning"], ["--run", "fwd2bot=another"]):
+        with pytest.raises(ValueError, match="give another --work, or delete it"):
+            smol.main([*command, *other])
     (tmp_path / "w" / "fwd2bot.coco.k4.json").unlink()
     with pytest.raises(pytest.fail.Exception):
         smol.main(command)
 
 
-def test_results_of_a_try_and_of_the_whole_are_not_mixed(tmp_path):
-    for k, limit in ((1, None), (2, 10)):
+@pytest.mark.parametrize("second", [{"limit": 10}, {"tuning": True}])
+def test_results_of_other_items_are_not_mixed(tmp_path, second):
+    for k, about in ((1, {}), (2, second)):
         result = {
             "task": "coco",
             "method": "fwd2bot",
             "k": k,
-            "limit": limit,
+            "limit": None,
+            "tuning": False,
+            **about,
             "figures": {"t2i_r1": 0.5},
             "items": [1, 0],
         }
