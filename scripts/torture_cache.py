@@ -1,4 +1,5 @@
-"""Kills writers of a cache at random moments, and lets many write at once: is every row there, once and whole?
+"""Kills writers of a cache, and builders of its index, at random moments, and lets many write at once: is every row
+there, once, whole, and found?
 
 python scripts/torture_cache.py --kills 100 --writers 8
 """
@@ -6,6 +7,7 @@ python scripts/torture_cache.py --kills 100 --writers 8
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import signal
@@ -21,7 +23,7 @@ from torch.nn.functional import normalize
 
 from llava_fwd2bot.cache import SummaryCache
 from llava_fwd2bot.cache_format import CacheSettings
-from llava_fwd2bot.cache_tools import verify
+from llava_fwd2bot.cache_tools import index, verify
 
 K, D, ROWS = 6, 32, 16  # of a summary; rows of a commit
 SETTINGS = CacheSettings("f" * 64, K, D, "float16", "mean")
@@ -60,8 +62,22 @@ def write(path: str, first: int, last: int, early: bool) -> None:
 
 
 def start(path: Path, first: int, last: int, early: bool = False) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--write", str(path), str(first), str(last), str(int(early))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return started("--write", path, first, last, int(early))
+
+
+def started(*command: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, __file__, *map(str, command)], stdout=subprocess.PIPE, text=True)
+
+
+def build_indexes(path: str) -> None:
+    """The index anew, again and again, with a commit that it does not know yet in between."""
+    cache = SummaryCache.open(path)
+    print("ready", flush=True)
+    for seed in itertools.count(int(time.time() * 1000) % 10**9):
+        index(cache)
+        ids, summary, vectors = rows(ROWS, seed)
+        cache.add(ids, summary, vectors, about(ROWS))
+        cache.optimize(timedelta(hours=1))
 
 
 def whole_commits(cache: SummaryCache) -> set[int]:
@@ -105,6 +121,32 @@ def kills(path: Path, times: int, longest: float = 1.0) -> dict[str, int]:
     return {"kills": times, "commits": len(told), "rows": len(cache)}
 
 
+def kills_of_indexing(path: Path, times: int, longest: float = 1.0) -> dict[str, int]:
+    """`times` builders of an index, each killed while it builds or joins; then every row is found, by the index too."""
+    cache = SummaryCache.create(path, SETTINGS)
+    for seed in range(300 // ROWS + 1):
+        ids, summary, vectors = rows(ROWS, seed)
+        cache.add(ids, summary, vectors, about(ROWS))
+    for _ in range(times):
+        process = started("--index", path)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(longest * random.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        cache = SummaryCache.open(path)
+        assert verify(cache)["ok"]
+        names = [row["id"] for row in cache.about(["id"])]
+        assert len(names) == len(set(names)) and len(names) % ROWS == 0, f"{len(names)} rows"
+        for name in random.sample(names, 5):
+            seed, place = map(int, name.split("-"))
+            vector = rows(ROWS, seed)[2][place]
+            for exact in (True, False):
+                hit = cache.search(vector, top=1, exact=exact)[0]
+                assert hit["id"] == name and hit["score"] > 0.99, f"{name} is not found (exact={exact}): {hit}"
+    return {"kills": times, "rows": len(cache)}
+
+
 def together(path: Path, count: int, commits: int = 20) -> dict[str, int]:
     """`count` processes write at once."""
     writers = [start(path, commits * i, commits * (i + 1)) for i in range(count)]
@@ -122,12 +164,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--index", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.index:
+        return build_indexes(args.index)
     if args.write:
         write(args.write[0], int(args.write[1]), int(args.write[2]), args.write[3] == "1")
         return
     with tempfile.TemporaryDirectory() as folder:
         found = {"killed": kills(Path(folder) / "killed", args.kills)}
+        found["killed_while_indexing"] = kills_of_indexing(Path(folder) / "indexed", args.kills)
         found["together"] = together(Path(folder) / "together", args.writers)
     print(json.dumps(found))
 
