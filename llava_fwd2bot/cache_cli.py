@@ -150,8 +150,9 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     from .cache_format import CacheSettings
     from .cli import checked, load_model, quantisation
     from .compress import find_images, fingerprint_of
+    from .compressor import Compressor
     from .config import CONFIG_NAME, read_json
-    from .fill import Compressor, Filled, fill, watch
+    from .fill import Filled, fill, watch
     from .ray_fill import fill_by_ray
 
     images, refused = find_images(args.images, empty=args.watch is not None)

@@ -14,9 +14,8 @@ import json
 import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .bottleneck import embed
+from .compressor import Compressor
 from .config import CONFIG_NAME
-from .images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
 from .version import __version__
-
-READERS = min(4, os.cpu_count() or 1)
 
 
 def fingerprint_of(checkpoint: str | os.PathLike) -> str:
@@ -136,51 +132,25 @@ def compress_images(
         OSError: the file could not be written; what was there before is unchanged.
     """
     started, dtype = time.perf_counter(), getattr(torch, store_dtype)
-    words = model.get_input_embeddings().weight
-    k, size = num_tokens or model.fwd2bot_config.num_summary_tokens, words.shape[1]
+    compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels)
+    k, size = compressor.k, compressor.words.shape[1]
     summaries = torch.empty(len(images), k, size, dtype=dtype)  # [N, k, D]
     embeddings = torch.empty(len(images), size)  # [N, D]
     ids: list[str] = []
     skipped = list(skipped)
-
-    def prepare(path: Path) -> dict[str, Any]:
-        image = open_image(path, DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels)
-        return prepare_pixels(processor, model, [image])
-
     with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
-
-        def skip(name: str, reason: Any) -> None:
-            skipped.append({"id": name, "reason": str(reason)})
-            bar.write(f"fwd2bot: skipped {reason}", file=sys.stderr)
-            bar.update()
-
-        def run(batch: dict[str, dict[str, Any]]) -> None:
-            if not batch:
-                return
-            with torch.inference_mode():
-                summary = model.compress(**join_pixels(list(batch.values()), words), num_tokens=num_tokens)  # [M, k, D]
-                vectors = embed(summary, model.fwd2bot_config.pooling).cpu()
-                summary = summary.to(dtype).cpu()
-            for name, rows, vector in zip(batch, summary, vectors, strict=True):
-                if not torch.isfinite(rows).all():
-                    skip(name, f"{images[name]}: its summary overflows; try --dtype or --store-dtype bfloat16")
-                    continue
-                summaries[len(ids)], embeddings[len(ids)] = rows, vector
-                ids.append(name)
-                bar.update()
-            batch.clear()
-
         for entry in skipped:
             bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
-        batch: dict[str, dict[str, Any]] = {}
-        for name, future in zip(images, ahead(prepare, images.values(), 2 * batch_size), strict=True):
-            try:
-                batch[name] = future.result()
-            except (ValueError, OSError) as error:
-                skip(name, error)
-            if len(batch) == batch_size:
-                run(batch)
-        run(batch)
+        for name, made in compressor.each(images):
+            bar.update()
+            if not isinstance(made, Exception):
+                summaries[len(ids)], embeddings[len(ids)] = made[1:]
+                if torch.isfinite(summaries[len(ids)]).all():
+                    ids.append(name)
+                    continue
+                made = ValueError(f"{images[name]}: its summary overflows; try --dtype or --store-dtype bfloat16")
+            skipped.append({"id": name, "reason": str(made)})
+            bar.write(f"fwd2bot: skipped {made}", file=sys.stderr)
     if not ids:
         raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
     write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint)
@@ -194,22 +164,6 @@ def compress_images(
         "bytes": output.stat().st_size,
         "seconds": round(time.perf_counter() - started, 3),
     }
-
-
-def ahead(
-    prepare: Callable[[Path], Any], paths: Iterable[Path], most: int, workers: int | None = None
-) -> Iterator[Future]:
-    """`prepare` of each path in threads, in order; at most `most` ahead of what is taken, so that memory is bounded."""
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(workers or READERS) as pool:
-        try:
-            for path in paths:
-                waiting.append(pool.submit(prepare, path))
-                if len(waiting) > most:
-                    yield waiting.popleft()
-            yield from waiting
-        finally:  # Ctrl-C does not wait for what is queued
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def write_summaries(

@@ -13,51 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .bottleneck import embed
 from .cache import SummaryCache
 from .cache_format import one_of
-from .compress import ahead
-from .images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
+from .compressor import Compressor, Made, ahead
 from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, same, skip, stat_of, too_large
 
 TIDY, SAFE = 256, timedelta(hours=1)  # commits after which small files are joined; how old what is removed must be
 SETTLED = 2.0  # seconds that a file must lie unchanged before --watch takes it
-
-
-class Compressor:
-    """Summaries of prepared images; a batch that does not fit into memory is halved, and stays halved."""
-
-    def __init__(self, model: nn.Module, processor: Any, k: int, batch_size: int, max_pixels: int | None) -> None:
-        self.model, self.processor, self.k, self.batch_size = model, processor, k, batch_size
-        self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
-        self.words = model.get_input_embeddings().weight
-
-    def prepare(self, path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
-        image = open_image(path, self.max_pixels)
-        return prepare_pixels(self.processor, self.model, [image]), image.size
-
-    @torch.inference_mode()
-    def __call__(self, prepared: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """(summaries [M, k, D], embeddings [M, D])"""
-        parts, at = [], 0
-        while at < len(prepared):
-            try:
-                pixels = join_pixels(list(prepared[at : at + self.batch_size]), self.words)
-                parts.append(self.model.compress(**pixels, num_tokens=self.k))
-                at += self.batch_size
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size = max(1, self.batch_size // 2)
-                torch.cuda.empty_cache()
-        summary = torch.cat(parts)
-        return summary.cpu(), embed(summary, self.model.fwd2bot_config.pooling).cpu()
 
 
 def fill(
@@ -157,35 +123,20 @@ def _chunk(
     result.renamed += len(again)
     bar.update(len(again))
     fresh = [image for image in here if image.id not in again]
-    done: list[tuple[SourceImage, tuple[int, int], Tensor, Tensor]] = []
-    batch: list[tuple[SourceImage, tuple[int, int], dict[str, Any]]] = []
-
-    def run() -> None:
-        if batch:
-            made = compressor([pixels for *_, pixels in batch])
-            for (image, size, _), summary, vector in zip(batch, *made, strict=True):
-                if fits(cache, summary):
-                    done.append((image, size, summary, vector))
-                else:
-                    bad.append(image.skipped(too_large(cache, image.path)))
-            bar.update(len(batch))
-            batch.clear()
-
-    prepared = ahead(compressor.prepare, [i.path for i in fresh], 2 * compressor.batch_size, workers)
-    for image, future in zip(fresh, prepared, strict=True):
-        try:
-            pixels, size = future.result()
-            batch.append((image, size, pixels))
-        except (ValueError, OSError) as error:
-            bad.append(image.skipped(error))
-            bar.update()
-        if len(batch) >= compressor.batch_size:
-            run()
-    run()
+    by_id = {image.id: image for image in fresh}
+    done: dict[str, Made] = {}
+    for name, made in compressor.each({image.id: image.path for image in fresh}, workers):
+        if isinstance(made, Exception):
+            bad.append(by_id[name].skipped(made))
+        elif fits(cache, made[1]):
+            done[name] = made
+        else:
+            bad.append(by_id[name].skipped(too_large(cache, by_id[name].path)))
+        bar.update()
     if done:
-        images, sizes, summaries, vectors = zip(*done, strict=True)
-        about = [image.about(digests[image.id], size) for image, size in zip(images, sizes, strict=True)]
-        cache.add([image.id for image in images], torch.stack(summaries), torch.stack(vectors), about)
+        sizes, summaries, vectors = zip(*done.values(), strict=True)
+        about = [by_id[name].about(digests[name], size) for name, size in zip(done, sizes, strict=True)]
+        cache.add(list(done), torch.stack(summaries), torch.stack(vectors), about)
     result.compressed += len(done)
     skip(cache, result, absent, bad, bar)
     bar.update(len(absent))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .cache import SummaryCache
-from .fill import Compressor
+from .compressor import Compressor
 from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, skip, too_large
 
 KNOWN, ABSENT = "known", "absent: "  # of a row's reason: its content is in the cache already; it cannot be reached

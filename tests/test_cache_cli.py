@@ -102,7 +102,7 @@ def test_one_bad_name_or_number_does_not_stop_the_others(fill, photos, monkeypat
     shutil.copy(photos / "a.png", os.fsencode(photos) + b"/caf\xe9.png")
     done = fill()
     assert figures(done) == (5, 0, 0, 3) and any("not UTF-8" in entry["reason"] for entry in done["skipped"])
-    from llava_fwd2bot.fill import Compressor
+    from llava_fwd2bot.compressor import Compressor
 
     plain, calls = Compressor.__call__, []
 
@@ -296,7 +296,8 @@ def test_two_workers_share_the_work(checkpoint, photos, tmp_path):
     """Chunks of one image, two threads with a lock each, one with a longer list: every image is compressed once."""
     from llava_fwd2bot import load_fwd2bot
     from llava_fwd2bot.cache_format import CacheSettings
-    from llava_fwd2bot.fill import Compressor, fill
+    from llava_fwd2bot.compressor import Compressor
+    from llava_fwd2bot.fill import fill
 
     for n in range(12):
         Image.new("RGB", (20, 20), (20 * n, 0, 0)).save(photos / f"many-{n:02d}.png")
