@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -88,3 +89,17 @@ def test_twin_shares_weights_but_no_adapters(monkeypatch):
     assert not hasattr(base, "fwd2bot") and not any("lora" in name for name in dict(base.named_parameters()))
     kept = {name.replace(".base_layer", ""): p for name, p in model.named_parameters()}
     assert all(kept[name] is parameter for name, parameter in names.items())
+
+
+def test_what_a_cache_costs(on_disk, processor, tmp_path, monkeypatch):
+    """The script that states the cost of a cache fills one for real, in every round."""
+    pytest.importorskip("lancedb")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import bench_fill
+
+    on_disk.save_pretrained(tmp_path / "m", processor=processor)
+    for i in range(3):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    found = bench_fill.measure(str(tmp_path / "m"), [str(tmp_path)], "int4", rounds=2, batch_size=2)
+    assert found["images"] == 3 and all(len(rounds) == 2 for rounds in found["seconds"].values())
+    assert all(math.isfinite(x) and x > 0 for x in numbers(found["fill_over_model"]))

@@ -1,0 +1,85 @@
+"""What a cache costs beside the model itself when images are compressed.
+
+    python scripts/bench_fill.py --model smol-llava --images photos/ --output eval/results/cache_fill.json
+
+Round by round, on the same images in the same process: `fill` into a new cache (reading, hashing, the model, the codec,
+commits); the same reading and model with nothing kept; and the model alone, on images that are prepared already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from llava_fwd2bot import load_fwd2bot
+from llava_fwd2bot.cache import SummaryCache
+from llava_fwd2bot.cache_format import CacheSettings
+from llava_fwd2bot.codecs import CODECS
+from llava_fwd2bot.compress import find_images
+from llava_fwd2bot.compressor import Compressor
+from llava_fwd2bot.config import write_json
+from llava_fwd2bot.eval.measure import environment, ratio
+from llava_fwd2bot.fill import fill
+
+
+def measure(model_name: str, given: list[str], codec: str, rounds: int, batch_size: int) -> dict[str, object]:
+    images, _ = find_images(given)
+    compressor = Compressor(*load_fwd2bot(model_name), batch_size=batch_size)
+    prepared = [compressor.prepare(path)[0] for path in images.values()]
+    pooling = compressor.model.fwd2bot_config.pooling
+    settings = CacheSettings("f" * 64, compressor.k, compressor.words.shape[1], codec, pooling)
+    seconds: dict[str, list[float]] = {"fill": [], "nothing kept": [], "model": []}
+
+    def lap(name: str, start: float) -> None:
+        seconds[name].append(time.perf_counter() - start)
+
+    for at in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            cache = SummaryCache.create(Path(folder) / "a.cache", settings)
+            start = time.perf_counter()
+            fill(cache, images, compressor)
+            lap("fill", start)
+        start = time.perf_counter()
+        for _ in compressor.each(images):
+            pass
+        lap("nothing kept", start)
+        start = time.perf_counter()
+        compressor(prepared)
+        lap("model", start)
+        if at == 0:  # the first round opens files and fills the allocator
+            for values in seconds.values():
+                values.clear()
+
+    return {
+        "images": len(images),
+        "fill_over_model": ratio(seconds["fill"], seconds["model"]),
+        "fill_over_nothing_kept": ratio(seconds["fill"], seconds["nothing kept"]),
+        "seconds": {name: [round(x, 3) for x in values] for name, values in seconds.items()},
+        **environment(compressor.model.device),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smol-llava")
+    parser.add_argument("--images", nargs="+", required=True)
+    parser.add_argument("--codec", default="int8", choices=list(CODECS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    found = {
+        **measure(args.model, args.images, args.codec, args.rounds, args.batch_size),
+        "codec": args.codec,
+        "batch_size": args.batch_size,
+    }
+    print(json.dumps(found))
+    if args.output:
+        write_json(args.output, found)
+
+
+if __name__ == "__main__":
+    main()
