@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     score = commands.add_parser("score", help="score answers that exist, in a benchmark's official formats")
     score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="which benchmark")
     score.add_argument("--answers", nargs="+", required=True, type=Path, metavar="FILE", help="LLaVA's answers file(s)")
-    told = "; ".join(f"{name}: {entry[2]}" for name, entry in scorers.SCORERS.items())
+    told = "; ".join(f"{name}: {entry[2] or 'none'}" for name, entry in scorers.SCORERS.items())
     score.add_argument("--ground-truth", type=Path, metavar="PATH", help=told)
     score.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, for pope and vizwiz")
     score.add_argument(
@@ -262,7 +262,7 @@ def _score(args: argparse.Namespace) -> None:
     function = scorers.scorer(args.benchmark)
     _, _, truth, needs_questions = scorers.SCORERS[args.benchmark]
     given: dict[str, Any] = {}
-    for name, needed in (("ground_truth", not truth.startswith("none")), ("questions", needs_questions)):
+    for name, needed in (("ground_truth", truth is not None), ("questions", needs_questions)):
         value = getattr(args, name)
         if needed and value is None:
             raise ValueError(

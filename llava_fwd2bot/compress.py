@@ -31,6 +31,8 @@ from .compressor import Compressor
 from .config import CONFIG_NAME
 from .version import __version__
 
+SPELLED = 50_000  # ids among which the likeliest is looked for
+
 
 def fingerprint_of(checkpoint: str | os.PathLike) -> str:
     """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
@@ -253,6 +255,7 @@ def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, 
         if entry["id"] == name:
             return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"
     close = [k for k in known if name and k.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
-    close = list(dict.fromkeys([*close, *difflib.get_close_matches(name, known)]))[:3]
+    alike = difflib.get_close_matches(name, known) if len(known) <= SPELLED else []  # it takes 10 s for a million
+    close = list(dict.fromkeys([*close, *alike]))[:3]
     hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
     return f"{path} has no id {name!r}. {hint}"

@@ -1,4 +1,8 @@
 #!/usr/bin/env bash
-# One command on a fresh machine: installs, builds a small LLaVA, fine-tunes it with one extra flag, compresses, answers,
-# searches, and prints a table. About ten minutes on two cores. Everything is under ./quickstart.
-exec bash "$(dirname "$0")/train_easy_vqa.sh" --work quickstart "$@"
+# One command on a fresh machine: installs, puts a small LLaVA of real parts together, compresses photographs, answers and
+# searches from their summaries, and fine-tunes with one extra flag. Ten minutes on two cores. Everything is under ./quickstart.
+set -euo pipefail
+. "$(dirname "$0")/install.sh" quickstart
+# waiting threads that spin would steal the core of whatever else runs here
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+python scripts/smol_quickstart.py "$@"

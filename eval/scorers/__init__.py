@@ -14,8 +14,8 @@ from typing import Any
 
 from llava_fwd2bot.data import read_records
 
-# name → (module, function, what --ground-truth is, whether --questions is needed)
-SCORERS = {
+# name → (module, function, what --ground-truth is (None: it takes none), whether --questions is needed)
+SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "pope": ("pope", "pope", "the folder of coco_pope_*.json", True),
     "textvqa": ("vqa", "textvqa", "TextVQA_0.5.1_val.json", False),
     "vqav2": ("vqa", "vqav2", "v2_mscoco_val2014_annotations.json", False),
@@ -25,7 +25,7 @@ SCORERS = {
     "scienceqa": ("choices", "scienceqa", "the folder of problems.json and pid_splits.json", False),
     "seed": ("choices", "seed", "SEED-Bench.json", False),
     "mmbench": ("choices", "mmbench", "mmbench_dev_20230712.tsv, or another with answers", False),
-    "mmvet": ("mmvet", "mmvet", "none: what is written is for its own scorer, which asks GPT-4", False),
+    "mmvet": ("mmvet", "mmvet", None, False),  # what is written is for its own scorer, which asks GPT-4
 }
 
 
