@@ -18,6 +18,7 @@ sugarcrepe 426 pairs of a true caption and a false one: how often the true one i
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.config import read_json, write_text
 from llava_fwd2bot.data import read_records
 from llava_fwd2bot.smol import instructions as make
 
@@ -183,7 +184,10 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
         else:
             found = search(reader, images, texts, task, k, asked_of)
         seconds = round(time.perf_counter() - start, 1)
-        write_json(result_file(work, method, task, k), {"task": task, "k": k, "seconds": seconds, **about, **found})
+        found["items"] = [round(x, 5) if x % 1 else int(x) for x in found["items"]]
+        # on one line: there are many such files, and they are kept
+        result = json.dumps({"task": task, "k": k, "seconds": seconds, **about, **found}, ensure_ascii=False)
+        write_text(result_file(work, method, task, k), result + "\n")
         print(f"{method} {task} k={k or 'dense'}: {found['figures']} ({seconds} s)", flush=True)
 
 

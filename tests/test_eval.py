@@ -11,6 +11,7 @@ from conftest import DENSE, SIZE, settings, shake, toy_base
 from PIL import Image
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, bottleneck, load_fwd2bot
+from llava_fwd2bot.config import write_json
 from llava_fwd2bot.eval import metrics, search, smol, smol_report
 from llava_fwd2bot.eval.readers import BaseReader, KeyValueReader, PooledReader, PrunedReader, SummaryReader
 from llava_fwd2bot.eval.rivals import KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
@@ -261,6 +262,6 @@ def test_results_of_other_items_are_not_mixed(tmp_path, second):
             "figures": {"t2i_r1": 0.5},
             "items": [1, 0],
         }
-        smol.write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
+        write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
     with pytest.raises(ValueError, match="different --limit"):
         smol_report.read_results(tmp_path)
