@@ -59,6 +59,7 @@ setup(
             # what lmms-eval needs for a task of texts; the package itself, with its fifty others, comes by itself
             *"datasets evaluate httpx jsonlines loguru numexpr python-dotenv pytablewriter sacrebleu".split(),
             *"scikit-learn sympy tenacity".split(),
+            "scikit-image>=0.22",  # photographs
         ],
     },
     entry_points={
