@@ -25,6 +25,7 @@ from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.conversation import ConversationFormatter, needs_bos
 from llava_fwd2bot.load import base_source
 
+from .generate import contiguous_head
 from .rivals import RIVALS, KeyValueLlava, PooledLlava
 
 PRUNING_LAYER = 2  # FastV's
@@ -65,7 +66,8 @@ class BaseReader:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
         for at in range(0, len(order), batch_size):
             part = order[at : at + batch_size]
-            new = self._generate(state[[owner[i] for i in part]], [questions[i] for i in part], k, max_new_tokens)
+            with contiguous_head(self.model):
+                new = self._generate(state[[owner[i] for i in part]], [questions[i] for i in part], k, max_new_tokens)
             texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
             yield part, [text.strip() for text in texts]
 

@@ -13,6 +13,7 @@ from PIL import Image
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, bottleneck, load_fwd2bot
 from llava_fwd2bot.config import write_json
 from llava_fwd2bot.eval import metrics, search, smol, smol_report
+from llava_fwd2bot.eval.generate import contiguous_head
 from llava_fwd2bot.eval.readers import BaseReader, KeyValueReader, PooledReader, PrunedReader, SummaryReader
 from llava_fwd2bot.eval.rivals import KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
 
@@ -265,3 +266,16 @@ def test_results_of_other_items_are_not_mixed(tmp_path, second):
         write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
     with pytest.raises(ValueError, match="different --limit"):
         smol_report.read_results(tmp_path)
+
+
+def test_the_head_of_a_batch_is_given_rows_that_lie_together(model):
+    """A strided slice makes a CPU copy the head for each row in bfloat16; the hook is gone afterwards."""
+    head, seen = model.get_output_embeddings(), []
+    watch = head.register_forward_hook(lambda _, given, out: seen.append(given[0].is_contiguous()))
+    states = torch.randn(3, 5, head.weight.shape[1])[:, -1:]
+    with contiguous_head(model):
+        inside = head(states)
+    outside = head(states)
+    watch.remove()
+    assert seen == [True, False]
+    torch.testing.assert_close(inside, outside)
