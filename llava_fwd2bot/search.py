@@ -81,7 +81,7 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
     """Writes one HTML page with a small picture of each hit within it; one whose file is gone is a named frame."""
     cards = []
     for rank, hit in enumerate(hits, 1):
-        picture = _thumbnail(hit["source"])
+        picture = thumbnail(hit["source"])
         shown = (
             f'<img alt="{html.escape(hit["id"])}" src="data:image/jpeg;base64,{picture}">'
             if picture
@@ -106,7 +106,8 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
     return path
 
 
-def _thumbnail(source: str) -> str | None:
+def thumbnail(source: str) -> str | None:
+    """A small picture of a file as a JPEG in base64, for pages that carry all with them; None where it is gone."""
     try:
         picture = open_image(source)
     except ImageError:

@@ -8,6 +8,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.search import thumbnail
+
 Example = tuple[Path, list[tuple[str, str, str, str]]]  # picture; question, truth, base's answer, ours
 
 STYLE = """
@@ -16,7 +18,8 @@ table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .9re
 th { border-bottom: 2px solid #444 } td { border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-.card { border: 1px solid #ddd; border-radius: .5rem; padding: .8rem; font-size: .9rem } .card img { width: 6rem }
+.card { border: 1px solid #ddd; border-radius: .5rem; padding: .8rem; font-size: .9rem }
+.card img { min-width: 6rem; max-width: 100%; max-height: 11rem }
 .card p { margin: .4rem 0 } .wrong { color: #b00020 } .note { color: #555 } img.plot { max-width: 100% }
 """
 
@@ -85,15 +88,14 @@ def write_html(
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     cards = []
     for picture, lines in examples:
-        image = base64.b64encode(picture.read_bytes()).decode()
         said = "".join(
             f"<p>{html.escape(question)}<br><b class='{'' if ours == truth or not truth else 'wrong'}'>"
             f"{html.escape(ours)}</b> <span class='note'>(base: {html.escape(base)}"
             f"{f'; truth: {html.escape(truth)}' if truth else ''})</span></p>"
             for question, truth, base, ours in lines
         )
-        kind = "png" if picture.suffix == ".png" else "jpeg"
-        cards.append(f"<div class='card'><img src='data:image/{kind};base64,{image}' alt=''>{said}</div>")
+        image = f"<img src='data:image/jpeg;base64,{thumbnail(str(picture))}' alt=''>"
+        cards.append(f"<div class='card'>{image}{said}</div>")
     notes = "".join(f"<p class='note'>{html.escape(line)}</p>" for line in summary_lines(report))
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{about["title"]}</title><style>{STYLE}</style>

@@ -5,7 +5,7 @@
 #     bash scripts/train_smol_llava.sh DATA [WORK [rivals]]
 #
 # DATA holds flickr8k/{train,dev}.jsonl and daquar/train.jsonl with their images (see eval/smol_splits.py). A stopped run goes on where it was.
-# Two CPU cores take about six hours, and as long for the rivals: two processes of one thread each do more than one process of two. On a GPU set
+# Two CPU cores take four to six hours, and two for the rivals: two processes of one thread each do more than one process of two. On a GPU set
 # PROCESSES=1 THREADS=8 DEVICE_ARGS="--per_device_train_batch_size 32".
 set -euo pipefail
 data=$(realpath "$1") work=$(realpath -m "${2:-smol-work}")
@@ -41,14 +41,18 @@ train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stag
     --max_steps 1000
 python scripts/pack_smol_llava.py base "$work/stage2b"
 
-# 3. Fwd2Bot, on the same mix; eval/results/recipe.md says what each of these settings gave
-answers=(--data_path "$work/data/stage2.json" --fwd2bot_answer_weight 0.5 --fwd2bot_distill_weight 2)
+# 3. Fwd2Bot, on the same mixes; eval/results/recipe.md says what each of these settings gave
+weights=(--fwd2bot_answer_weight 0.5 --fwd2bot_distill_weight 2)
+answers=(--data_path "$work/data/stage2.json" "${weights[@]}")
 captions=(--fwd2bot_caption_data "$work/data/captions.json")
 nested=(--fwd2bot 16 --fwd2bot_nested_k 1,2,4,8,16)
 residual=(--fwd2bot_residual average --fwd2bot_pooling first)
 method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --summary_lr 1e-2
     --group_by_modality_length True --per_device_train_batch_size 12)
-train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 600 --save_steps 25
+train fwd2bot-first "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 300
+train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${weights[@]}" "${captions[@]}" --max_steps 240 \
+    --model_name_or_path "$work/fwd2bot-first" --data_path "$work/data/stage2b.json" --seed 1 \
+    --learning_rate 6e-4 --summary_lr 5e-3 --warmup_steps 10
 python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
 [ "${3:-}" = rivals ] || exit 0
 
@@ -57,7 +61,7 @@ short() { # NAME METHOD ARGUMENTS…
     local name=$1
     MODULE="llava_fwd2bot.eval.rivals $2"
     shift 2
-    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-150}" "$@"
+    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-75}" "$@"
 }
 both=("${nested[@]}" "${answers[@]}" "${captions[@]}")
 alone=("${nested[@]}" "${answers[@]}" --fwd2bot_contrastive_weight 0)
