@@ -87,6 +87,8 @@ def open_checkpoint(
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
         quantization.llm_int8_skip_modules = list(host.quantization_skip)
     model = host.load_base(source, **loading)
+    if base is None and is_smol(settings["base"]["name_or_path"]):
+        model.name_or_path = settings["base"]["name_or_path"]  # saved again it must not name a cache's folder
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
     check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
     load_weights(model, path)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from llava_fwd2bot import register, smol
+from llava_fwd2bot import load, register, smol
+from llava_fwd2bot.checkpoint import read_checkpoint
 from llava_fwd2bot.eval import smol_splits
 from llava_fwd2bot.smol import build, tower
 from llava_fwd2bot.smol import instructions as make
@@ -186,3 +187,13 @@ def test_a_version_without_its_trained_files_says_so(tmp_path, monkeypatch):
     for ask in (smol.checkpoint_folder, smol.base_folder):
         with pytest.raises(FileNotFoundError, match="scripts/train_smol_llava.sh does so"):
             ask()
+
+
+def test_a_checkpoint_trained_further_still_names_smol_llava(on_disk, base_dir, processor, tmp_path, monkeypatch):
+    """Not the folder of the cache where the base was put together: that is on one machine alone."""
+    monkeypatch.setattr(load, "base_folder", lambda: base_dir)
+    on_disk.name_or_path = smol.NAME
+    for name in ("first", "second"):
+        on_disk.save_pretrained(tmp_path / name, processor=processor)
+        assert read_checkpoint(tmp_path / name)["base"]["name_or_path"] == smol.NAME
+        on_disk, _ = load.load_fwd2bot(tmp_path / name)
