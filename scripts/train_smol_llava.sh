@@ -61,7 +61,8 @@ short() { # NAME METHOD ARGUMENTS…
     local name=$1
     MODULE="llava_fwd2bot.eval.rivals $2"
     shift 2
-    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-75}" "$@"
+    # some have parameters that take no part: a second adapter, a temperature
+    train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-60}" --ddp_find_unused_parameters True "$@"
 }
 both=("${nested[@]}" "${answers[@]}" "${captions[@]}")
 alone=("${nested[@]}" "${answers[@]}" --fwd2bot_contrastive_weight 0)
