@@ -67,6 +67,8 @@ def _plot(log: list[dict[str, Any]]) -> str:
     for name in ("answer_loss", "contrastive_loss"):
         left.plot(steps, [entry.get(name) for entry in log], label=name.replace("_", " "))
     left.set(xlabel="step", ylabel="loss", yscale="log", title="Losses of the fine-tune")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
     left.legend(frameon=False)
     right.plot(steps, [entry.get("retrieval_accuracy") for entry in log], color="tab:green")
     right.set(xlabel="step", ylim=(0, 1), title="Retrieval accuracy within the batch")
