@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.config import read_json, write_json, write_text
 from llava_fwd2bot.version import __version__
 
 from .metrics import bootstrap
@@ -33,6 +33,16 @@ TITLES = {
     "sugarcrepe": "SugarCrepe (426)",
 }
 ORDER = ("base", "fwd2bot", "shared", "pool", "query", "kv", "prune", "mean", "last")
+HEAD = """# smol-llava: the base, Fwd2Bot, and the field's other ways to make k tokens of an image
+
+Made by `python -m llava_fwd2bot.eval.smol`. In brackets the 95 % interval, by bootstrap over the items; the percentage
+is what is kept of the base's figure. `fwd2bot` is the checkpoint in the package (540 steps of 24 rows); all others had
+60 steps of 24 rows of the same data (`scripts/train_smol_llava.sh DATA WORK rivals`): `fwd2bot-short` with both losses,
+`fwd2bot-answer` and `fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain`
+without our residual; `pool`, `query` and `kv` with answer loss and distillation, `mean` and `last` with the contrastive
+loss. eval/rivals.py says what each is.
+
+"""
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, k
 
 
@@ -158,5 +168,5 @@ def report(work: Path, output: Path) -> None:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output.with_suffix(".json"), {**about, "results": rows})
-    output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    write_text(output.with_suffix(".md"), HEAD + markdown(rows))
     picture(rows, output.with_suffix(".png"))
