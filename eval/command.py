@@ -11,8 +11,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.cli import model_options
 from llava_fwd2bot.config import write_json
+from llava_fwd2bot.options import checked, load_model, model_options, quantisation
 from llava_fwd2bot.version import __version__
 
 from . import scorers
@@ -128,7 +128,6 @@ def _evaluate(
         run: (encoder, ks) → (the result, what each item adds to it).
         show: the result as text; default: its rows as a table.
     """
-    from llava_fwd2bot.cli import checked, load_model, quantisation
     from llava_fwd2bot.compress import fingerprint_of
 
     from .encode import Encoder

@@ -9,6 +9,8 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from .options import checked, load_model, quantisation
+
 DEFAULT_CODEC = "float16"
 
 
@@ -97,7 +99,6 @@ def _lines(found: dict[str, Any]) -> str:
 def run_search(args: argparse.Namespace) -> None:
     from . import search as finder
     from .cache import SummaryCache
-    from .cli import checked, load_model
     from .compress import fingerprint_of
 
     if sum(x is not None for x in (args.text, args.image, args.id)) != 1:
@@ -148,7 +149,6 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     """`fwd2bot compress --cache`: the figures of the run."""
     from .cache import SummaryCache
     from .cache_format import CacheSettings
-    from .cli import checked, load_model, quantisation
     from .compress import find_images, fingerprint_of
     from .compressor import Compressor
     from .config import CONFIG_NAME, read_json
@@ -208,7 +208,6 @@ def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str
     """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
     from . import search as finder
     from .cache import SummaryCache
-    from .cli import load_model
     from .compress import fingerprint_of
 
     cache = SummaryCache.open(args.cache, fingerprint_of(path))

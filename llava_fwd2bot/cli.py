@@ -10,15 +10,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from .cache_cli import add_cache, add_search, compress_into_cache, said, search_options
+from .options import checked, count, folder_of, load_model, model_options, number
 from .version import __version__
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 STORE_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -78,42 +78,6 @@ def _message(error: Exception) -> str | None:
 
 
 # ---------------------------------------------------------------------- arguments
-def _number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{name} of at least {least} is needed, not {text!r}")
-        return value
-
-    return convert
-
-
-_count = _number(int, 1, "a whole number")
-
-
-def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentParser:
-    """The options of every command that loads a model; `k`: with --k J; `required`: a cache cannot tell the model."""
-    options = argparse.ArgumentParser(add_help=False)
-    group = options.add_argument_group("model")
-    told = "the Fwd2Bot checkpoint: a folder or a hub name" + (
-        "" if required else "; default: the one that filled --cache"
-    )
-    group.add_argument("--model", required=required, metavar="CKPT", help=told)
-    group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
-    width = group.add_mutually_exclusive_group()
-    width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
-    width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
-    if k:
-        group.add_argument("--k", type=_count, metavar="J", help="use the first J summary tokens; default: all")
-    options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
-    return options
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fwd2bot", description="LLaVA with images condensed into a few summary tokens.", allow_abbrev=False
@@ -149,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, in the place of --image")
     ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
     ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
-    search_options(ask, _count, top=5)
-    ask.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="default: 128")
-    at_least_0 = _number(float, 0, "a number")
+    search_options(ask, count, top=5)
+    ask.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
+    at_least_0 = number(float, 0, "a number")
     ask.add_argument(
         "--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): always the likeliest"
     )
@@ -164,21 +128,21 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
     target.add_argument("--cache", metavar="PATH", help="the cache to make or to bring up to date")
     compress.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    compress.add_argument("--batch-size", type=_count, default=8, metavar="N", help="default: 8")
-    compress.add_argument("--max-pixels", type=_count, metavar="N", help="skip larger images; default: 178,956,970")
+    compress.add_argument("--batch-size", type=count, default=8, metavar="N", help="default: 8")
+    compress.add_argument("--max-pixels", type=count, metavar="N", help="skip larger images; default: 178,956,970")
     compress.add_argument(
         "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
     )
     group = compress.add_argument_group("with --cache")
     group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
-    group.add_argument("--workers", type=_count, metavar="N", help="threads that read images; default: up to 4")
+    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: up to 4")
     group.add_argument("--retry", action="store_true", help="read again what could not be used before")
     group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
-    every = _number(float, 0.1, "a number of seconds")
+    every = number(float, 0.1, "a number of seconds")
     group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
     compress.set_defaults(run=_compress, parser=compress)
 
-    add_search(commands, {"parents": [model_options(k=False, required=False)], "allow_abbrev": False}, _count)
+    add_search(commands, {"parents": [model_options(k=False, required=False)], "allow_abbrev": False}, count)
     add_cache(commands)
     return parser
 
@@ -204,64 +168,6 @@ def _images_and_question(args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------- commands
-def folder_of(name: str) -> Path:
-    from .load import local_folder
-
-    try:
-        return local_folder(name, {})
-    except (ValueError, OSError) as error:  # the hub's own words leave out that no such folder is here
-        raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
-
-
-def checked(name: str, *ks: int | None) -> tuple[Path, int]:
-    """The checkpoint's folder and its k, once what costs nothing to check is checked: it is one, and each --k fits."""
-    from .checkpoint import read_checkpoint
-
-    path = folder_of(name)
-    most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
-    if not all(k is None or 1 <= k <= most for k in ks):
-        raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
-    return path, most
-
-
-def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
-    """(model, processor) on the device and in the precision asked for."""
-    import torch
-
-    from .config import read_json
-    from .load import load_fwd2bot
-
-    device = _device(args.device)
-    loading: dict[str, Any] = {"dtype": "auto" if args.dtype == "auto" else getattr(torch, args.dtype)}
-    if not (args.load_4bit or args.load_8bit):
-        model, processor = load_fwd2bot(path, args.base, **loading)
-        return model.to(device), processor
-    loading["device_map"] = {"": device}
-    if args.load_4bit:
-        if args.dtype == "auto":  # bitsandbytes computes in float32 unless it is told
-            loading["dtype"] = getattr(torch, str(read_json(path / "config.json").get("dtype") or "float16"))
-    return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
-
-
-def quantisation(args: argparse.Namespace) -> str | None:
-    """The width that --load-4bit or --load-8bit asks for, as caches and results name it."""
-    return "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
-    return device
-
-
 def _info(args: argparse.Namespace) -> None:
     from .info import describe, render
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import check_base, load_weights, read_checkpoint
+from .checkpoint import load_weights, read_checkpoint
 from .config import CONFIG_NAME
+from .fingerprint import check_base
 from .hosts import host_class, install
 from .smol import base_folder, checkpoint_folder, is_smol
 

@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, path: str, loading: dict[str, Any], k: int, batch_size: int, max_pixels: int | None, known: Any):
         from argparse import Namespace
 
-        from .cli import load_model
+        from .options import load_model
 
         self.known = known
         self.compressor = Compressor(*load_model(Path(path), Namespace(**loading)), k, batch_size, max_pixels)
@@ -80,7 +80,7 @@ def fill_by_ray(
     """Brings `cache` up to date with `images` by Ray; see `fill.fill`.
 
     Args:
-        path: the checkpoint. loading: what `cli.load_model` reads: base, device, dtype, load_4bit, load_8bit.
+        path: the checkpoint. loading: what `options.load_model` reads: base, device, dtype, load_4bit, load_8bit.
         actors: default: one per GPU of the cluster, or one where there is none.
     """
     try:
