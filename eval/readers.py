@@ -167,7 +167,11 @@ class SummaryReader(BaseReader):
 
     @torch.inference_mode()
     def text_states(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Summaries of texts, [texts, K, D]; their first k rows are the summaries for k."""
+        """Summaries of texts, [texts, K, D]; their first k rows are the summaries for k.
+
+        Where the first token is the vector it alone is made, [texts, 1, D]: texts are searched with, not answered from.
+        """
+        most = 1 if self.model.fwd2bot_config.pooling == "first" else None
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: list[Tensor] = [torch.empty(0)] * len(texts)
         for at in range(0, len(order), batch_size):
@@ -179,7 +183,8 @@ class SummaryReader(BaseReader):
                 padding_side="right",
                 add_special_tokens=False,
             )
-            for i, summary in zip(part, self.model.compress_text(ids["input_ids"], ids["attention_mask"]), strict=True):
+            made = self.model.compress_text(ids["input_ids"], ids["attention_mask"], num_tokens=most)
+            for i, summary in zip(part, made, strict=True):
                 found[i] = summary
         return torch.stack(found)
 
