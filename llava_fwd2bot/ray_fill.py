@@ -20,7 +20,8 @@ from .cache import SummaryCache
 from .compressor import Compressor
 from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, skip, too_large
 
-KNOWN, ABSENT = "known", "absent: "  # of a row's reason: its content is in the cache already; it cannot be reached
+# what became of a row: compressed; its content is in the cache already; the file cannot be reached; it is no use
+MADE, KNOWN, ABSENT, BAD = "made", "known", "absent", "bad"
 
 
 class Worker:
@@ -36,22 +37,23 @@ class Worker:
         self.shape = (k, self.compressor.words.shape[1])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Adds sha256, width, height, reason ("" where all is well), summary [M, k, D], embedding [M, D]."""
+        """Adds sha256, width, height, state, reason (of ABSENT and BAD), summary [M, k, D], embedding [M, D]."""
         count = len(batch["id"])
-        sums, sizes, reasons, prepared, places = [""] * count, np.zeros((count, 2), np.int32), [""] * count, [], []
+        sums, sizes, prepared, places = [""] * count, np.zeros((count, 2), np.int32), [], []
+        states, reasons = [MADE] * count, [""] * count
         for i, name in enumerate(map(str, batch["path"])):
             found = digest_of(Path(name))
             if isinstance(found, OSError):
-                reasons[i] = f"{ABSENT}{name}: {found.strerror}"
+                states[i], reasons[i] = ABSENT, f"{name}: {found.strerror}"
                 continue
             sums[i] = found
             if found in self.known:
-                reasons[i] = KNOWN
+                states[i] = KNOWN
                 continue
             try:
                 pixels, sizes[i] = self.compressor.prepare(Path(name))
             except (ValueError, OSError) as error:
-                reasons[i] = str(error)
+                states[i], reasons[i] = BAD, str(error)
                 continue
             prepared.append(pixels)
             places.append(i)
@@ -60,8 +62,9 @@ class Worker:
         if prepared:
             made: tuple[Tensor, Tensor] = self.compressor(prepared)
             summary[places], vectors[places] = (x.float().numpy() for x in made)
-        own = {"sha256": np.array(sums), "width": sizes[:, 0], "height": sizes[:, 1], "reason": np.array(reasons)}
-        return {**batch, **own, "summary": summary, "embedding": vectors}
+        own = {"sha256": np.array(sums), "state": np.array(states), "reason": np.array(reasons)}
+        size = {"width": sizes[:, 0], "height": sizes[:, 1]}
+        return {**batch, **own, **size, "summary": summary, "embedding": vectors}
 
 
 def fill_by_ray(
@@ -115,21 +118,22 @@ def _commit(
     cache: SummaryCache, batch: dict[str, np.ndarray], by_id: dict[str, SourceImage], result: Filled, bar: tqdm
 ) -> None:
     images = [by_id[str(name)] for name in batch["id"]]
-    reasons = [str(reason) for reason in batch["reason"]]
+    states, reasons = ([str(value) for value in batch[name]] for name in ("state", "reason"))
     digests = {image.id: str(digest) for image, digest in zip(images, batch["sha256"], strict=True)}
     summary, vectors = (torch.from_numpy(np.array(batch[name])) for name in ("summary", "embedding"))
     sizes = list(zip(batch["width"].tolist(), batch["height"].tolist(), strict=True))
-    known = [image for image, reason in zip(images, reasons, strict=True) if reason == KNOWN]
-    result.renamed += len(found_again(cache, known, digests, set(by_id)))
     for i, image in enumerate(images):
-        if not reasons[i] and not fits(cache, summary[i]):
-            reasons[i] = too_large(cache, image.path)
-    good = [i for i, reason in enumerate(reasons) if not reason]
+        if states[i] == MADE and not fits(cache, summary[i]):
+            states[i], reasons[i] = BAD, too_large(cache, image.path)
+
+    def those(state: str) -> list[int]:
+        return [i for i, own in enumerate(states) if own == state]
+
+    result.renamed += len(found_again(cache, [images[i] for i in those(KNOWN)], digests, set(by_id)))
+    good = those(MADE)
     about = [images[i].about(digests[images[i].id], sizes[i]) for i in good]
     cache.add([images[i].id for i in good], summary[good], vectors[good], about)
     result.compressed += len(good)
-    told = [(image, reason) for image, reason in zip(images, reasons, strict=True) if reason not in ("", KNOWN)]
-    absent = [image.skipped(reason.removeprefix(ABSENT)) for image, reason in told if reason.startswith(ABSENT)]
-    bad = [image.skipped(reason) for image, reason in told if not reason.startswith(ABSENT)]
+    absent, bad = ([images[i].skipped(reasons[i]) for i in those(state)] for state in (ABSENT, BAD))
     skip(cache, result, absent, bad, bar)
     bar.update(len(images))

@@ -17,6 +17,7 @@ pytest.importorskip("lancedb")
 from llava_fwd2bot.cache import SummaryCache  # noqa: E402
 from llava_fwd2bot.cache_format import CacheSettings  # noqa: E402
 from llava_fwd2bot.cache_tools import verify  # noqa: E402
+from llava_fwd2bot.checkpoint import read_checkpoint  # noqa: E402
 from llava_fwd2bot.compress import find_images, fingerprint_of  # noqa: E402
 from llava_fwd2bot.ray_fill import Worker, fill_by_ray  # noqa: E402
 
@@ -44,6 +45,32 @@ class Mortal(Worker):
         return super().__call__(batch)
 
 
+class Robbed(Worker):
+    """A file goes away between the list and the reading."""
+
+    def __call__(self, batch):
+        for path in batch["path"]:
+            if Path(path).name == "gone.png":
+                Path(path).unlink()
+        return super().__call__(batch)
+
+
+def test_a_file_that_goes_away_is_told_and_comes_again(checkpoint, tmp_path):
+    """It is no broken picture: nothing of it is kept, and the next run asks for it again."""
+    for name in ("here.png", "gone.png"):
+        Image.new("RGB", (20, 20), (len(name), 5, 5)).save(tmp_path / name)
+    images, _ = find_images([str(tmp_path)])
+    cache = SummaryCache.create(tmp_path / "ray.cache", settings_of(checkpoint))
+    done = fill_by_ray(cache, images, checkpoint, LOADING, worker=Robbed)
+    assert done.compressed == 1 and "gone.png: No such file" in done.skipped[0]["reason"]
+    assert [row["id"] for row in cache.about(["id"])] == ["here.png"]
+
+
+def settings_of(checkpoint) -> CacheSettings:
+    size = read_checkpoint(checkpoint)["base"]["fingerprint"]["hidden_size"]
+    return CacheSettings(fingerprint_of(checkpoint), 4, size, "float16", "mean")
+
+
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(checkpoint, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -51,13 +78,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(checkpoint, tmp_path)
         Image.new("RGB", (20, 20), (20 * n, 5, 5)).save(folder / f"{n:02d}.png")
     (folder / "bad.png").write_text("no picture")
     images, _ = find_images([str(folder)])
-    from llava_fwd2bot import load_fwd2bot
-
-    model, _ = load_fwd2bot(checkpoint)
-    settings = CacheSettings(
-        fingerprint_of(checkpoint), 4, model.get_input_embeddings().weight.shape[1], "float16", "mean"
-    )
-    cache = SummaryCache.create(tmp_path / "ray.cache", settings)
+    cache = SummaryCache.create(tmp_path / "ray.cache", settings_of(checkpoint))
     done = fill_by_ray(cache, images, checkpoint, LOADING, batch_size=3, chunk=4, worker=Mortal)
     assert (folder / "killed").exists()
     assert done.compressed == 12 and [entry["id"] for entry in done.skipped] == ["bad.png"]
