@@ -86,7 +86,8 @@ class QueryLlava(_ImagesAlone):
         )
 
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
-        return self.fwd2bot.resampler(torch.stack(dense).float(), k)
+        resampler = self.fwd2bot.resampler
+        return resampler(torch.stack(dense).to(resampler.queries.dtype), k)
 
 
 class KeyValueLlava(_ImagesAlone):
@@ -135,12 +136,14 @@ class MeanPooledLlava(Fwd2BotLlava):
 
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         if prompt_ids is not self.fwd2bot.text_prompt_ids:
-            return self.fwd2bot.image_head(torch.stack([v.float().mean(0) for v in contexts]))[:, None]  # [M, 1, D]
+            head, means = self.fwd2bot.image_head, torch.stack([v.float().mean(0) for v in contexts])
+            return head(means.to(head.weight.dtype))[:, None]  # [M, 1, D]
         with self._stages.use(None), torch.no_grad():
             rows = pad_sequence(contexts, batch_first=True)
             hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state.float()
+        head = self.fwd2bot.text_head
         means = torch.stack([h[: len(c)].mean(0) for h, c in zip(hidden, contexts, strict=True)])
-        return self.fwd2bot.text_head(means)[:, None]
+        return head(means.to(head.weight.dtype))[:, None]
 
 
 class LastTokenLlava(Fwd2BotLlava):

@@ -14,8 +14,15 @@ from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, bottleneck, load_fwd2bot
 from llava_fwd2bot.config import write_json
 from llava_fwd2bot.eval import metrics, search, smol, smol_report
 from llava_fwd2bot.eval.generate import contiguous_head
-from llava_fwd2bot.eval.readers import BaseReader, KeyValueReader, PooledReader, PrunedReader, SummaryReader
-from llava_fwd2bot.eval.rivals import KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
+from llava_fwd2bot.eval.readers import (
+    BaseReader,
+    KeyValueReader,
+    PooledReader,
+    PrunedReader,
+    SummaryReader,
+    open_reader,
+)
+from llava_fwd2bot.eval.rivals import RIVALS, KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
 
 QUESTIONS = ["is there a dog", "what is in the picture and how many dogs are there", "a cat"]
 PIXELS = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -156,6 +163,19 @@ def test_rivals_train_and_come_back_from_disk(base_dir, processor, tmp_path, hos
     model.eval().save_pretrained(tmp_path / "m", processor=processor)
     again, _ = load_fwd2bot(tmp_path / "m", host=host)
     assert torch.equal(model.compress(pixels), again.compress(pixels))
+    # as the table opens it, in bfloat16
+    reader = open_reader(next(name for name, kind in RIVALS.items() if kind is host), tmp_path / "m")
+    assert torch.isfinite(reader.encode(pixels)).all()
+    if searches:
+        texts = reader.text_states(["a dog", "a cat"])
+        assert (reader.embed_images(texts, 1).norm(dim=1) - 1).abs().max() < 0.01
+    else:
+        assert (
+            len(
+                [text for _, said in reader.answer(reader.encode(pixels), [1, 0], QUESTIONS[:2], 2, 3) for text in said]
+            )
+            == 2
+        )
 
 
 def test_retrieval_counts_by_hand():
