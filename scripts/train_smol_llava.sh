@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Trains smol-llava as it is in this package: LLaVA's two stages, then Fwd2Bot by the one flag; with "rivals" also the
-# rivals and ablations of the table, each for the same short schedule.
+# rivals and ablations of the table, each for the same short schedule; with "rivals-only" those alone, on the base that is
+# in this package.
 #
-#     bash scripts/train_smol_llava.sh DATA [WORK [rivals]]
+#     bash scripts/train_smol_llava.sh DATA [WORK [rivals|rivals-only]]
 #
 # DATA holds flickr8k/{train,dev}.jsonl and daquar/train.jsonl with their images (see eval/smol_splits.py). A stopped run goes on where it was.
 # Two CPU cores take four to six hours, and two for the rivals: two processes of one thread each do more than one process of two. On a GPU set
@@ -27,21 +28,7 @@ train() { # NAME ARGUMENTS…: skipped when its result is there
 }
 
 python -m llava_fwd2bot.eval.smol_splits --data "$data" --output "$work/data"
-[ -e "$work/untrained/config.json" ] || python scripts/build_smol_llava.py --untrained --output "$work/untrained"
-
-# 1. the projector alone, on captions
-train stage1 --model_name_or_path "$work/untrained" --data_path "$work/data/stage1.json" --version plain \
-    --tune_mm_mlp_adapter True --learning_rate 2e-3 --per_device_train_batch_size 16 --max_steps 250
-
-# 2. projector and LoRA, on the mix of instructions
-train stage2 --model_name_or_path "$work/stage1" --data_path "$work/data/stage2.json" --lora_r 8 --lora_alpha 16 \
-    --lora_dropout 0 --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --num_train_epochs 1
-train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stage2" --data_path "$work/data/stage2b.json" \
-    --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --group_by_modality_length True \
-    --max_steps 1000
-python scripts/pack_smol_llava.py base "$work/stage2b"
-
-# 3. Fwd2Bot, on the same mixes; eval/results/recipe.md says what each of these settings gave
+# of Fwd2Bot; eval/results/recipe.md says what each of these settings gave
 weights=(--fwd2bot_answer_weight 0.5 --fwd2bot_distill_weight 2)
 answers=(--data_path "$work/data/stage2.json" "${weights[@]}")
 captions=(--fwd2bot_caption_data "$work/data/captions.json")
@@ -49,12 +36,30 @@ nested=(--fwd2bot 16 --fwd2bot_nested_k 1,2,4,8,16)
 residual=(--fwd2bot_residual average --fwd2bot_pooling first)
 method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --summary_lr 1e-2
     --group_by_modality_length True --per_device_train_batch_size 12)
-train fwd2bot-first "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 300
-train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${weights[@]}" "${captions[@]}" --max_steps 240 \
-    --model_name_or_path "$work/fwd2bot-first" --data_path "$work/data/stage2b.json" --seed 1 \
-    --learning_rate 6e-4 --summary_lr 5e-3 --warmup_steps 10
-python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
-[ "${3:-}" = rivals ] || exit 0
+
+if [ "${3:-}" != rivals-only ]; then
+    [ -e "$work/untrained/config.json" ] || python scripts/build_smol_llava.py --untrained --output "$work/untrained"
+
+    # 1. the projector alone, on captions
+    train stage1 --model_name_or_path "$work/untrained" --data_path "$work/data/stage1.json" --version plain \
+        --tune_mm_mlp_adapter True --learning_rate 2e-3 --per_device_train_batch_size 16 --max_steps 250
+
+    # 2. projector and LoRA, on the mix of instructions
+    train stage2 --model_name_or_path "$work/stage1" --data_path "$work/data/stage2.json" --lora_r 8 --lora_alpha 16 \
+        --lora_dropout 0 --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --num_train_epochs 1
+    train stage2b --model_name_or_path "$work/stage1" --lora_weight_path "$work/stage2" --data_path "$work/data/stage2b.json" \
+        --learning_rate 1e-3 --mm_projector_lr 5e-4 --per_device_train_batch_size 12 --group_by_modality_length True \
+        --max_steps 1000
+    python scripts/pack_smol_llava.py base "$work/stage2b"
+
+    # 3. Fwd2Bot, on the same mixes
+    train fwd2bot-first "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 300
+    train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${weights[@]}" "${captions[@]}" --max_steps 240 \
+        --model_name_or_path "$work/fwd2bot-first" --data_path "$work/data/stage2b.json" --seed 1 \
+        --learning_rate 6e-4 --summary_lr 5e-3 --warmup_steps 10
+    python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
+fi
+[[ "${3:-}" == rivals* ]] || exit 0
 
 # 4. rivals and ablations: as many rows for all. Those that make no vector of a text have the answer loss alone.
 short() { # NAME METHOD ARGUMENTS…
