@@ -111,7 +111,8 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
         base.update(trained="base", fingerprint=fingerprint(model))
     host = {**model.config.to_dict(), "model_type": type(model).config_class.model_type}
     host["architectures"] = [type(model).__name__]
-    host.pop("quantization_config", None)
+    for name in ("quantization_config", "_name_or_path"):  # of this loading; the base is named in CONFIG_NAME
+        host.pop(name, None)
     write_json(staging / "config.json", host)
     (staging / "README.md").write_text(_card(model, base), encoding="utf-8")
     hashes = {str(p.relative_to(staging)): file_hash(p) for p in sorted(staging.rglob("*.safetensors"))}

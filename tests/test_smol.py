@@ -196,4 +196,5 @@ def test_a_checkpoint_trained_further_still_names_smol_llava(on_disk, base_dir, 
     for name in ("first", "second"):
         on_disk.save_pretrained(tmp_path / name, processor=processor)
         assert read_checkpoint(tmp_path / name)["base"]["name_or_path"] == smol.NAME
+        assert not any(str(base_dir) in file.read_text() for file in (tmp_path / name).rglob("*.json"))
         on_disk, _ = load.load_fwd2bot(tmp_path / name)
