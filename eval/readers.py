@@ -8,7 +8,7 @@ Shapes: M images, Q questions, n dense tokens, k tokens in use, D hidden size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,19 +57,24 @@ class BaseReader:
         k: int,
         max_new_tokens: int,
         batch_size: int = 64,
-    ) -> Iterator[tuple[list[int], list[str]]]:
-        """Greedy answers, in batches of questions of similar length: (their places, their answers).
+        advance: Callable[[int], Any] | None = None,
+    ) -> list[str]:
+        """Greedy answers, in the order of the questions; those of similar length are answered in one batch.
 
         Args:
             state: of all images, [M, …]. owner: the image of each question.
+            advance: told after each batch how many more are answered.
         """
-        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        order, found = sorted(range(len(questions)), key=lambda i: len(questions[i])), [""] * len(questions)
         for at in range(0, len(order), batch_size):
             part = order[at : at + batch_size]
             with contiguous_head(self.model):
                 new = self._generate(state[[owner[i] for i in part]], [questions[i] for i in part], k, max_new_tokens)
-            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-            yield part, [text.strip() for text in texts]
+            for i, text in zip(part, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                found[i] = text.strip()
+            if advance is not None:
+                advance(len(part))
+        return found
 
     @torch.inference_mode()
     def _generate(self, state: Tensor, questions: list[str], k: int, max_new_tokens: int) -> Tensor:

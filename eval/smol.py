@@ -97,13 +97,9 @@ def answer(reader: BaseReader, images: Images, task: str, k: int, asked_of: Aske
     paths, owner, questions, truth = questions_of(task, asked_of)
     used = sorted(set(owner))
     state, place = images([paths[i] for i in used]), {i: n for n, i in enumerate(used)}
-    said = [""] * len(questions)
     with tqdm(total=len(questions), desc=f"{task} k={k or 'dense'}", unit="question") as bar:
         words = 30 if task == "caption" else 8
-        for part, texts in reader.answer(state, [place[i] for i in owner], questions, k, words):
-            for i, text in zip(part, texts, strict=True):
-                said[i] = text
-            bar.update(len(part))
+        said = reader.answer(state, [place[i] for i in owner], questions, k, words, advance=bar.update)
     return {"said": said, **score(task, said, truth)}
 
 

@@ -51,14 +51,6 @@ def summary(reader, pixels):
     return reader.encode(pixels)
 
 
-def say(reader, state, owner, questions, k=K, words=8):
-    found = [""] * len(questions)
-    for part, texts in reader.answer(state, owner, questions, k, words):
-        for i, text in zip(part, texts, strict=True):
-            found[i] = text
-    return found
-
-
 def test_words_find_their_photograph(reader, photos, summary):
     """What people said of eight photographs finds them, from the stored summaries, at every budget."""
     from llava_fwd2bot.eval.search import ranks
@@ -76,7 +68,7 @@ def test_answers_come_from_the_summary(reader, photos, summary):
     questions, right = [q for _, q, _ in asked], [r for *_, r in asked]
 
     def accuracy(owner):
-        said = say(reader, summary, owner, questions)
+        said = reader.answer(summary, owner, questions, K, 8)
         return sum(a.lower().startswith(b) for a, b in zip(said, right, strict=True)) / len(right)
 
     own = accuracy([i for i, *_ in asked])
@@ -91,7 +83,7 @@ def test_the_base_is_as_it_was(reader, photos, pixels):
 
     base = BaseReader(reader.model, reader.processor)
     with reader.model.fwd2bot_disabled():
-        said = say(base, base.encode(pixels), list(range(len(photos))), [make.DESCRIBE] * len(photos), 0, 20)
+        said = base.answer(base.encode(pixels), range(len(photos)), [make.DESCRIBE] * len(photos), 0, 20)
     cat = next(i for i, photo in enumerate(photos) if photo.path.name.startswith("chelsea"))
     assert len(set(said)) > len(said) // 2 and all(len(text.split()) > 3 for text in said), said
     assert any(word in said[cat].lower() for word in ("cat", "dog", "animal")), said[cat]
@@ -113,8 +105,8 @@ def test_a_quarter_of_the_bytes_says_the_same(reader, photos, summary):
     kept = codec.decode(codec.encode(summary.float()), summary.shape[2])
     asked = [(i, question) for i, photo in enumerate(photos) for question, _ in photo.questions]
     owner, questions = [i for i, _ in asked], [q for _, q in asked]
-    exact = say(reader, summary, owner, questions)
-    coded = say(reader, kept, owner, questions)
+    exact = reader.answer(summary, owner, questions, K, 8)
+    coded = reader.answer(kept, owner, questions, K, 8)
     assert sum(a == b for a, b in zip(exact, coded, strict=True)) >= 0.8 * len(exact)
     near = reader.embed_images(kept, K) @ reader.embed_images(summary.float(), K).T
     assert torch.equal(near.argmax(1), torch.arange(len(photos)))
