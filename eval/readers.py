@@ -214,13 +214,13 @@ class KeyValueReader(SummaryReader):
         text = (mask == 1) & (ids != model.config.image_token_id)
         rows = [row[own] for row, own in zip(ids, text, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
-        ids, past = pad_sequence(rows, batch_first=True), model.stored(state[:, :k])
+        ids, past = pad_sequence(rows, batch_first=True), {model.past_name: model.stored(state[:, :k])}
         # right padding here: a row's own tokens come first, and what pads it is masked in the steps after
         places = k + torch.arange(ids.shape[1])[None].expand(len(ids), -1)
         mask = torch.cat([torch.ones(len(ids), k), (torch.arange(ids.shape[1]) < lengths[:, None]).float()], 1).long()
         words, ends = model.get_input_embeddings(), self.tokenizer.eos_token_id
         hidden = model._language_model()(
-            inputs_embeds=words(ids), past_key_values=past, position_ids=places, attention_mask=mask, use_cache=True
+            inputs_embeds=words(ids), position_ids=places, attention_mask=mask, use_cache=True, **past
         ).last_hidden_state
         last, found = hidden[torch.arange(len(ids)), lengths - 1], []
         done = torch.zeros(len(ids), dtype=torch.bool)
@@ -233,10 +233,10 @@ class KeyValueReader(SummaryReader):
             mask = torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
             last = model._language_model()(
                 inputs_embeds=words(token)[:, None],
-                past_key_values=past,
                 position_ids=(k + lengths + step)[:, None],
                 attention_mask=mask,
                 use_cache=True,
+                **past,
             ).last_hidden_state[:, -1]
         return torch.stack(found, 1)
 

@@ -103,8 +103,11 @@ class KeyValueLlava(_ImagesAlone):
             tail = torch.cat([prompt, self.fwd2bot.tokens[:k].to(prompt.dtype)])
             rows = torch.stack([torch.cat([v.to(tail.dtype), tail]) for v in dense])  # [M, L, D]
             places = torch.arange(rows.shape[1], device=rows.device) + k - rows.shape[1]
-            out = self._language_model()(inputs_embeds=rows, position_ids=places[None], use_cache=True)
-            kept = [x[:, :, -k:] for layer in out.past_key_values.layers for x in (layer.keys, layer.values)]
+            past = DynamicCache()
+            self._language_model()(
+                inputs_embeds=rows, position_ids=places[None], use_cache=True, **{self.past_name: past}
+            )
+            kept = [x[:, :, -k:] for layer in past.layers for x in (layer.keys, layer.values)]
             return torch.stack(kept, dim=1).permute(0, 3, 1, 2, 4).flatten(2)  # [M, k, layers · 2 · heads · size]
 
     def stored(self, summary: Tensor) -> DynamicCache:
@@ -123,7 +126,8 @@ class KeyValueLlava(_ImagesAlone):
         own = Collapsed(plan.origin[text], plan.is_summary[text], plan.lengths - k, plan.image_row)
         rows, mask = own.pad(words)
         places = k + torch.arange(rows.shape[1], device=rows.device)[None]
-        out = self._language_model()(inputs_embeds=rows, past_key_values=self.stored(summary), position_ids=places)
+        past = {self.past_name: self.stored(summary)}
+        out = self._language_model()(inputs_embeds=rows, position_ids=places, **past)
         hidden = rows.new_zeros(len(text), rows.shape[-1])
         return hidden.masked_scatter(text[:, None], out.last_hidden_state[mask].to(hidden.dtype))
 

@@ -14,6 +14,7 @@ import transformers
 from llava_fwd2bot.config import read_json, write_json, write_text
 from llava_fwd2bot.version import __version__
 
+from . import smol_claims
 from .metrics import bootstrap
 
 HEADLINE = {
@@ -41,6 +42,13 @@ is what is kept of the base's figure. `fwd2bot` is the checkpoint in the package
 `fwd2bot-answer` and `fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain`
 without our residual; `pool`, `query` and `kv` with answer loss and distillation, `mean` and `last` with the contrastive
 loss. eval/rivals.py says what each is.
+
+"""
+CLAIMS = """
+## What follows from it
+
+Differences on the same items, in points, with 95 % intervals by paired bootstrap; bold where the interval excludes no
+difference. Above zero the first-named is ahead. All had the short schedule, except where it is said.
 
 """
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, k
@@ -155,7 +163,8 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def report(work: Path, output: Path) -> None:
     """Writes `output`.json, .md and .png."""
-    rows = summarise(read_results(work))
+    results = read_results(work)
+    rows, claims = summarise(results), smol_claims.claims(results)
     about = {
         "date": date.today().isoformat(),
         "versions": {
@@ -167,6 +176,6 @@ def report(work: Path, output: Path) -> None:
         "intervals": "95 %, bootstrap over items, paired for retention",
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output.with_suffix(".json"), {**about, "results": rows})
-    write_text(output.with_suffix(".md"), HEAD + markdown(rows))
+    write_json(output.with_suffix(".json"), {**about, "results": rows, "claims": claims})
+    write_text(output.with_suffix(".md"), HEAD + markdown(rows) + CLAIMS + smol_claims.markdown(claims, TITLES))
     picture(rows, output.with_suffix(".png"))

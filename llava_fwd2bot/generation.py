@@ -59,8 +59,8 @@ class Fwd2BotGenerationMixin:
             return super().generate(generation_config=generation_config, **image_inputs, **kwargs)
         if input_ids is None:
             raise ValueError("generate needs input_ids that say where the images stand.")
-        if kwargs.get("past_key_values") is not None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("A prompt with images takes neither past_key_values nor inputs_embeds.")
+        if any(kwargs.get(name) is not None for name in ("past_key_values", "cache", "inputs_embeds")):
+            raise ValueError("A prompt with images takes neither past_key_values (cache) nor inputs_embeds.")
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = self._mask_from_padding(input_ids, generation_config, kwargs)

@@ -26,6 +26,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
     # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
     accepts_loss_kwargs = False
     image_input_names: tuple[str, ...] = ("pixel_values",)
+    past_name = "past_key_values"  # the argument of the backbone that holds the keys and values of earlier tokens
 
     # ------------------------------------------------------------------ what a host gives
     def _language_model(self) -> nn.Module:
@@ -194,6 +195,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         inputs_embeds: Tensor | None = None,
         summary: Tensor | None = None,
         num_tokens: int | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """The answer pass in the place of the host's own backbone, in and out at the caller's positions.
@@ -201,7 +203,10 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         Trainers that run the backbone themselves and apply the head to what they need (TRL) come through here.
         """
         image_inputs = self._take_image_inputs(kwargs, pixel_values)
-        has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+        past = past_key_values if cache is None else cache
+        has_past = past is not None and past.get_seq_length() > 0
+        if past is not None:
+            kwargs[self.past_name] = past
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
             if self._fwd2bot_enabled and input_ids is not None and not has_past:
                 self._collapse(input_ids, attention_mask, None, None)  # placeholders without an image are an error
@@ -209,7 +214,6 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 **image_inputs,
                 **kwargs,
@@ -223,7 +227,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         plan = self._collapse(input_ids, attention_mask, summary, lengths)
         rows, mask = self._answer_rows(plan, input_ids, summary)
         kwargs["return_dict"] = True
-        out = self._host_backbone(inputs_embeds=rows, past_key_values=past_key_values, **kwargs)
+        out = self._host_backbone(inputs_embeds=rows, **kwargs)
         out.last_hidden_state = plan.spread(out.last_hidden_state[mask], input_ids.shape)
         return out
 

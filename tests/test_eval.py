@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, bottleneck, load_fwd2bot
 from llava_fwd2bot.config import write_json
-from llava_fwd2bot.eval import metrics, search, smol, smol_report
+from llava_fwd2bot.eval import metrics, search, smol, smol_claims, smol_report
 from llava_fwd2bot.eval.generate import contiguous_head
 from llava_fwd2bot.eval.readers import (
     BaseReader,
@@ -110,7 +110,8 @@ def test_key_values_are_one_pass_with_a_mask(processor):
         language_model = model._language_model()
         joint = language_model(inputs_embeds=row, attention_mask=bias[None, None], position_ids=places, use_cache=False)
         places = k + torch.arange(len(text))[None]
-        two = language_model(inputs_embeds=words(text)[None], past_key_values=model.stored(state), position_ids=places)
+        past = {model.past_name: model.stored(state)}
+        two = language_model(inputs_embeds=words(text)[None], position_ids=places, **past)
     torch.testing.assert_close(two.last_hidden_state[0], joint.last_hidden_state[0, n:], rtol=1e-9, atol=1e-9)
 
 
@@ -277,6 +278,25 @@ def test_results_of_other_items_are_not_mixed(tmp_path, second):
         write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
     with pytest.raises(ValueError, match="different --limit"):
         smol_report.read_results(tmp_path)
+
+
+def test_claims_compare_the_same_items_at_the_budgets_that_are_named():
+    """What the README says of rivals is read off this: the sign, the doubled budget and the ratio must be right."""
+    ours, other = [1, 1, 1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 0]
+    results = {
+        "exists": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "pool": {2: {"items": other}}},
+        "retrieval": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "mean": {1: {"items": other}}},
+    }
+    found = {(e["claim"], r["against"], r["k"]): r for e in smol_claims.claims(results) for r in e["rows"]}
+    assert [(key[2], row["value"]) for key, row in found.items() if "twice" in key[0]] == [(1, 0.625)]
+    assert [row["value"] for key, row in found.items() if key[1] == "mean"] == [3.5]  # of the one vector, once
+    low, high = next(row["interval"] for key, row in found.items() if key[1:] == ("pool", 2))
+    assert 0 < low < 0.625 < high <= 1
+    text = smol_claims.markdown(smol_claims.claims(results), smol_report.TITLES)
+    assert "**+62.5 [" in text and "3.50 [" in text
+    results["exists"]["pool"][2]["items"] = [1]
+    with pytest.raises(ValueError, match="fwd2bot-short has 8 items, pool 1"):
+        smol_claims.claims(results)
 
 
 def test_the_head_of_a_batch_is_given_rows_that_lie_together(model):

@@ -25,6 +25,7 @@ class TransformersHost(Fwd2BotMixin):
             return
         signature = inspect.signature(cls.base_class.forward)
         names = list(signature.parameters)[1:]
+        cls.past_name = "cache" if "cache" in names else "past_key_values"  # renamed in transformers 5.24
 
         def forward(self: Any, *args: Any, **given: Any) -> Any:
             """`Fwd2BotMixin.forward`, with the arguments of the base in the base's order."""
