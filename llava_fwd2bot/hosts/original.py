@@ -193,6 +193,7 @@ class OriginalHost(Fwd2BotMixin):
         summary: Tensor | None = None,
         num_tokens: int | None = None,
         return_logits: bool = True,
+        cache: Any = None,
     ) -> Any:
         """`Fwd2BotMixin.forward` in the original's order of arguments; the last three of them are LLaVA-NeXT's.
 
@@ -200,6 +201,7 @@ class OriginalHost(Fwd2BotMixin):
         """
         if dpo_forward:
             raise ValueError("dpo_forward is not supported with Fwd2Bot: train with its two losses.")
+        past_key_values = past_key_values if cache is None else cache  # its name since transformers 5.24
         given: dict[str, Any] = {"use_cache": use_cache, "output_attentions": output_attentions}
         given |= {"output_hidden_states": output_hidden_states, "return_dict": return_dict}
         if not self._fwd2bot_enabled or input_ids is None or (images is None and summary is None):
@@ -212,7 +214,7 @@ class OriginalHost(Fwd2BotMixin):
             summary, lengths = self._summaries(summary, own, num_tokens)
             plan = self._collapse(input_ids, attention_mask, summary, lengths)
             rows, mask = self._answer_rows(plan, input_ids, summary)
-            given |= {"inputs_embeds": rows, "attention_mask": mask.long(), "past_key_values": past_key_values}
+            given |= {"inputs_embeds": rows, "attention_mask": mask.long(), self.past_name: past_key_values}
             return self.text_class.forward(self, **given)
         given |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         if trains and self._fwd2bot_enabled:  # what the losses do not take
@@ -282,6 +284,8 @@ def __getattr__(name: str) -> type:
     if not name.startswith("Fwd2Bot") or not hasattr(llava.model, base_name):
         raise AttributeError(f"The installed llava ({llava.model.__path__[0]}) has no {base_name}.")
     base = getattr(llava.model, base_name)
-    return type(
-        name, (OriginalHost, base), {"__module__": __name__, "base_class": base, "text_class": base.__bases__[0]}
-    )
+    text_class = base.__bases__[0]
+    about = {"__module__": __name__, "base_class": base, "text_class": text_class}
+    if "cache" in inspect.signature(text_class.forward).parameters:
+        about["past_name"] = "cache"
+    return type(name, (OriginalHost, base), about)

@@ -12,6 +12,7 @@ from torch import nn
 from ..config import CONFIG_NAME
 from ..load import base_of, is_checkpoint, local_folder, open_checkpoint, quantization_config
 from .original import check_version
+from .original_shims import repaired_forward
 
 
 def load_pretrained_model(
@@ -43,7 +44,9 @@ def load_pretrained_model(
         if num_tokens is not None:
             raise ValueError(f"--k is for Fwd2Bot checkpoints, and {model_path} is none.")
         own = getattr(builder.load_pretrained_model, "without_fwd2bot", builder.load_pretrained_model)
-        return own(model_path, model_base, model_name, *args, **kwargs)
+        loaded = own(model_path, model_base, model_name, *args, **kwargs)
+        repaired_forward(loaded[1])
+        return loaded
     return _open(path, model_base, num_tokens, *args, **kwargs)
 
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,6 +49,10 @@ def _renamed_evaluation() -> bool:
     return "evaluation_strategy" not in inspect.signature(transformers.TrainingArguments).parameters
 
 
+def _past_is_cache() -> bool:
+    return "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters
+
+
 SHIMS = (
     Shim("layer-list", "transformers >= 4.54", "llava_trainer.py imports ALL_LAYERNORM_LAYERS", _lacks_layer_list),
     Shim("trainer", "transformers >= 5", "LLaVATrainer's signatures are 4.37's", _trainer_takes_no_tokenizer),
@@ -58,6 +63,7 @@ SHIMS = (
         "--evaluation_strategy and --warmup_ratio have other names",
         _renamed_evaluation,
     ),
+    Shim("past", "transformers >= 5.24", "generate gives forward its past_key_values as `cache`", _past_is_cache),
     Shim("deepspeed", "any", "LoRA is saved through deepspeed, installed or not", lambda: not find_spec("deepspeed")),
 )
 
@@ -138,6 +144,21 @@ def repaired_loading(base: type) -> type:
             return base.from_pretrained(*args, **kwargs)
 
     return Loader
+
+
+def repaired_forward(model: nn.Module) -> None:
+    """Lets the forward of one plain LLaVA take `cache` for what it calls `past_key_values`."""
+    if not needed("past"):
+        return
+    own = model.forward
+
+    @wraps(own)
+    def forward(*args: Any, **given: Any) -> Any:
+        if "cache" in given:
+            given["past_key_values"] = given.pop("cache")
+        return own(*args, **given)
+
+    model.forward = forward
 
 
 def plain_copy(parameter: Tensor, ignore_status: bool = False, name: str | None = None) -> Tensor:
