@@ -1,14 +1,14 @@
 """`fwd2bot eval answer`: answers to a file of questions, in LLaVA's format, from summaries or from the base.
 
 It is `llava.eval.model_vqa_loader` for models of transformers' layout: its question files in, its answers files out. A
-run that was stopped goes on where it was, with the same answers: decoding is greedy, and each answer stands alone.
+run that was stopped goes on where it was, with the same answers: decoding is greedy, in the same batches.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,15 @@ class Answerer:
         self.encoder, self.max_new_tokens, self.batch_size = encoder, max_new_tokens, batch_size
         self.formatter = ConversationFormatter(encoder.processor)
 
-    def __call__(self, paths: Sequence[Path], questions: Sequence[str], k: int) -> Iterator[tuple[int, str]]:
-        """(place, answer) of each question about the image beside it, questions of like length together."""
+    def __call__(
+        self, paths: Sequence[Path], questions: Sequence[str], k: int, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, str]]:
+        """(place, answer) of each question about the image beside it, questions of like length together.
+
+        Args:
+            done: places that are left out. Batches are those of a run without any, as in low precision an answer can
+                depend on its company; one that is done in part is answered again, and gives what was missing.
+        """
         order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
         unique = list(dict.fromkeys(paths))
         at = {path: i for i, path in enumerate(unique)}
@@ -40,6 +47,8 @@ class Answerer:
         model, processor = self.encoder.model, self.encoder.processor
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
+            if all(i in done for i in part):
+                continue
             prompts = [self.formatter.prompt(questions[i]) for i in part]
             options = {"max_new_tokens": self.max_new_tokens}
             if states is not None:
@@ -49,14 +58,14 @@ class Answerer:
                 texts = []
                 for i, prompt in zip(part, prompts, strict=True):
                     texts += from_base(model, processor, prompt, [open_image(paths[i])], **options)
-            yield from zip(part, texts, strict=True)
+            yield from ((i, text) for i, text in zip(part, texts, strict=True) if i not in done)
 
 
 def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
     """LLaVA's question file: lines of question_id, image and text.
 
     Raises:
-        ValueError: a field is missing, or an id is there twice.
+        ValueError: a field is missing or no text, or an id is there twice.
     """
     asked = read_records(file, lines=True)[:limit]
     seen = set()
@@ -64,6 +73,9 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
         missing = [name for name in ("question_id", "image", "text") if name not in line]
         if missing:
             raise ValueError(f"{file}, question {number} has no {' and no '.join(missing)}.")
+        wrong = [name for name in ("image", "text") if not isinstance(line[name], str)]
+        if wrong:
+            raise ValueError(f"{file}, question {number}: {wrong[0]} must be a text, not {line[wrong[0]]!r}.")
         if line["question_id"] in seen:
             raise ValueError(f"{file} holds question_id {line['question_id']!r} twice.")
         seen.add(line["question_id"])
@@ -85,25 +97,31 @@ def answer_questions(
     if absent:
         problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
         raise FileNotFoundError(2, problem, str(images / absent[0]))
-    about = {"model_id": model, "metadata": {"k": k or "dense", "fingerprint": answerer.encoder.fingerprint}}
-    done = _done(answers, about)
-    left = [line for line in asked if line["question_id"] not in done]
+    encoder = answerer.encoder
+    metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
+    about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
+    done = _done(answers, about, asked)
     answers.parent.mkdir(parents=True, exist_ok=True)
     with (
         answers.open("a", encoding="utf-8") as file,
-        tqdm(total=len(asked), initial=len(asked) - len(left), unit="question", desc=f"answer k={k or 'dense'}") as bar,
+        tqdm(total=len(asked), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
     ):
-        paths = [images / line["image"] for line in left]
-        for i, text in answerer(paths, [line["text"] for line in left], k):
-            line = {"question_id": left[i]["question_id"], "prompt": left[i]["text"], "text": text, **about}
+        paths = [images / line["image"] for line in asked]
+        for i, text in answerer(paths, [line["text"] for line in asked], k, done):
+            line = {"question_id": asked[i]["question_id"], "image": asked[i]["image"], "prompt": asked[i]["text"]}
+            line |= {"text": text, **about}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.update()
-    return {"answers": str(answers), "questions": len(asked), "answered_before": len(asked) - len(left)}
+    return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
 
 
-def _done(answers: Path, about: dict[str, Any]) -> set[Any]:
-    """The ids that `answers` holds; a last line that was cut off is taken away."""
+def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]]) -> set[int]:
+    """The places of `asked` that `answers` holds; a last line that was cut off is taken away.
+
+    Raises:
+        ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image.
+    """
     if not answers.is_file():
         return set()
     whole = answers.read_bytes()
@@ -112,12 +130,21 @@ def _done(answers: Path, about: dict[str, Any]) -> set[Any]:
         with answers.open("r+b") as file:
             file.truncate(end)
             os.fsync(file.fileno())
-    done = set()
+    done, place = set(), {line["question_id"]: i for i, line in enumerate(asked)}
     for line in read_records(answers, lines=True) if end else []:
         if any(line.get(name) != value for name, value in about.items()):
             raise ValueError(
                 f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "
                 f"{about['model_id']} with {about['metadata']}: name another file by --answers."
             )
-        done.add(line["question_id"])
+        i = place.get(line["question_id"])
+        if i is None:  # of a longer list: the file of a whole run, and now --limit
+            continue
+        for name, own in (("image", asked[i]["image"]), ("prompt", asked[i]["text"])):
+            if line.get(name, own) != own:
+                raise ValueError(
+                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line[name]!r}, and now "
+                    f"{own!r} is asked: name another file by --answers, or another --work."
+                )
+        done.add(i)
     return done

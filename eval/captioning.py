@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,16 @@ def captioning(
     What was said is in `work`, a file for each k, from which a run that was stopped goes on.
     """
     rows, per_item = [], {}
-    root = data.paths[0].parent
-    names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in data.paths]
+    paths = [path.resolve() for path in data.paths]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [str(path.relative_to(root)) for path in paths]
     model_hash, *width = answerer.encoder.fingerprint.split()  # a quantised model is another
     fingerprint = "-".join([model_hash[:12], *width])
+    told = "\n".join([str(root), str(answerer.max_new_tokens), str(answerer.encoder.model.dtype), *names])
+    items = hashlib.sha256(told.encode()).hexdigest()[:8]
     asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
     for k in [*([DENSE] if with_base else []), *ks]:
-        answers = work / f"captions-{data.name}-{fingerprint}-k{k}.jsonl"
+        answers = work / f"captions-{data.name}-{items}-{fingerprint}-k{k}.jsonl"
         answer_questions(answerer, asked, root, answers, k, model)
         said = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
         found = caption_scores([said[n] for n in range(len(data))], data.captions, spice)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.codecs import CODECS, Codec, get_codec
@@ -133,6 +134,7 @@ def _answer(
     unique = list(dict.fromkeys(paths))
     states = answerer.encoder.images(unique)
     first: dict[int, list[str]] = {}
+    bar = tqdm(total=len(chosen) * len(ks) * len(asked), desc="answer", unit="question")
     for codec in chosen:  # float16 is the first
         decoded = Decoded(answerer.encoder, unique, states, codec)
         one = Answerer(decoded, answerer.max_new_tokens, answerer.batch_size)
@@ -140,10 +142,12 @@ def _answer(
             said = [""] * len(asked)
             for i, text in one(paths, [line["text"] for line in asked], k):
                 said[i] = text
+                bar.update()
             hits, reference = exact(said, truth), first.setdefault(k, said)
             same = [float(a == b) for a, b in zip(said, reference, strict=True)]
             per_item[f"accuracy {codec.name} k={k}"], per_item[f"same {codec.name} k={k}"] = hits, same
             rows[codec.name, k] |= {"accuracy": sum(hits) / len(hits), "same_answers": sum(same) / len(same)}
+    bar.close()
 
 
 def table(found: dict[str, Any]) -> str:

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import write_json
-from llava_fwd2bot.options import checked, load_model, model_options, quantisation
+from llava_fwd2bot.cache_format import writable
+from llava_fwd2bot.config import write_json, write_text
+from llava_fwd2bot.options import checked, count, load_model, model_options, quantisation
 from llava_fwd2bot.version import __version__
 
 from . import scorers
@@ -35,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
     )
     score.add_argument("--submission", type=Path, metavar="FILE", help="write what the benchmark's server takes here")
     score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
+    told = "from how many tokens they were answered, or dense; default: as the answers say"
+    score.add_argument("--k", type=_tokens, metavar="J", help=told)
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=_score)
 
@@ -89,7 +93,16 @@ def main(argv: Sequence[str]) -> None:
     report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
     report.set_defaults(run=_report)
     args = parser.parse_args(list(argv))
+    for name in ("output", "submission", "answers"):
+        file = getattr(args, name, None)
+        if isinstance(file, Path):  # before the model is loaded, not after it has answered
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable(file.parent)
     args.run(args)
+
+
+def _tokens(text: str) -> int | str:
+    return text if text == "dense" else count(text)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -107,9 +120,9 @@ def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> Non
 
 def _evaluator_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, parents=[model_options(k=False)])
-    options.add_argument("--k", type=int, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
-    options.add_argument("--limit", type=int, metavar="N", help="the first N alone, for a try; the result says so")
-    options.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
+    options.add_argument("--k", type=count, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
+    options.add_argument("--limit", type=count, metavar="N", help="the first N alone, for a try; the result says so")
+    options.add_argument("--batch-size", type=count, default=16, metavar="N", help="default: 16")
     options.add_argument(
         "--work", type=Path, default=Path("fwd2bot-eval"), metavar="DIR", help="keeps what is compressed, to go on from"
     )
@@ -145,7 +158,7 @@ def _evaluate(
         known_as = " ".join(filter(None, (fingerprint, quantised)))
         found, per_item = run(Encoder(model, processor, known_as, args.work, args.batch_size), ks)
         about = {"model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
-        result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp()}
+        result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp(args)}
     if args.output:
         write_json(args.output, {**result, "per_item": per_item})
     if args.json:
@@ -154,12 +167,12 @@ def _evaluate(
         print(show(found) if show else table(found["rows"]))
 
 
-def _stamp() -> dict[str, Any]:
-    import torch
-    import transformers
-
-    versions = {"llava_fwd2bot": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"date": str(date.today()), "versions": versions}
+def _stamp(args: argparse.Namespace) -> dict[str, Any]:
+    """How a result was made: every option, versions, date. Answers are greedy and search is exact: nothing is drawn."""
+    versions = {"llava_fwd2bot": __version__, **{name: version(name) for name in ("torch", "transformers", "peft")}}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "json", "output")}
+    settings = json.loads(json.dumps(settings, default=str))
+    return {"date": str(date.today()), "versions": versions, "seed": None, "settings": settings}
 
 
 def _retrieval(args: argparse.Namespace) -> None:
@@ -170,7 +183,9 @@ def _retrieval(args: argparse.Namespace) -> None:
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
-        return {"evaluator": "retrieval", **retrieval.about(data), "split": args.split, "rows": rows}, ranks
+        told = {"evaluator": "retrieval", **retrieval.about(data), "split": args.split}
+        owner = [i for i, said in enumerate(data.captions) for _ in said]
+        return {**told, "rows": rows, "image_of_item": owner}, ranks
 
     _evaluate(args, run)
 
@@ -277,14 +292,18 @@ def _score(args: argparse.Namespace) -> None:
         "figures": found.figures,
         "items": len(found.per_item),
         "model": next(iter(answers.values())).get("model_id"),
-        "k": (next(iter(answers.values())).get("metadata") or {}).get("k"),
+        "k": args.k or (next(iter(answers.values())).get("metadata") or {}).get("k"),
         "answers": [str(path) for path in args.answers],
-        **_stamp(),
+        **_stamp(args),
     }
     if args.submission:
         if found.submission is None:
             raise ValueError(f"{args.benchmark} has no submission of its own.")
-        write_json(args.submission, found.submission)
+        if found.submission_lines:
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.submission]
+            write_text(args.submission, "".join(lines))
+        else:
+            write_json(args.submission, found.submission)
     if args.output:
         write_json(args.output, {**result, "per_item": found.per_item})
     if args.json:

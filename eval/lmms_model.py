@@ -135,7 +135,11 @@ class _Fwd2Bot(lmms):
         return said
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """(log-probability of the target, whether greedy decoding gives it) for each request."""
+        """(loss, whether greedy decoding gives the target) for each request.
+
+        The loss is the mean negative log-probability per token, as lmms-eval's own models give it: where a task has
+        choices, lmms-eval takes the least.
+        """
         if self.from_base:
             raise ValueError("from_base answers generate_until tasks alone; this task asks for likelihoods.")
         found = []
@@ -146,7 +150,8 @@ class _Fwd2Bot(lmms):
             images = _pictures(doc_to_visual(doc))
             summary = self._summaries(images)
             scores = answer_scores(self.model, self.processor, summary, [_with_images(context, len(images))], [target])
-            found.append((scores[0][0], scores[0][2]))
+            total, count, greedy = scores[0]
+            found.append((-total / count, greedy))
         return found
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:

@@ -107,6 +107,8 @@ class BaseReader:
         ids, mask = self._ids(questions, visual.shape[1])
         is_image = ids == self.model.config.image_token_id
         words = self.model.get_input_embeddings()(ids)
+        if hasattr(self.model, "fwd2bot"):
+            visual = self.model.fwd2bot.bridge(visual.to(self.model.fwd2bot.tokens.dtype))
         words = words.masked_scatter(is_image[..., None].expand_as(words), visual.to(words.dtype))
         language_model = self.model.model.language_model
         with _first_layers(language_model, layers or len(language_model.layers)):

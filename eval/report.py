@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.config import write_bytes, write_json, write_text
 
 from .metrics import bootstrap
-from .results import DENSE, Result, pair, published, read_results
+from .results import DENSE, Result, beside, pair, published, read_results
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -34,21 +34,24 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
     rows = []
     for name in dict.fromkeys(result.name for result in results):
         own = [result for result in results if result.name == name]
-        bases = [r for r in own if (r.model == base if base is not None else r.k == DENSE)]
+        bases = [r for r in own if base in (None, r.model) and r.k == DENSE]
+        if base is not None and not bases:  # a base that is itself made of summaries
+            bases = [r for r in own if r.model == base]
         if len(bases) > 1:
             raise ValueError(f"{name} has several bases: {', '.join(str(r.source) for r in bases)}. Name one: --base.")
         reference = bases[0] if bases else None
         for result in sorted(own, key=lambda r: (r is not reference, r.model, -_tokens(r.k))):
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
-            if result.items:
-                row["interval"] = [result.scale * x for x in bootstrap(list(result.items.values()))]
+            if result.is_mean:
+                drawn = bootstrap(list(result.items.values()), groups=result.groups)
+                row["interval"] = [result.scale * x for x in drawn]
             if reference is not None and result is not reference and reference.value:
+                ours, theirs = pair(result, reference)
                 row["retention"] = result.value / reference.value
-                if result.items and reference.items:
-                    ours, theirs = pair(result, reference)
-                    row["retention_interval"] = list(bootstrap(ours, theirs))
-                    row["p"] = sign_flips(ours, theirs)
+                if result.is_mean and reference.is_mean:
+                    row["retention_interval"] = list(bootstrap(ours, theirs, groups=reference.groups))
+                    row["p"] = sign_flips(ours, theirs, reference.groups)
             rows.append(row)
     return rows
 
@@ -57,9 +60,17 @@ def _tokens(k: int | str) -> float:
     return float("inf") if k == DENSE else float(k)
 
 
-def sign_flips(ours: Sequence[float], theirs: Sequence[float], draws: int = 10_000, seed: int = 0) -> float:
-    """How often a mean difference this large comes up when every item's difference may as well be its opposite."""
+def sign_flips(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    groups: Sequence[int] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """How often a mean difference this large comes up when every item's (or group's) may as well be its opposite."""
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if groups is not None:
+        difference = np.bincount(groups, weights=difference)
     difference = difference[difference != 0]
     if not len(difference):
         return 1.0
@@ -72,7 +83,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table per benchmark; what others published on it below."""
     parts = [
         "# Retention report",
-        f"{date.today()}. Intervals are of 95 %, by bootstrap over items; retention is paired.",
+        f"{date.today()}. Intervals are of 95 %, by bootstrap over items (captions of one image together); retention is "
+        "paired.",
     ]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
@@ -90,14 +102,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
             cells.append(f"{row['p']:.4f}" if "p" in row else "")
             lines.append("| " + " | ".join(cells) + " |")
-        beside = _beside(name)
-        if beside:
-            lines += ["", "Published by others: " + beside]
+        others = _published(name)
+        if others:
+            lines += ["", "Published by others: " + others]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _beside(name: str) -> str:
+def _published(name: str) -> str:
     known, benchmark = published(), name.split(" ")[0]
     generation = known["generation"]
     if benchmark in generation["base"]:
@@ -212,9 +224,9 @@ def report(paths: Sequence[Path], output: Path | None, base: str | None = None) 
     if output is not None:
         png = picture(rows) if any("retention" in row for row in rows) else None
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output.with_suffix(".json"), {"date": str(date.today()), "rows": rows})
-        output.with_suffix(".md").write_text(text, encoding="utf-8")
-        output.with_suffix(".html").write_text(page(rows, png), encoding="utf-8")
+        write_json(beside(output, ".json"), {"date": str(date.today()), "rows": rows})
+        write_text(beside(output, ".md"), text)
+        write_text(beside(output, ".html"), page(rows, png))
         if png is not None:
-            output.with_suffix(".png").write_bytes(png)
+            write_bytes(beside(output, ".png"), png)
     return text

@@ -11,6 +11,7 @@ from typing import Any
 
 from llava_fwd2bot.config import read_json
 
+EVALUATORS = ("retrieval", "captioning", "compositionality")
 HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # others: the first figure
 DENSE = "dense"
 
@@ -24,9 +25,12 @@ class Result:
     model: str
     k: int | str
     value: float
-    items: dict[str, float] | None  # what each item adds, where the figure is their mean (times a scale)
+    items: dict[str, float]  # what each item adds
+    is_mean: bool  # whether the figure is the items' mean, times `scale`
     scale: float
     limit: int | None
+    groups: list[int] | None  # of each item, in their order, what it belongs to: its image
+    of: str | None  # a digest of the items, where they are known by their number alone
     source: Path
 
     @property
@@ -52,7 +56,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} is no whole JSON ({error}): was writing cut off? Evaluate again.") from None
         if isinstance(content, dict) and content.get("per_item"):
-            found += _of_file(content, file)
+            found += _of_file(content, file)  # what compares no models (codec, say) gives none
     if not found:
         raise ValueError(f"There is no result with its items in {', '.join(map(str, paths))}: write them by --output.")
     seen: dict[tuple, Path] = {}
@@ -70,10 +74,11 @@ def _of_file(content: dict[str, Any], file: Path) -> list[Result]:
             return []
         metric, value = next(iter(content["figures"].items()))
         return [_result(content, content["benchmark"], metric, content.get("k"), value, content["per_item"], file)]
-    found = []
-    for row in content["rows"]:
-        kind = content["evaluator"]
+    found, kind = [], content.get("evaluator")
+    for row in content["rows"] if kind in EVALUATORS else []:
         name = content.get("dataset") or content.get("benchmark") or kind
+        if content.get("split", "test") != "test":
+            name += f"-{content['split']}"
         numbers = [n for n, value in row.items() if isinstance(value, float) and n not in ("seconds",)]
         metric = HEADLINES.get(kind, numbers[0])
         key = f"{row['by']} k={row['k']}" if kind != "captioning" else f"k={row['k']}"
@@ -82,7 +87,7 @@ def _of_file(content: dict[str, Any], file: Path) -> list[Result]:
             items = [float(rank < 1) for rank in items]
         by = "" if row["by"] in ("pooled", "greedy") else f", {row['by']}"
         title = f"{kind} {name}{by}" if kind != "compositionality" else f"{name} by {row['by']}"
-        items = {str(i): x for i, x in enumerate(items)}
+        items = {str(i): float(x) for i, x in enumerate(items)}
         found.append(_result(content, title, metric, row["k"], row[metric], items, file))
     return found
 
@@ -90,15 +95,24 @@ def _of_file(content: dict[str, Any], file: Path) -> list[Result]:
 def _result(
     content: dict[str, Any], benchmark: str, metric: str, k: Any, value: float, items: dict[str, float], file: Path
 ) -> Result:
-    average = sum(items.values()) / len(items) if items else 0.0
+    average = sum(items.values()) / len(items)
     scale = value / average if average else 1.0
     # points, F1 and their like are no mean of items, and get no interval
-    plain = bool(items) and any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
+    plain = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
     model = str(content.get("model"))
-    if k is None:
+    if k is None:  # LLaVA's own programs do not write it
         named = re.search(r"-k(\d+)$", model) or re.search(r"-k(\d+)$", file.stem)
-        k = int(named[1]) if named else DENSE
-    return Result(benchmark, metric, model, k, value, items if plain else None, scale, content.get("limit"), file)
+        if named is None:
+            raise ValueError(
+                f"{file} does not say from how many tokens {model} answered: score again with --k J, or --k dense for "
+                "a base."
+            )
+        k = int(named[1])
+    if content.get("quantised"):
+        model += f" ({content['quantised']})"
+    groups = content.get("image_of_item") if content.get("evaluator") == "retrieval" else None
+    own = (content.get("limit"), groups, content.get("of"), file)
+    return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
 
 
 def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:
@@ -107,7 +121,8 @@ def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: they are not of the same items.
     """
-    if result.items.keys() != base.items.keys() or result.limit != base.limit:
+    same = result.items.keys() == base.items.keys() and result.limit == base.limit
+    if not same or None not in (result.of, base.of) and result.of != base.of:
         raise ValueError(
             f"{result.source} and {base.source} are not of the same items of {result.name}: {len(result.items)} and "
             f"{len(base.items)}. Evaluate both on the same."
@@ -119,3 +134,8 @@ def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:
 def published() -> dict[str, Any]:
     """What others published, with its sources."""
     return read_json(Path(__file__).with_name("published.json"))
+
+
+def beside(output: Path, ending: str) -> Path:
+    """NAME.json and the like; a NAME may have dots of its own."""
+    return output.with_name(output.name + ending)

@@ -6,6 +6,8 @@ choice): k² times the work and k times the memory of the pooled vector.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from typing import Any
 
@@ -51,16 +53,20 @@ def retrieval(
 
 
 def about(data: Captioned) -> dict[str, Any]:
-    return {"dataset": data.name, "images": len(data), "captions": sum(map(len, data.captions))}
+    """`of`: by which two results are known to be of the same images and captions, wherever these lie."""
+    told = json.dumps([[path.name, *said] for path, said in zip(data.paths, data.captions, strict=True)])
+    found = {"dataset": data.name, "images": len(data), "captions": sum(map(len, data.captions))}
+    return {**found, "of": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown; shares in percent."""
-    columns = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
-    shares = [name for name in columns if "rank" not in name]
-    lines = ["| k | by | " + " | ".join(name.replace("_r", " R@").replace("2", "→") for name in shares) + " |"]
+    columns = dict.fromkeys(n for row in rows for n, value in row.items() if isinstance(value, float))
+    shares = [name for name in columns if name != "seconds" and not name.endswith("median_rank")]
+    heads = [name.replace("_r", " R@").replace("2", "→") if name[:4] in ("t2i_", "i2t_") else name for name in shares]
+    lines = ["| k | by | " + " | ".join(heads) + " |"]
     lines.append("|---" * (len(shares) + 2) + "|")
     for row in rows:
-        cells = " | ".join(f"{100 * row[name]:.1f}" for name in shares)
+        cells = " | ".join(f"{100 * row[name]:.1f}" if name in row else "" for name in shares)  # not all have all
         lines.append(f"| {row['k']} | {row['by']} | {cells} |")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # (images […N], captions […C]) → [N, C]
+TIE = 1e-6
 BLOCK = 64 * 2**20  # scores in memory at once
 
 
@@ -31,7 +32,8 @@ def ranks(
 ) -> tuple[Tensor, Tensor]:
     """How many stand before the right one: of images for each caption [C], of captions for each image [N].
 
-    A tie counts for the right one. For an image the best of its own captions is the right one.
+    Of those within TIE of the right one, which rounding cannot tell from it, half stand before it: where all
+    embeddings are alike, nothing is found. For an image the best of its own captions is the right one.
 
     Args:
         owner: the image of each caption, [C]; every image has one at least.
@@ -42,16 +44,24 @@ def ranks(
     parts = [slice(at, at + 4096) for at in range(0, len(owner), 4096)]
     own = torch.cat([_own(images[owner[part]], captions[part], scores) for part in parts])  # [C]
     best = torch.full((count,), float("-inf")).scatter_reduce(0, owner, own, "amax")  # [N]
-    t2i, i2t = torch.empty(len(owner), dtype=torch.long), torch.zeros(count, dtype=torch.long)
+    t2i, above, level = torch.empty(len(owner), dtype=torch.long), *torch.zeros(2, count, dtype=torch.long)
     for at in tqdm(range(0, len(owner), step), desc="search", unit="block", disable=len(owner) <= step):
         mine = owner[at : at + step]
         found = scores(images, captions[at : at + step])  # [N, c]
         columns = torch.arange(len(mine))
         # a pair can differ in the last bit from block to block: the right one is not compared with itself
         found[mine, columns] = float("-inf")
-        t2i[at : at + step] = (found > own[at : at + step]).sum(0)
-        i2t += (found > best[:, None]).sum(1)
-    return t2i, i2t
+        higher, near = _beside(found, own[at : at + step], 0)
+        t2i[at : at + step] = higher + near // 2
+        higher, near = _beside(found, best[:, None], 1)
+        above, level = above + higher, level + near
+    return t2i, above + level // 2
+
+
+def _beside(found: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """How many scores are higher than the right one, and how many as high."""
+    higher = (found > right + TIE).sum(dim)
+    return higher, (found >= right - TIE).sum(dim) - higher
 
 
 def _own(images: Tensor, captions: Tensor, scores: Scores) -> Tensor:

@@ -121,9 +121,9 @@ def score(task: str, said: list[str], truth: list[Any]) -> dict[str, Any]:
 def search(
     reader: SummaryReader, images: Images, texts: dict[str, Tensor], task: str, k: int, asked_of: Asked
 ) -> dict[str, Any]:
-    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
     if task == "sugarcrepe":
-        return sugarcrepe(reader, images, texts, k, asked_of.data, {path.name: path for path in split.paths})
+        return sugarcrepe(reader, images, texts, k, asked_of)
+    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
     captions = [make.tidy(c) for said in split.captions for c in said]
     owner = torch.tensor([i for i, said in enumerate(split.captions) for _ in said])
     if task not in texts:
@@ -132,16 +132,23 @@ def search(
     return {"figures": recalls(t2i, i2t), "items": (t2i < 1).double().tolist()}
 
 
-def sugarcrepe(
-    reader: SummaryReader, images: Images, texts: dict[str, Tensor], k: int, data: Path, paths: dict[str, Path]
-) -> dict[str, Any]:
+def sugarcrepe_items(asked_of: Asked) -> tuple[list[tuple[Path, str, str]], list[str]]:
+    """(image, true caption, false caption) of each pair whose image is there, and its kind."""
+    paths = {path.name: path for path in asked_of.coco().paths}
     rows, kinds = [], []
-    for file in sorted((data / "bench" / "sugarcrepe").glob("*.json")):
+    for file in sorted((asked_of.data / "bench" / "sugarcrepe").glob("*.json")):
         for item in read_json(file).values():
             name = item["filename"].rsplit("_", 1)[-1]
             if name in paths:
                 rows.append((paths[name], item["caption"], item["negative_caption"]))
                 kinds.append(file.stem)
+    return rows, kinds
+
+
+def sugarcrepe(
+    reader: SummaryReader, images: Images, texts: dict[str, Tensor], k: int, asked_of: Asked
+) -> dict[str, Any]:
+    rows, kinds = sugarcrepe_items(asked_of)
     if "sugarcrepe" not in texts:
         texts["sugarcrepe"] = reader.text_states([make.tidy(r[i]) for i in (1, 2) for r in rows])
     vectors = reader.embed_images(texts["sugarcrepe"], k)
@@ -153,6 +160,16 @@ def sugarcrepe(
         hits = [x for x, own in zip(items, kinds, strict=True) if own == kind]
         figures[f"{kind} ({len(hits)})"] = sum(hits) / len(hits)
     return {"figures": figures, "items": items}
+
+
+def images_of_items(task: str, asked_of: Asked) -> list[Any]:
+    """The image of each item of a task, in order: what is drawn together for an interval."""
+    if task in ANSWERED:
+        return questions_of(task, asked_of)[1]
+    if task == "sugarcrepe":
+        return [path.name for path, *_ in sugarcrepe_items(asked_of)[0]]
+    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
+    return [i for i, said in enumerate(split.captions) for _ in said]
 
 
 def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_of: Asked, work: Path) -> None:
@@ -172,6 +189,11 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
     if not jobs:
         return
     reader = open_reader(method, path)
+    config = getattr(reader.model, "fwd2bot_config", None)
+    most = reader.model.config.image_seq_length if config is None else config.num_summary_tokens
+    beyond = [k for _, k in jobs if k > most or k < 1 and kind != "base"]
+    if beyond:
+        raise ValueError(f"{path} gives from 1 to {most} tokens of an image, but --k asks for {beyond[0]}.")
     images, texts = Images(reader), {}
     for task, k in jobs:
         start = time.perf_counter()
@@ -232,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output:
         from .smol_report import report
 
-        report(arguments.work, arguments.output)
+        report(arguments.work, arguments.output, lambda task: images_of_items(task, asked_of))
     return 0
 
 

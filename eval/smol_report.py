@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import platform
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import torch
 import transformers
 
-from llava_fwd2bot.config import read_json, write_json, write_text
+from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 from llava_fwd2bot.version import __version__
 
 from . import smol_claims
 from .metrics import bootstrap
+from .results import beside
 
 HEADLINE = {
     "caption": "cider",
@@ -36,22 +39,24 @@ TITLES = {
 ORDER = ("base", "fwd2bot", "shared", "pool", "query", "kv", "prune", "mean", "last")
 HEAD = """# smol-llava: the base, Fwd2Bot, and the field's other ways to make k tokens of an image
 
-Made by `python -m llava_fwd2bot.eval.smol`. In brackets the 95 % interval, by bootstrap over the items; the percentage
-is what is kept of the base's figure. `fwd2bot` is the checkpoint in the package (540 steps of 24 rows); all others had
-60 steps of 24 rows of the same data (`scripts/train_smol_llava.sh DATA WORK rivals`): `fwd2bot-short` with both losses,
-`fwd2bot-answer` and `fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain`
-without our residual; `pool`, `query` and `kv` with answer loss and distillation, `mean` and `last` with the contrastive
-loss. eval/rivals.py says what each is.
+Made by `python -m llava_fwd2bot.eval.smol`. In brackets the 95 % interval, by bootstrap over the images, each with all
+its questions or captions; the percentage is what is kept of the base's figure. `fwd2bot` is the checkpoint in the
+package (540 steps of 24 rows). All others that are trained had 60 steps of 24 rows of the same data
+(`scripts/train_smol_llava.sh DATA WORK rivals`): `fwd2bot-short` with both losses, `fwd2bot-answer` and
+`fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain` without our residual;
+`pool`, `query` and `kv` with answer loss and distillation, `mean` and `last` with the contrastive loss. `prune` is not
+trained. eval/rivals.py and eval/readers.py say what each is.
 
 """
 CLAIMS = """
 ## What follows from it
 
 Differences on the same items, in points, with 95 % intervals by paired bootstrap; bold where the interval excludes no
-difference. Above zero the first-named is ahead. All had the short schedule, except where it is said.
+difference. Above zero the first-named is ahead. All that are trained had the short schedule.
 
 """
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, k
+Images = Callable[[str], Sequence[Any]]  # of a task, the image of each item
 
 
 def read_results(work: Path) -> Results:
@@ -61,11 +66,14 @@ def read_results(work: Path) -> Results:
         ValueError: there is none, or they were made with different `--limit`s.
     """
     found: Results = defaultdict(lambda: defaultdict(dict))
-    limits = set()
+    limits, paths = set(), {}
     for file in sorted(work.glob("*.k*.json")):
         result = read_json(file)
         found[result["task"]][result["method"]][result["k"]] = result
         limits.add((result["limit"], result["tuning"]))
+        known = paths.setdefault(result["method"], result["path"])
+        if known != result["path"]:
+            raise ValueError(f"{work} holds results of {result['method']} from {known} and {result['path']}: keep one.")
     if not found:
         raise ValueError(f"{work} holds no results yet: give --run METHOD=PATH")
     if len(limits) > 1:
@@ -73,19 +81,20 @@ def read_results(work: Path) -> Results:
     return found
 
 
-def summarise(results: Results) -> list[dict[str, Any]]:
+def summarise(results: Results, images_of: Images) -> list[dict[str, Any]]:
     """One entry per task, method and k: the figures, the headline's interval, and retention with its interval."""
     rows = []
     for task, methods in results.items():
+        groups = images_of(task)
         base = methods.get("base", {}).get(0)
         for method in sorted(methods, key=_place):
             for k, result in sorted(methods[method].items()):
                 row = {"task": task, "method": method, "k": k, **result["figures"]}
                 row["value"] = result["figures"][HEADLINE[task]]
-                row["interval"] = bootstrap(result["items"])
+                row["interval"] = bootstrap(result["items"], groups=groups)
                 if base is not None and method != "base" and base["figures"][HEADLINE[task]]:
                     row["retention"] = row["value"] / base["figures"][HEADLINE[task]]
-                    row["retention_interval"] = bootstrap(result["items"], base["items"])
+                    row["retention_interval"] = bootstrap(result["items"], base["items"], groups=groups)
                 rows.append(row)
     return rows
 
@@ -120,10 +129,12 @@ def _cell(row: dict[str, Any]) -> str:
     return text + (f", {100 * row['retention']:.1f} %" if "retention" in row else "")
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Headline figure against k, a line per method, the base as a level; bars are 95 % intervals."""
-    import matplotlib
-
+def picture(rows: list[dict[str, Any]]) -> bytes:
+    """Headline figure against k, a line per method, the base as a level; bars are 95 % intervals: a PNG."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -157,14 +168,16 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=130)
+    out = io.BytesIO()
+    figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
+    return out.getvalue()
 
 
-def report(work: Path, output: Path) -> None:
+def report(work: Path, output: Path, images_of: Images) -> None:
     """Writes `output`.json, .md and .png."""
     results = read_results(work)
-    rows, claims = summarise(results), smol_claims.claims(results)
+    rows, claims = summarise(results, images_of), smol_claims.claims(results, images_of)
     about = {
         "date": date.today().isoformat(),
         "versions": {
@@ -173,9 +186,9 @@ def report(work: Path, output: Path) -> None:
             "transformers": transformers.__version__,
         },
         "python": platform.python_version(),
-        "intervals": "95 %, bootstrap over items, paired for retention",
+        "intervals": "95 %, bootstrap over images with all their items, paired for retention and differences",
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output.with_suffix(".json"), {**about, "results": rows, "claims": claims})
-    write_text(output.with_suffix(".md"), HEAD + markdown(rows) + CLAIMS + smol_claims.markdown(claims, TITLES))
-    picture(rows, output.with_suffix(".png"))
+    write_json(beside(output, ".json"), {**about, "results": rows, "claims": claims})
+    write_text(beside(output, ".md"), HEAD + markdown(rows) + CLAIMS + smol_claims.markdown(claims, TITLES))
+    write_bytes(beside(output, ".png"), picture(rows))

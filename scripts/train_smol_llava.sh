@@ -37,14 +37,6 @@ residual=(--fwd2bot_residual average --fwd2bot_pooling first)
 method=(--model_name_or_path smol-llava --lora_r 12 --lora_alpha 24 --learning_rate 1e-3 --summary_lr 1e-2
     --group_by_modality_length True --per_device_train_batch_size 12)
 
-full() { # NAME ARGUMENTS…: the full schedule, 300 and 240 steps
-    local name=$1
-    shift
-    train "$name-first" "${method[@]}" --data_path "$work/data/stage2.json" "$@" --max_steps 300
-    train "$name" "${method[@]}" "$@" --model_name_or_path "$work/$name-first" --data_path "$work/data/stage2b.json" \
-        --max_steps 240 --seed 1 --learning_rate 6e-4 --summary_lr 5e-3 --warmup_steps 10
-}
-
 if [ "${3:-}" != rivals-only ]; then
     [ -e "$work/untrained/config.json" ] || python scripts/build_smol_llava.py --untrained --output "$work/untrained"
 
@@ -61,7 +53,10 @@ if [ "${3:-}" != rivals-only ]; then
     python scripts/pack_smol_llava.py base "$work/stage2b"
 
     # 3. Fwd2Bot, on the same mixes
-    full fwd2bot "${nested[@]}" "${residual[@]}" "${weights[@]}" "${captions[@]}"
+    train fwd2bot-first "${method[@]}" "${nested[@]}" "${residual[@]}" "${answers[@]}" "${captions[@]}" --max_steps 300
+    train fwd2bot "${method[@]}" "${nested[@]}" "${residual[@]}" "${weights[@]}" "${captions[@]}" --max_steps 240 \
+        --model_name_or_path "$work/fwd2bot-first" --data_path "$work/data/stage2b.json" --seed 1 \
+        --learning_rate 6e-4 --summary_lr 5e-3 --warmup_steps 10
     python scripts/pack_smol_llava.py fwd2bot "$work/fwd2bot"
 fi
 [[ "${3:-}" == rivals* ]] || exit 0
@@ -83,6 +78,3 @@ short fwd2bot-answer fwd2bot "${alone[@]}" "${residual[@]}"
 short fwd2bot-contrastive fwd2bot "${nested[@]}" "${captions[@]}" "${residual[@]}"
 for baseline in mean last; do short "$baseline" "$baseline" --fwd2bot 1 "${captions[@]}"; done
 short fwd2bot-plain fwd2bot "${both[@]}"
-# the strongest of them for Fwd2Bot's own schedule as well
-MODULE="llava_fwd2bot.eval.rivals pool" full pool-full "${nested[@]}" "${weights[@]}" --fwd2bot_contrastive_weight 0 \
-    --ddp_find_unused_parameters True

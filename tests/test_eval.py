@@ -268,6 +268,7 @@ def test_results_of_other_items_are_not_mixed(tmp_path, second):
         result = {
             "task": "coco",
             "method": "fwd2bot",
+            "path": "smol-llava",
             "k": k,
             "limit": None,
             "tuning": False,
@@ -280,6 +281,15 @@ def test_results_of_other_items_are_not_mixed(tmp_path, second):
         smol_report.read_results(tmp_path)
 
 
+@pytest.mark.parametrize("count", [10, 100])
+def test_vectors_that_are_all_alike_find_nothing(count):
+    """A collapsed model has its ties decided by rounding otherwise: R@1 was 0 or 1, as the number of images fell."""
+    one = torch.nn.functional.normalize(torch.randn(1, 64), dim=-1).expand(count, -1)
+    owner = torch.arange(count).repeat_interleave(2)
+    t2i, i2t = search.ranks(one, one[owner], owner)
+    assert set(t2i.tolist()) == {(count - 1) // 2} and set(i2t.tolist()) == {count - 1}
+
+
 def test_claims_compare_the_same_items_at_the_budgets_that_are_named():
     """What the README says of rivals is read off this: the sign, the doubled budget and the ratio must be right."""
     ours, other = [1, 1, 1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 0]
@@ -287,16 +297,20 @@ def test_claims_compare_the_same_items_at_the_budgets_that_are_named():
         "exists": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "pool": {2: {"items": other}}},
         "retrieval": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "mean": {1: {"items": other}}},
     }
-    found = {(e["claim"], r["against"], r["k"]): r for e in smol_claims.claims(results) for r in e["rows"]}
+
+    def images_of(task):
+        return range(8)
+
+    found = {(e["claim"], r["against"], r["k"]): r for e in smol_claims.claims(results, images_of) for r in e["rows"]}
     assert [(key[2], row["value"]) for key, row in found.items() if "twice" in key[0]] == [(1, 0.625)]
     assert [row["value"] for key, row in found.items() if key[1] == "mean"] == [3.5]  # of the one vector, once
     low, high = next(row["interval"] for key, row in found.items() if key[1:] == ("pool", 2))
     assert 0 < low < 0.625 < high <= 1
-    text = smol_claims.markdown(smol_claims.claims(results), smol_report.TITLES)
+    text = smol_claims.markdown(smol_claims.claims(results, images_of), smol_report.TITLES)
     assert "**+62.5 [" in text and "3.50 [" in text
     results["exists"]["pool"][2]["items"] = [1]
     with pytest.raises(ValueError, match="fwd2bot-short has 8 items, pool 1"):
-        smol_claims.claims(results)
+        smol_claims.claims(results, images_of)
 
 
 def test_the_head_of_a_batch_is_given_rows_that_lie_together(model):

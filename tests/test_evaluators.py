@@ -246,6 +246,46 @@ def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned
     assert len(list((captioned / "work").glob("captions-own-*-k4.jsonl"))) == 2
 
 
+def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
+    """The same id may be another question, image, split or length: what is kept must not be taken for it."""
+    from llava_fwd2bot.eval.answers import Answerer, answer_questions
+
+    model, processor = load_fwd2bot(checkpoint)
+    encoder, images, answers = Encoder(model, processor, "f"), captioned / "images", captioned / "a.jsonl"
+    asked = [{"question_id": i, "image": f"{i}.png", "text": f"is it {'very ' * (i % 3)}red?"} for i in range(6)]
+    answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")
+    whole = sorted(answers.read_text().splitlines())
+    for change in ({"image": "5.png"}, {"text": "is it blue?"}):
+        with pytest.raises(ValueError, match="the answer to 0 is about the"):
+            answer_questions(Answerer(encoder, 4, 4), [{**asked[0], **change}], images, answers, 2, "m")
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        answer_questions(Answerer(encoder, 5, 4), asked, images, answers, 2, "m")
+
+    # gone on with, the batches are those of a whole run
+    sizes, generate = [], model.generate
+    model.generate = lambda **given: sizes.append(len(given["input_ids"])) or generate(**given)
+    answers.write_text("".join(line + "\n" for line in whole[:1]))
+    assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")["answered_before"] == 1
+    assert sizes == [4, 2] and sorted(answers.read_text().splitlines()) == whole
+
+    # the same names in another split or folder: captions of their own
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", "flickr30k", "--images", images, "--k", 1]
+    argv += ["--work", captioned / "work", "--max-new-tokens", 3, "--device", "cpu"]
+    for split in ("test", "val"):
+        assert run(*argv, "--split", split, "--output", captioned / "new" / f"{split}.v1.json")[0] == 0
+    assert len(list((captioned / "work").glob("captions-*"))) == 2
+    assert (captioned / "new" / "val.v1.json").is_file()  # its folder was made before the model was opened
+
+
+def test_two_ways_with_figures_of_their_own_are_one_table():
+    """SugarCrepe++ by likelihood has no text-only figure; the table came after the whole run, and failed."""
+    from llava_fwd2bot.eval.retrieval import table
+
+    rows = [{"k": 4, "by": "embedding", "itt": 0.5, "tot": 0.25, "replace_rel (2)": 1.0}]
+    rows += [{"k": 4, "by": "likelihood", "itt": 0.75, "replace_rel (2)": 1.0}]
+    assert "| itt | tot | replace_rel (2) |" in table(rows) and "| likelihood | 75.0 |  | 100.0 |" in table(rows)
+
+
 def test_cost_against_the_base(run, checkpoint, captioned):
     """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
     from llava_fwd2bot.eval.cost import break_even

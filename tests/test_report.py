@@ -69,7 +69,38 @@ def test_points_and_f1_get_no_interval(tmp_path):
     assert "interval" not in compare(read_results([tmp_path]))[0]
 
 
-@pytest.mark.parametrize("fault", ["cut", "twice", "items", "limit", "bases", "nothing"])
+def test_a_named_base_is_its_dense_row(tmp_path):
+    """Two models each with their own base: --base names one, and its summaries are no second base."""
+    scored(tmp_path, "m-base", "m", "dense", [1] * 9 + [0])
+    scored(tmp_path, "n-base", "n", "dense", [1] * 10)
+    scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
+    rows = compare(read_results([tmp_path]), "m")
+    assert [row["model"] for row in rows if row["base"]] == ["m"] and len(rows) == 3
+    scored(tmp_path, "four", "m", 8, [1] * 8 + [0, 0], quantised="4bit")  # another width is another model
+    assert len(compare(read_results([tmp_path]), "m")) == 4
+
+
+def test_captions_of_one_image_are_drawn_together(tmp_path):
+    """Five captions of an image hit or miss together: taken for independent, the interval would be half as wide."""
+    ranks = [rank for i in range(40) for rank in [i % 2] * 5]
+    rows = [{"k": 4, "by": "pooled", "t2i_r1": 0.5, "i2t_r1": 1.0}]
+    more = {"evaluator": "retrieval", "dataset": "coco", "rows": rows, "per_item": {"pooled k=4": ranks}, "model": "m"}
+    widths = []
+    for groups in (None, [i for i in range(40) for _ in range(5)]):
+        write(tmp_path, "r", image_of_item=groups, **more)
+        low, high = compare(read_results([tmp_path]))[0]["interval"]
+        widths.append(high - low)
+    assert widths[1] > 1.8 * widths[0]
+
+
+def test_what_compares_no_models_is_left_alone(tmp_path):
+    scored(tmp_path, "ours", "m", 8, [1, 0])
+    rows, items = [{"k": 8, "by": "int4", "accuracy": 0.5}], {"accuracy int4 k=8": [1.0, 0.0]}
+    write(tmp_path, "codec", evaluator="codec", rows=rows, per_item=items, model="m")
+    assert len(read_results([tmp_path])) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "twice", "items", "limit", "bases", "nothing", "tokens", "split", "others"])
 def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
     scored(tmp_path, "base", "llava", "dense", [1] * 9 + [0])
     scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
@@ -83,6 +114,17 @@ def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
         scored(tmp_path, "ours", "m", 8, [1] * 10, limit=10)
     elif fault == "bases":
         scored(tmp_path, "other", "n", "dense", [1] * 10)
+    elif fault == "tokens":
+        scored(tmp_path, "ours", "m", None, [1] * 10)
+    elif fault == "split":  # F1 is no mean of items; all the same it must be of the same ones
+        for name, model, k, count in (("base", "llava", "dense", 3), ("ours", "m", 8, 2)):
+            figures, items = {"f1": 0.8}, {str(i): float(i > 0) for i in range(count)}
+            write(tmp_path, name, benchmark="pope", figures=figures, per_item=items, model=model, k=k)
+    elif fault == "others":  # as many images, and others
+        for k, of in (("dense", "a"), (4, "b")):
+            rows, items = [{"k": k, "by": "greedy", "cider": 0.4}], {f"k={k}": [0.3, 0.5]}
+            about = {"evaluator": "captioning", "dataset": "own", "of": of, "model": "m"}
+            write(tmp_path, f"c{k}", rows=rows, per_item=items, **about)
     else:
         for file in tmp_path.glob("*.json"):
             file.unlink()
@@ -93,6 +135,9 @@ def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
         "limit": "not of the same items",
         "bases": "several bases",
         "nothing": "There is no result",
+        "tokens": "does not say from how many tokens m answered",
+        "split": "not of the same items",
+        "others": "not of the same items",
     }
     assert main(["eval", "report", str(tmp_path)]) == 1
     assert said[fault] in capsys.readouterr().err

@@ -28,12 +28,12 @@ def questions(records: list[dict]) -> list[dict]:
 
 def chosen(response: str, candidates: list[str]) -> int | None:
     """Which candidate a response names, by its letter or its text; None if neither."""
-    letter = re.match(r"\(?([A-H])\b", response.strip())
-    if letter and LETTERS.index(letter[1]) < len(candidates):
-        return LETTERS.index(letter[1])
     said = response.strip().rstrip(".").lower()
     exact = [i for i, text in enumerate(candidates) if text.strip().rstrip(".").lower() == said]
-    return exact[0] if len(exact) == 1 else None
+    if len(exact) == 1:  # first: "A lot" is a text, not the letter A
+        return exact[0]
+    letter = re.match(r"\(?([A-H])\b", response.strip())
+    return LETTERS.index(letter[1]) if letter and LETTERS.index(letter[1]) < len(candidates) else None
 
 
 def submission(records: list[dict], answers: list[dict]) -> tuple[list[dict], float | None]:
