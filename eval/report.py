@@ -81,11 +81,8 @@ def sign_flips(
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table per benchmark; what others published on it below."""
-    parts = [
-        "# Retention report",
-        f"{date.today()}. Intervals are of 95 %, by bootstrap over items (captions of one image together); retention is "
-        "paired.",
-    ]
+    told = "Intervals are of 95 %, by bootstrap over items (captions of one image together); retention is paired."
+    parts = ["# Retention report", f"{date.today()}. {told}"]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         limit = f" (the first {own[0]['limit']} items alone)" if own[0]["limit"] else ""

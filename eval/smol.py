@@ -30,8 +30,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llava_fwd2bot.compress import fingerprint_of
 from llava_fwd2bot.config import read_json, write_text
 from llava_fwd2bot.data import read_records
+from llava_fwd2bot.load import is_checkpoint, local_folder
 from llava_fwd2bot.smol import instructions as make
 
 from . import metrics, smol_splits
@@ -185,6 +187,9 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
     )
     jobs = [(task, k) for task in tasks if task in able for k in ks]
     about = {"method": method, "path": path, "limit": asked_of.limit, "tuning": asked_of.tuning}
+    folder = local_folder(path, {})
+    if is_checkpoint(folder) and kind not in ("base", "prune"):
+        about["fingerprint"] = fingerprint_of(folder)  # a checkpoint that is trained anew may keep its path
     jobs = [(task, k) for task, k in jobs if not is_done(result_file(work, method, task, k), about)]
     if not jobs:
         return
@@ -219,7 +224,7 @@ def is_done(file: Path, about: dict[str, Any]) -> bool:
         return False
     found = read_json(file)
     if other := [
-        f"{name} {found.get(name)!r}, not {value!r}" for name, value in about.items() if found.get(name) != value
+        f"{name} {found.get(name)!r}, not {value!r}" for name, value in about.items() if found.get(name, value) != value
     ]:
         raise ValueError(f"{file} is a result of {'; '.join(other)}: give another --work, or delete it")
     return True

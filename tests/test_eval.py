@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -257,6 +258,11 @@ def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photograph
     for other in (["--limit", "2"], ["--tuning"], ["--run", "fwd2bot=another"]):
         with pytest.raises(ValueError, match="give another --work, or delete it"):
             smol.main([*command, *other])
+    kept = tmp_path / "w" / "fwd2bot.coco.k1.json"  # trained anew under its old path
+    kept.write_text(re.sub(r'"fingerprint": "\w{4}', '"fingerprint": "0000', kept.read_text()))
+    with pytest.raises(ValueError, match="is a result of fingerprint '0000"):
+        smol.main(command)
+    kept.unlink()
     (tmp_path / "w" / "fwd2bot.coco.k4.json").unlink()
     with pytest.raises(pytest.fail.Exception):
         smol.main(command)
