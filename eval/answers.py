@@ -7,7 +7,6 @@ run that was stopped goes on where it was, with the same answers: decoding is gr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from llava_fwd2bot.conversation import ConversationFormatter
 from llava_fwd2bot.data import read_records
 from llava_fwd2bot.images import open_image
 
-from .encode import Encoder
+from .encode import Encoder, whole_lines
 from .generate import from_base, from_summaries
 
 DENSE = 0  # the k that stands for the base and all its dense tokens
@@ -117,21 +116,13 @@ def answer_questions(
 
 
 def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]]) -> set[int]:
-    """The places of `asked` that `answers` holds; a last line that was cut off is taken away.
+    """The places of `asked` that `answers` holds.
 
     Raises:
         ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image.
     """
-    if not answers.is_file():
-        return set()
-    whole = answers.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with answers.open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())
     done, place = set(), {line["question_id"]: i for i, line in enumerate(asked)}
-    for line in read_records(answers, lines=True) if end else []:
+    for line in whole_lines(answers):
         if any(line.get(name) != value for name, value in about.items()):
             raise ValueError(
                 f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "

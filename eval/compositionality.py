@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.data import read_records
 
-from .encode import Encoder
+from .encode import Encoder, whole_lines
 from .likelihood import likelihood
 
 
@@ -133,14 +134,31 @@ def compositionality(
         rows.append({"k": k, "by": "embedding", **_figures(tests, passed)})
         per_item[f"embedding k={k}"] = [float(next(iter(p.values()))) for p in passed]
         if generative:
-            passed = []
-            for item in tqdm(tests.items, desc=f"likelihood k={k}", unit="test"):
-                state = images[[at_image[p] for p in item.images]][:, :k]
-                scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
-                passed.append(judge(tests.kind, scores))
+            states = [images[[at_image[p] for p in item.images]][:, :k] for item in tests.items]
+            passed = [judge(tests.kind, scores) for scores in _likelihoods(encoder, tests.items, states, k)]
             rows.append({"k": k, "by": "likelihood", **_figures(tests, passed)})
             per_item[f"likelihood k={k}"] = [float(next(iter(p.values()))) for p in passed]
     return rows, per_item
+
+
+def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
+    """[images, texts] of each test; kept line by line, so that a run that is stopped goes on."""
+    names = ["\0".join([*map(str, item.images), *item.texts]) for item in items]
+    file = encoder.file(f"likelihood-k{k}", names, "jsonl")
+    found = [torch.tensor(line["scores"]) for line in whole_lines(file)] if file is not None else []
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(items), initial=len(found), desc=f"likelihood k={k}", unit="test"))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kept = stack.enter_context(file.open("a", encoding="utf-8"))
+        for item, state in list(zip(items, states, strict=True))[len(found) :]:
+            scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
+            found.append(scores)
+            if file is not None:
+                kept.write(json.dumps({"scores": scores.tolist()}) + "\n")
+                kept.flush()
+            bar.update()
+    return found
 
 
 def _figures(tests: Items, passed: list[dict[str, bool]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,23 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.compress import write_tensors
+from llava_fwd2bot.data import read_records
 from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
 
 CHUNK = 256  # items in one file
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines that is gone on with; a last line that was cut off is taken away."""
+    if not file.is_file():
+        return []
+    whole = file.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with file.open("r+b") as cut:
+            cut.truncate(end)
+            os.fsync(cut.fileno())
+    return read_records(file, lines=True) if end else []
 
 
 class Encoder:
@@ -62,7 +77,7 @@ class Encoder:
         with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar, ThreadPoolExecutor(1) as ahead:
             for at in range(0, len(items), CHUNK):
                 chunk = items[at : at + CHUNK]
-                file = self._file(kind, names[at : at + CHUNK])
+                file = self.file(kind, names[at : at + CHUNK])
                 if file is not None and file.is_file():
                     parts.append(load_file(file)["summary"])
                 else:
@@ -79,9 +94,9 @@ class Encoder:
                 bar.update(len(chunk))
         return torch.cat(parts)
 
-    def _file(self, kind: str, names: Sequence[str]) -> Path | None:
+    def file(self, kind: str, names: Sequence[str], ending: str = "safetensors") -> Path | None:
         """Named by what is in it, so that other items, another model or another order are another file."""
         if self.work is None:
             return None
         told = "\n".join([self.fingerprint, kind, str(self.like.dtype), *names])
-        return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
+        return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.{ending}"

@@ -181,6 +181,12 @@ def test_compositionality_by_command(run, checkpoint, captioned):
     assert [row["by"] for row in result["rows"]] == ["embedding", "likelihood"]
     assert {"add_obj (1)", "swap_att (1)", "accuracy"} <= set(result["rows"][0])
 
+    kept = next((captioned / "work").glob("likelihood-k4-*.jsonl"))  # stopped within the second line: the same result
+    whole = kept.read_text()
+    kept.write_text(whole[:-5])
+    assert run(*argv, "--skip-missing")[0] == 0 and kept.read_text() == whole
+    assert json.loads((captioned / "r.json").read_text())["per_item"] == result["per_item"]
+
 
 def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
     images = captioned / "images"
