@@ -142,21 +142,26 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
-    colours = {m: f"C{i}" for i, m in enumerate(sorted({r["method"] for r in rows} - {"base"}, key=_place))}
+    methods = sorted({r["method"] for r in rows} - {"base"}, key=_place)
+    palette = plt.get_cmap("tab10").colors
+    styles = {}
+    for i, method in enumerate(methods):
+        variant = method.startswith("fwd2bot-") or method == "shared"  # ours but for one thing: dashed
+        style = {"color": palette[i % 10], "linestyle": "--" if variant else "-", "marker": "os^Dv"[i // 5]}
+        styles[method] = style | {"linewidth": 2.4 if method == "fwd2bot" else 1.2}
     for axis, task in zip(axes.flat, tasks, strict=False):
         mine = [row for row in rows if row["task"] == task]
         for row in (r for r in mine if r["method"] == "base"):
             axis.axhline(100 * row["value"], color="black", linestyle="--", linewidth=1, label="base, dense")
-        for method, colour in colours.items():
+        for i, (method, style) in enumerate(styles.items()):
             line = [row for row in mine if row["method"] == method]
             if line:
                 values = [100 * row["value"] for row in line]
                 low = [value - 100 * row["interval"][0] for value, row in zip(values, line, strict=True)]
                 high = [100 * row["interval"][1] - value for value, row in zip(values, line, strict=True)]
-                ks = [row["k"] for row in line]
-                axis.errorbar(
-                    ks, values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2, label=method
-                )
+                # beside each other, so that one interval does not hide the next
+                ks = [row["k"] * 1.025 ** (i - len(styles) / 2) for row in line]
+                axis.errorbar(ks, values, yerr=[low, high], markersize=4, elinewidth=0.6, label=method, **style)
         ks = sorted({row["k"] for row in mine if row["k"]})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
@@ -165,9 +170,10 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(tasks) :]:
         axis.set_visible(False)
-    handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    found = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    handles = {label: found[label] for label in ("base, dense", *methods) if label in found}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     out = io.BytesIO()
     figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
