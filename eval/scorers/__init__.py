@@ -6,7 +6,7 @@ reads an answer as the benchmark's official script does, oddities included, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +36,7 @@ class Score:
     figures: dict[str, float]
     per_item: dict[str, float] = field(default_factory=dict)
     submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
+    submission_lines: bool = False  # whether it takes JSON lines, not one JSON
 
 
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
@@ -57,10 +58,11 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
         empty_is_wrong: let empty answers through; they match nothing.
 
     Raises:
-        ValueError: a line cut off, no line, an id twice, an answer without id or text, empty answers, several models.
+        ValueError: a line cut off, no line, an id twice, an answer without id or text, empty answers, several models
+            or numbers of tokens.
     """
     found: Answers = {}
-    models: set[str] = set()
+    told: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
     empty: list[Any] = []
     for path in paths:
         for record in read_records(path, lines=True):
@@ -68,15 +70,22 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
                 raise ValueError(
                     f"{path} holds a record without question_id or text: it is no answers file of LLaVA's."
                 )
+            lacking = [part for part in key.split("+") if part not in record]
+            if lacking:
+                raise ValueError(f"{path}: the answer to {record['question_id']!r} has no {lacking[0]!r}, needed here.")
             name = tuple(record[part] for part in key.split("+")) if "+" in key else record[key]
             if name in found:
                 raise ValueError(f"{path}: the answer to {name!r} is there twice. Were two runs written into one file?")
             found[name] = record
-            models.add(str(record.get("model_id")))
-            if not record["text"].strip():
+            about = record.get("metadata") or {}
+            own = (record.get("model_id"), about.get("k"), about.get("fingerprint"))
+            for values, value in zip(told.values(), own, strict=True):
+                values.add(str(value))
+            if blank(record):
                 empty.append(name)
-    if len(models) > 1:
-        raise ValueError(f"The answers are of several models: {', '.join(sorted(models))}. Score each by itself.")
+    for what, values in told.items():
+        if len(values) > 1:
+            raise ValueError(f"The answers are of several {what}: {', '.join(sorted(values))}. Score each by itself.")
     if empty and not empty_is_wrong:
         shown = ", ".join(repr(name) for name in empty[:5])
         raise ValueError(
@@ -84,6 +93,19 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
             "wrong with --empty-is-wrong."
         )
     return found
+
+
+def blank(record: dict[str, Any]) -> bool:
+    """Whether an answer is empty: it is wrong, whatever is right and however the official script would read it."""
+    return not record["text"].strip()
+
+
+def strangers(answers: Answers, asked: Collection[Any], source: str) -> None:
+    """ValueError if there are answers to questions that the ground truth does not have: of another split, say."""
+    other = [name for name in answers if name not in asked]
+    if other:
+        shown = ", ".join(map(repr, other[:3]))
+        raise ValueError(f"{len(other)} of {len(answers)} answers are to questions that {source} has not: {shown}.")
 
 
 def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:

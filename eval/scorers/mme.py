@@ -13,7 +13,7 @@ SUFFIXES = ("Answer the question using a single word or phrase.", "Please answer
 
 def reading(text: str) -> str:
     """yes, no or other, by the first four letters, as MME's script takes an answer."""
-    text = text.strip().lower()
+    text = text.lower()  # blanks before it count, as there
     if text in ("yes", "no"):
         return text
     return next((word for word in ("yes", "no") if word in text[:4]), "other")
@@ -21,6 +21,8 @@ def reading(text: str) -> str:
 
 def mme(answers: Answers, ground_truth: Path) -> Score:
     """Points of perception (of 2,000), of cognition (of 800), and of each task (of 200).
+
+    A sum is given where all of its tasks are there, and never of a part of them.
 
     Args:
         answers: by (question_id, prompt); a question_id is "task/file.png", as in LLaVA's llava_mme.jsonl.
@@ -37,7 +39,10 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
             continue
         hits, pairs = [], []
         for text in texts:
-            lines = [line.split("\t") for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+            whole = text.read_text(encoding="utf-8").splitlines()
+            lines = [line.strip().split("\t") for line in whole if line.strip()]
+            if len(lines) != 2 or any(len(line) != 2 or line[1].strip().lower() not in ("yes", "no") for line in lines):
+                raise ValueError(f"{text} must hold two lines of a question, a tab, and Yes or No.")
             right = []
             for question, truth in lines:
                 key = (f"{task}/{text.stem}", _question(question))
@@ -48,8 +53,12 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
         figures[task] = 100 * (mean(hits) + mean(pairs))
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of a task of MME's: {', '.join((*PERCEPTION, *COGNITION))}.")
-    sums = {"perception": sum(figures.get(task, 0.0) for task in PERCEPTION)}
-    sums["cognition"] = sum(figures.get(task, 0.0) for task in COGNITION)
+    unread = [key for key in said if " ".join(key) not in per_item]
+    if unread:
+        about = f"{len(unread)} of {len(said)} answers"
+        raise ValueError(f"{about} are to questions that {ground_truth} has not, the first: {' '.join(unread[0])}.")
+    groups = {"perception": PERCEPTION, "cognition": COGNITION}
+    sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     return Score(sums | figures, per_item)
 
 

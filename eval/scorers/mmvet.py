@@ -7,4 +7,7 @@ from . import Answers, Score
 
 def mmvet(answers: Answers) -> Score:
     """No figures; the submission is {"v1_ID": answer}."""
+    named = [name for name in answers if str(name).startswith("v1_")]
+    if named:
+        raise ValueError(f"The answers' ids have the prefix v1_ already ({named[0]}): give LLaVA's answers file.")
     return Score({}, {}, {f"v1_{name}": record["text"] for name, record in answers.items()})

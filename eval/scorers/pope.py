@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_fwd2bot.data import read_records
 
-from . import Answers, Score, answered
+from . import Answers, Score, answered, blank
 
 
 def says_no(text: str) -> bool:
@@ -63,7 +63,8 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:
             raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
-        yes = not says_no(answered(line["question_id"], answers, str(questions))["text"])
+        record = answered(line["question_id"], answers, str(questions))
+        yes = not says_no(record["text"]) if not blank(record) else not labels[key]
         said.setdefault(category, []).append(yes)
         truth.setdefault(category, []).append(labels[key])
         per_item[str(line["question_id"])] = float(yes == labels[key])

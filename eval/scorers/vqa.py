@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava_fwd2bot.data import read_records
 
-from . import Answers, Score, answered, mean
+from . import Answers, Score, answered, blank, mean, strangers
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -87,7 +87,7 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
             raise ValueError(
                 f"{ground_truth} has {len(people)} answers to {question!r} about {image}, where 10 belong."
             )
-        per_item[f"{image} {question}"] = agreement(normal(record["text"]), people)
+        per_item[f"{image} {question}"] = 0.0 if blank(record) else agreement(normal(record["text"]), people)
     if len(per_item) < len(truth):
         raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
     return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item)
@@ -119,7 +119,7 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
         if len(set(people)) > 1:
             people = [plain_words(without_punctuation(person)) for person in people]
             said = plain_words(without_punctuation(said))
-        score = agreement(said, people)
+        score = 0.0 if blank(record) else agreement(said, people)
         per_item[str(entry["question_id"])] = score
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
@@ -129,19 +129,34 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     """VizWiz's accuracy in percent where the answers are public (val), and its submission.
 
+    As the official evaluation of 2024, people's answers are taken as they stand: the answer alone is made alike.
+
     Args:
         questions: LLaVA's llava_*.jsonl, whose question_id the answers have; images tell the questions apart.
     """
-    truth = {entry["image"]: entry for entry in json.loads(ground_truth.read_text(encoding="utf-8"))}
+    entries = json.loads(ground_truth.read_text(encoding="utf-8"))
+    truth = {entry["image"]: entry for entry in entries}
+    asked = read_records(questions, lines=True)
+    images = {line["image"] for line in asked}
+    for source, names, count in ((ground_truth, truth, len(entries)), (questions, images, len(asked))):
+        if len(names) < count:
+            raise ValueError(f"{source} names an image twice: images tell VizWiz's questions apart.")
+    if images != truth.keys():
+        raise ValueError(
+            f"{questions} asks about {len(images)} images, {ground_truth} is of {len(truth)}, not the same."
+        )
+    strangers(answers, {line["question_id"] for line in asked}, str(questions))
     per_item, by_type, submission = {}, {}, []
-    for line in read_records(questions, lines=True):
-        said = normal(answered(line["question_id"], answers, str(questions))["text"])
+    for line in asked:
+        record = answered(line["question_id"], answers, str(questions))
+        said = normal(record["text"])
         submission.append({"image": line["image"], "answer": said})
-        if line["image"] not in truth:
-            raise ValueError(f"{ground_truth} has nothing about {line['image']}.")
         entry = truth[line["image"]]
         if "answers" in entry:
-            score = agreement(said, [normal(person["answer"]) for person in entry["answers"]])
+            people = [person["answer"] for person in entry["answers"]]
+            if len(people) != 10:
+                raise ValueError(f"{ground_truth} has {len(people)} answers about {line['image']}, where 10 belong.")
+            score = 0.0 if blank(record) else agreement(said, people)
             per_item[line["image"]] = score
             by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
     if not per_item:
