@@ -43,9 +43,10 @@ Made by `python -m llava_fwd2bot.eval.smol`. In brackets the 95 % interval, by b
 its questions or captions; the percentage is what is kept of the base's figure. `fwd2bot` is the checkpoint in the
 package (540 steps of 24 rows). All others that are trained had 60 steps of 24 rows of the same data
 (`scripts/train_smol_llava.sh DATA WORK rivals`): `fwd2bot-short` with both losses, `fwd2bot-answer` and
-`fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain` without our residual;
-`pool`, `query` and `kv` with answer loss and distillation, `mean` and `last` with the contrastive loss. `prune` is not
-trained. eval/rivals.py and eval/readers.py say what each is.
+`fwd2bot-contrastive` with one of them, `shared` with one adapter for both passes, `fwd2bot-plain` without our residual
+and with the mean of its tokens, not the first, as the vector; `pool`, `query` and `kv` with answer loss and
+distillation, `mean` and `last` with the contrastive loss. `prune` is not trained. eval/rivals.py and eval/readers.py
+say what each is.
 
 """
 CLAIMS = """
