@@ -33,7 +33,11 @@ CLAIMS = (
     Claim("Both losses against the answer loss alone", ("fwd2bot-answer",), ANSWERED),
     Claim("Both losses against the contrastive loss alone", ("fwd2bot-contrastive",), SEARCHED),
     Claim("Two adapters against one shared", ("shared",), ANSWERED + SEARCHED),
-    Claim("Averages as residual, the first token as vector (ours) against no residual and the mean", ("fwd2bot-plain",), ANSWERED + SEARCHED),
+    Claim(
+        "Averages as residual, the first token as vector (ours) against no residual and the mean",
+        ("fwd2bot-plain",),
+        ANSWERED + SEARCHED,
+    ),
     Claim("Retrieval over that of the baselines, as a ratio", ("mean", "last"), ("retrieval", "coco"), ratio=True),
 )
 
