@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 
 from .ablation import BASE, Claim, Study, done, folder_of
+from .drawing import png, pyplot
+from .results import beside
 
 ROUNDS = 2000
 
@@ -158,15 +160,9 @@ def markdown(lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves
     return "\n".join(text) + "\n"
 
 
-def picture(file: Path, lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> None:
-    """Rows as bars with the seeds' range, and the capacity curves."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> bytes:
+    """Rows as bars with the seeds' range, and the capacity curves: a PNG."""
+    plt = pyplot()
     shown = [line for line in lines if line["row"] != BASE]
     figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])
     names = [f"{line['row']}, k = {line['k']}" for line in shown]
@@ -193,8 +189,7 @@ def picture(file: Path, lines: list[dict[str, Any]], curves: dict[str, dict[int,
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    return png(figure)
 
 
 def report(study: Study, work: Path, output: Path | None) -> str:
@@ -209,7 +204,7 @@ def report(study: Study, work: Path, output: Path | None) -> str:
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: study.settings(row) for name, row in study.rows.items()}
         content = {"date": str(date.today()), "seeds": study.seeds, "settings": settings, "rows": lines}
-        write_json(output.with_suffix(".json"), {**content, "claims": verdicts, "capacity": curves})
-        output.with_suffix(".md").write_text(text, encoding="utf-8")
-        picture(output.with_suffix(".png"), lines, curves)
+        write_json(beside(output, ".json"), {**content, "claims": verdicts, "capacity": curves})
+        write_text(beside(output, ".md"), text)
+        write_bytes(beside(output, ".png"), picture(lines, curves))
     return text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from llava_fwd2bot.config import write_bytes, write_json, write_text
 
+from .drawing import png, pyplot
 from .metrics import bootstrap
 from .results import DENSE, Result, beside, pair, published, read_results
 
@@ -134,13 +134,7 @@ def _interval(values: Sequence[float] | None, scale: float = 1.0) -> str:
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     """Retention against tokens, a panel per benchmark, others' published retention in grey: a PNG."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     names = [
         n
         for n in dict.fromkeys(r["benchmark"] for r in rows)
@@ -181,10 +175,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     for axis in list(axes.flat)[len(names) :]:
         axis.set_visible(False)
     figure.tight_layout()
-    out = io.BytesIO()
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
-    return out.getvalue()
+    return png(figure)
 
 
 def page(rows: Sequence[dict[str, Any]], png: bytes | None) -> str:

@@ -187,9 +187,8 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
     )
     jobs = [(task, k) for task in tasks if task in able for k in ks]
     about = {"method": method, "path": path, "limit": asked_of.limit, "tuning": asked_of.tuning}
-    folder = local_folder(path, {})
-    if is_checkpoint(folder) and kind not in ("base", "prune"):
-        about["fingerprint"] = fingerprint_of(folder)  # a checkpoint that is trained anew may keep its path
+    if kind not in ("base", "prune") and is_checkpoint(folder := local_folder(path, {})):
+        about["fingerprint"] = fingerprint_of(folder)  # one that is trained anew may keep its path
     jobs = [(task, k) for task, k in jobs if not is_done(result_file(work, method, task, k), about)]
     if not jobs:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 from llava_fwd2bot.version import __version__
 
 from . import smol_claims
+from .drawing import png, pyplot
 from .metrics import bootstrap
 from .results import beside
 
@@ -132,13 +132,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 def picture(rows: list[dict[str, Any]]) -> bytes:
     """Headline figure against k, a line per method, the base as a level; bars are 95 % intervals: a PNG."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     tasks = [task for task in HEADLINE if any(row["task"] == task for row in rows)]
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
@@ -148,7 +142,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     styles = {}
     for i, method in enumerate(methods):
         variant = method.startswith("fwd2bot-") or method == "shared"  # ours but for one thing: dashed
-        style = {"color": palette[i % 10], "linestyle": "--" if variant else "-", "marker": "os^Dv"[i // 5]}
+        style = {"color": palette[i % 10], "linestyle": "--" if variant else "-", "marker": "os^Dv"[i // 5 % 5]}
         styles[method] = style | {"linewidth": 2.4 if method == "fwd2bot" else 1.2}
     for axis, task in zip(axes.flat, tasks, strict=False):
         mine = [row for row in rows if row["task"] == task]
@@ -175,10 +169,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     handles = {label: found[label] for label in ("base, dense", *methods) if label in found}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=7, frameon=False)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
-    out = io.BytesIO()
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
-    return out.getvalue()
+    return png(figure)
 
 
 def report(work: Path, output: Path, images_of: Images) -> None:
