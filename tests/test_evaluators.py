@@ -274,7 +274,11 @@ def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
     assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")["answered_before"] == 1
     assert sizes == [4, 2] and sorted(answers.read_text().splitlines()) == whole
 
-    # the same names in another split or folder: captions of their own
+
+def test_captions_of_another_split_are_their_own(run, checkpoint, captioned):
+    """Images are numbered in a split: those of one must not be taken for those of the next."""
+    pytest.importorskip("pycocoevalcap")
+    images = captioned / "images"
     argv = ["eval", "captioning", "--model", checkpoint, "--dataset", "flickr30k", "--images", images, "--k", 1]
     argv += ["--work", captioned / "work", "--max-new-tokens", 3, "--device", "cpu"]
     for split in ("test", "val"):

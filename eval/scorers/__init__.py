@@ -6,7 +6,7 @@ reads an answer as the benchmark's official script does, oddities included, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -55,11 +55,11 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
 
     Args:
         key: another name of what tells the answers apart; "question_id+prompt" takes both.
-        empty_is_wrong: let empty answers through; they match nothing.
+        empty_is_wrong: let empty answers through; every scorer counts them as wrong (`blank`).
 
     Raises:
-        ValueError: a line cut off, no line, an id twice, an answer without id or text, empty answers, several models
-            or numbers of tokens.
+        ValueError: a line cut off, no line, an id twice, an answer without text or a part of `key`, empty answers,
+            answers of several models, numbers of tokens or checkpoints.
     """
     found: Answers = {}
     told: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
@@ -70,14 +70,17 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
                 raise ValueError(
                     f"{path} holds a record without question_id or text: it is no answers file of LLaVA's."
                 )
-            lacking = [part for part in key.split("+") if part not in record]
-            if lacking:
-                raise ValueError(f"{path}: the answer to {record['question_id']!r} has no {lacking[0]!r}, needed here.")
+            for part in key.split("+"):
+                if not isinstance(record.get(part), str if part == "prompt" else (str, int, float)):
+                    raise ValueError(
+                        f"{path}: the answer to {record['question_id']!r} has no {part!r}, by which answers are told "
+                        "apart here. Are they to another benchmark?"
+                    )
             name = tuple(record[part] for part in key.split("+")) if "+" in key else record[key]
             if name in found:
                 raise ValueError(f"{path}: the answer to {name!r} is there twice. Were two runs written into one file?")
             found[name] = record
-            about = record.get("metadata") or {}
+            about = record["metadata"] if isinstance(record.get("metadata"), dict) else {}
             own = (record.get("model_id"), about.get("k"), about.get("fingerprint"))
             for values, value in zip(told.values(), own, strict=True):
                 values.add(str(value))
@@ -101,11 +104,32 @@ def blank(record: dict[str, Any]) -> bool:
 
 
 def strangers(answers: Answers, asked: Collection[Any], source: str) -> None:
-    """ValueError if there are answers to questions that the ground truth does not have: of another split, say."""
+    """ValueError if there are answers to questions that the ground truth does not have."""
     other = [name for name in answers if name not in asked]
     if other:
         shown = ", ".join(map(repr, other[:3]))
-        raise ValueError(f"{len(other)} of {len(answers)} answers are to questions that {source} has not: {shown}.")
+        raise ValueError(
+            f"{len(other)} of {len(answers)} answers are to questions that {source} does not have, the first: {shown}. "
+            "Is one of the two of another split or benchmark?"
+        )
+
+
+def complete(names: Collection[Any], answers: Answers, what: str) -> None:
+    """ValueError if one of the questions `names`, which are `what`, has no answer."""
+    absent = [name for name in names if name not in answers]
+    if absent:
+        raise ValueError(
+            f"{len(absent)} of {len(names)} {what} have no answer, the first: {absent[0]!r}. Is the run complete?"
+        )
+
+
+def once(names: Iterable[Any], source: str) -> None:
+    """ValueError if a name is there twice: one of the two would silently stand for the other, or count double."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{source}: {name!r} is there twice. Remove one of the two.")
+        seen.add(name)
 
 
 def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:

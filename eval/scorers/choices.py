@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import string
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import Answers, Score, answered, blank, mean, strangers
+from . import Answers, Score, answered, blank, complete, mean, once, strangers
 
 LETTERS = "ABCDE"
 
@@ -27,17 +29,20 @@ def letter_of(text: str) -> str | None:
 def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Score:
     """Accuracy in percent, of all and of the questions that were asked with an image.
 
-    As in LLaVA's script a question without an answer is a wrong one, as its image questions may be run alone; one with
-    an image must have its answer.
+    As in LLaVA's script a question of text alone without an answer is a wrong one: the image questions may be run by
+    themselves. A question with an image must have its answer.
     """
     problems = json.loads((ground_truth / "problems.json").read_text(encoding="utf-8"))
     asked = json.loads((ground_truth / "pid_splits.json").read_text(encoding="utf-8"))[split]
-    strangers(answers, asked, f"split {split!r} of {ground_truth}")
+    source = f"split {split!r} of {ground_truth}"
+    once(asked, source)
+    strangers(answers, set(asked), source)
+    complete([name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}")
     per_item, with_image = {}, []
     for name in asked:
-        if problems[name].get("image"):
-            answered(name, answers, str(ground_truth))
         record = answers.get(name, {"text": "", "prompt": ""})
+        if not isinstance(record.get("prompt"), str):
+            raise ValueError(f"The answer to {name!r} has no prompt, which says whether it was asked with an image.")
         letter = letter_of(record["text"])
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
         per_item[name] = float(chosen == problems[name]["answer"])
@@ -50,49 +55,64 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
 def seed(answers: Answers, ground_truth: Path) -> Score:
     """SEED-Bench's accuracy in percent: all, image, video, and each kind of question; an answer is one letter.
 
-    As in LLaVA's script a question about a video without an answer is a wrong one, as the videos may not be at hand;
-    one about an image must have its answer.
+    As in LLaVA's script a question about a video without an answer is a wrong one, also in "video": the videos may not
+    be at hand. A question about an image must have its answer.
     """
     data = json.loads(ground_truth.read_text(encoding="utf-8"))
-    names = {number: name for name, number in data["question_type"].items()}
-    said = {_number(name): record["text"] for name, record in answers.items()}
-    asked = [_number(question["question_id"]) for question in data["questions"]]
-    if len(said) < len(answers) or len(set(asked)) < len(asked):
-        raise ValueError(f"A question_id is there twice, in {ground_truth} or (as number and text) in the answers.")
-    strangers(said, set(asked), str(ground_truth))
-    per_item, groups, submission = {}, {}, []
-    for question in data["questions"]:
-        name = _number(question["question_id"])
-        if question["data_type"] == "image":
-            answered(name, said, str(ground_truth))
-        hit = float(said.get(name) == question["answer"])
-        per_item[name] = hit
-        submission.append({"question_id": question["question_id"], "prediction": said.get(name, "")})
-        for group in (question["data_type"], names[question["question_type_id"]]):
-            groups.setdefault(group, []).append(hit)
+    source = str(ground_truth)
+    kinds = {number: kind for kind, number in data["question_type"].items()}
+    asked = {_id(question["question_id"]): question for question in data["questions"]}
+    once([_id(question["question_id"]) for question in data["questions"]], source)
+    once(map(_id, answers), "The answers, with numbers and texts as ids alike")
+    said = {_id(name): record for name, record in answers.items()}
+    strangers(said, asked, source)
+    about_images = [name for name, question in asked.items() if question["data_type"] != "video"]
+    complete(about_images, said, f"questions about images in {source}")
+    per_item, by_data, by_kind, submission = {}, {}, {}, []
+    for name, question in asked.items():
+        number = question["question_type_id"]
+        if number not in kinds:
+            raise ValueError(f"{source}: question {name!r} is of type {number}, which its question_type does not name.")
+        text = said[name]["text"] if name in said else ""
+        per_item[str(name)] = float(text == question["answer"])
+        submission.append({"question_id": question["question_id"], "prediction": text})
+        by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
+        by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(_and(figures, groups, ground_truth), per_item, submission, submission_lines=True)
+    return Score(_and(figures, (by_data, by_kind), source), per_item, submission, submission_lines=True)
 
 
-def _number(name: Any) -> str:
-    """Ids as numbers where they are, so that "00100000" is 100000."""
-    return str(int(name)) if str(name).isdigit() else str(name)
+def _id(name: Any) -> int | str:
+    """An id as a number where it is one, as LLaVA's script takes it: "00100000" is 100000."""
+    try:
+        return int(str(name))
+    except ValueError:
+        return str(name)
 
 
-def _and(figures: dict[str, float], groups: dict[str, list[float]], source: Path) -> dict[str, float]:
-    """The figures, and those of each group; ValueError where a group has the name of a figure."""
-    taken = figures.keys() & groups.keys()
-    if taken:
-        raise ValueError(f"{source} has a group named {taken.pop()!r}, as a figure is.")
-    return figures | {name: 100 * mean(hits) for name, hits in groups.items()}
+def _and(figures: dict[str, float], groupings: tuple[dict[str, list[float]], ...], source: str) -> dict[str, float]:
+    """The figures, and those of each group; ValueError where a group has the name of a figure or of another group."""
+    taken = {"accuracy", "circular"}
+    for groups in groupings:
+        if both := taken & groups.keys():
+            raise ValueError(f"{source} has a group named {min(both)!r}, as another figure is. Rename it there.")
+        taken |= groups.keys()
+        figures = figures | {name: 100 * mean(hits) for name, hits in groups.items()}
+    return figures
 
 
-# what pandas, which the official evaluation reads the table by, takes for an empty field
-MISSING = {"", "nan", "NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "null", "NULL", "None", "-nan", "-NaN"}
+# VLMEvalKit reads the table by pandas, which takes these for an empty field: an option "None" is no option there, and a
+# question that it answers is always wrong.
+MISSING = set("nan NaN -nan -NaN NA N/A n/a <NA> #NA #N/A None null NULL 1.#IND 1.#QNAN -1.#IND -1.#QNAN".split())
+MISSING |= {"", "#N/A N/A"}
+TURN = 1_000_000  # rows whose index differs by a multiple of it are one question, its options turned round
 
 
 def reading(text: str, options: dict[str, str]) -> str | None:
-    """The option that an answer names, as VLMEvalKit's exact matching reads it: by its letter, or by its text."""
+    """The option that an answer names, as VLMEvalKit's exact matching reads it: by its letter, or by its text.
+
+    Its list of phrases by which some models refuse is left out.
+    """
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
@@ -112,44 +132,66 @@ def reading(text: str, options: dict[str, str]) -> str | None:
 def mmbench(answers: Answers, ground_truth: Path) -> Score:
     """MMBench by exact matching (no GPT reads the answers): each row, and circular, where all turns must be right.
 
-    Categories, and the groups of them that the table has as "l2-category", are of circular hits.
+    Categories, and the groups of them that the table has as "l2-category", are of circular hits, as officially; they
+    are those of a question's first turn.
 
     Args:
-        ground_truth: the TSV with the column "answer" (the dev split). Rows whose index differs by a multiple of a
-            million are the same question with its options turned round.
+        ground_truth: the TSV with the column "answer" (the dev split).
+
+    Raises:
+        ValueError: the table is empty, has an index twice, a question without its first turn, right answers to some
+            rows only, or one that is no option; the model has not answered a row, or something else as well.
     """
-    csv.field_size_limit(sys.maxsize)  # images stand in the table as text
+    source = str(ground_truth)
     rows, circles, kinds, submission = {}, {}, {}, []
-    with ground_truth.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if not (row.get("index") or "").isdigit() or str(int(row["index"])) in rows:
-                raise ValueError(f"{ground_truth}: the index {row.get('index')!r} is no number, or there twice.")
-            index = int(row["index"])
-            record = answered(index, answers, str(ground_truth))
-            text = record["text"].strip()
-            submission.append({"index": index, "prediction": text})
-            if not row.get("answer"):
-                continue
-            options = {letter: row[letter] for letter in "ABCD" if (row.get(letter) or "") not in MISSING}
-            if row["answer"] not in options:
-                raise ValueError(f"{ground_truth}: the answer {row['answer']!r} of {index} is none of its options.")
-            rows[str(index)] = float(not blank(record) and reading(text, options) == row["answer"])
-            circles.setdefault(index % 1_000_000, []).append(rows[str(index)])
-            if index < 1_000_000:
-                kinds[index] = [row[name] for name in ("category", "l2-category") if row.get(name)]
+    for index, shown in _table(ground_truth):
+        row = {name: value for name, value in shown.items() if value not in MISSING}
+        record = answered(index, answers, source)
+        submission.append({"index": index, "prediction": record["text"]})
+        if index < TURN:
+            kinds[index] = row
+        if "answer" not in row:  # the test split, whose answers its server has
+            continue
+        if row["answer"] not in {*string.ascii_uppercase} or not shown.get(row["answer"]):
+            raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is none of its options. Correct it.")
+        options = {letter: row[letter] for letter in string.ascii_uppercase if letter in row}
+        rows[str(index)] = float(not blank(record) and reading(record["text"], options) == row["answer"])
+        circles.setdefault(index % TURN, []).append(rows[str(index)])
     if not submission:
-        raise ValueError(f"{ground_truth} holds no question.")
-    strangers(answers, {entry["index"] for entry in submission}, str(ground_truth))
+        raise ValueError(f"{source} holds no question. Is the file whole?")
+    strangers(answers, {entry["index"] for entry in submission}, source)
     if not rows:
         return Score({}, {}, submission)
-    headless = [index for index in circles if index not in kinds]
-    if headless:
-        raise ValueError(f"{ground_truth} has turns of question {headless[0]}, but not the question itself.")
-    by_kind: dict[str, list[float]] = {}
+    if len(rows) < len(submission):
+        first = next(entry["index"] for entry in submission if str(entry["index"]) not in rows)
+        raise ValueError(
+            f"{source}: {len(submission) - len(rows)} of {len(submission)} rows have no answer, the first: {first}. "
+            "Put those that have one into a table of their own."
+        )
+    for index in circles:
+        if index not in kinds:
+            raise ValueError(f"{source} has turns of question {index}, but no row {index}. Is the file whole?")
+    by_group, by_category = {}, {}
     for index, hits in circles.items():
-        for kind in kinds[index]:
-            by_kind.setdefault(kind, []).append(float(all(hits)))
+        for groups, column in ((by_group, "l2-category"), (by_category, "category")):
+            if column in kinds[index]:
+                groups.setdefault(kinds[index][column], []).append(float(all(hits)))
     figures = {"accuracy": 100 * mean(list(rows.values()))}
     if len(circles) < len(rows):
         figures["circular"] = 100 * mean([float(all(hits)) for hits in circles.values()])
-    return Score(_and(figures, by_kind, ground_truth), rows, submission)
+    return Score(_and(figures, (by_group, by_category), source), rows, submission)
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Index and fields of each row, but for the image; ValueError where an index is there twice or no whole number."""
+    csv.field_size_limit(sys.maxsize)  # images stand in the table as text
+    seen = set()
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for line, row in enumerate(csv.DictReader(file, delimiter="\t"), 1):
+            index = row.get("index") or ""
+            if not index.isdecimal():
+                raise ValueError(f"{path}: row {line} has the index {index!r}, which must be a whole number.")
+            if int(index) in seen:
+                raise ValueError(f"{path}: the index {index} is there twice. Remove one of the two.")
+            seen.add(int(index))
+            yield int(index), {name: row[name] or "" for name in row if name not in (None, "image")}

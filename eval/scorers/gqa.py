@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from . import Answers, Score, answered, mean, strangers
+from . import Answers, Score, answered, blank, mean, strangers
 
 
 def gqa(answers: Answers, ground_truth: Path) -> Score:
-    """Accuracy in percent, of all, of yes/no and choice questions ("binary") and of the others ("open")."""
+    """Accuracy in percent, of all, of yes/no and choice questions ("binary") and of the others ("open").
+
+    As in the official script only the balanced questions count. Answers to the others may be there; they are submitted.
+    """
     truth = json.loads(ground_truth.read_text(encoding="utf-8"))
-    truth = {name: entry for name, entry in truth.items() if entry.get("isBalanced", True)}  # as the official script
-    if not truth:
-        raise ValueError(f"{ground_truth} holds no question.")
+    balanced = {name: entry for name, entry in truth.items() if entry.get("isBalanced", True)}
+    if not balanced:
+        raise ValueError(f"{ground_truth} holds no balanced question. Take testdev_balanced_questions.json.")
     strangers(answers, truth, str(ground_truth))
     per_item, by_kind, submission = {}, {"binary": [], "open": []}, []
     for name, entry in truth.items():
-        if "answer" not in entry:
-            raise ValueError(f"{ground_truth}: question {name!r} has no answer: it is a file without ground truth.")
-        said = answered(name, answers, str(ground_truth))["text"].rstrip(".").lower()
+        if name not in balanced and name not in answers:
+            continue
+        record = answered(name, answers, str(ground_truth))
+        said = record["text"].rstrip(".").lower()
         submission.append({"questionId": name, "prediction": said})
-        per_item[name] = float(said == entry["answer"])
+        if name not in balanced:
+            continue
+        if not entry.get("answer"):
+            raise ValueError(f"{ground_truth}: question {name!r} has no answer. Is it a file without ground truth?")
+        per_item[name] = float(not blank(record) and said == entry["answer"])
         structure = entry.get("types", {}).get("structural", "query")
         by_kind["open" if structure == "query" else "binary"].append(per_item[name])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from . import Answers, Score, answered, mean
+from . import Answers, Score, answered, mean, once, strangers
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()
@@ -13,25 +14,27 @@ SUFFIXES = ("Answer the question using a single word or phrase.", "Please answer
 
 def reading(text: str) -> str:
     """yes, no or other, by the first four letters, as MME's script takes an answer."""
-    text = text.lower()  # blanks before it count, as there
-    if text in ("yes", "no"):
-        return text
-    return next((word for word in ("yes", "no") if word in text[:4]), "other")
+    start = text.lower()[:4]  # blanks before the word count, as there
+    return next((word for word in ("yes", "no") if word in start), "other")
 
 
 def mme(answers: Answers, ground_truth: Path) -> Score:
     """Points of perception (of 2,000), of cognition (of 800), and of each task (of 200).
 
-    A sum is given where all of its tasks are there, and never of a part of them.
+    A sum is given where all of its tasks are there, and left out where a folder is missing: of a part it would look
+    like a low one. Where neither sum can be made, the first figure is that of the first task there.
 
     Args:
         answers: by (question_id, prompt); a question_id is "task/file.png", as in LLaVA's llava_mme.jsonl.
         ground_truth: MME's folder: task/*.txt or task/questions_answers_YN/*.txt, two lines "question<TAB>answer".
+
+    Raises:
+        ValueError: a question has no answer or two, an answer has no question, or a file is not of two questions.
     """
-    said = {}
-    for (name, prompt), record in answers.items():
-        said[_stem(name), _question(prompt)] = record
-    figures, per_item = {}, {}
+    keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
+    once(keys, "The answers by image and question")
+    said = dict(zip(keys, answers.values(), strict=True))
+    figures, per_item, asked = {}, {}, set()
     for task in (*PERCEPTION, *COGNITION):
         folder = ground_truth / task
         texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
@@ -39,32 +42,35 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
             continue
         hits, pairs = [], []
         for text in texts:
-            whole = text.read_text(encoding="utf-8").splitlines()
-            lines = [line.strip().split("\t") for line in whole if line.strip()]
-            if len(lines) != 2 or any(len(line) != 2 or line[1].strip().lower() not in ("yes", "no") for line in lines):
-                raise ValueError(f"{text} must hold two lines of a question, a tab, and Yes or No.")
             right = []
-            for question, truth in lines:
-                key = (f"{task}/{text.stem}", _question(question))
-                right.append(float(reading(answered(key, said, str(ground_truth))["text"]) == truth.strip().lower()))
+            for question, truth in _pair(text):
+                key = (f"{task}/{text.stem}", question)
+                asked.add(key)
+                right.append(float(reading(answered(key, said, str(ground_truth))["text"]) == truth))
                 per_item[" ".join(key)] = right[-1]
             hits += right
             pairs.append(float(sum(right) == 2))
         figures[task] = 100 * (mean(hits) + mean(pairs))
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of a task of MME's: {', '.join((*PERCEPTION, *COGNITION))}.")
-    unread = [key for key in said if " ".join(key) not in per_item]
-    if unread:
-        about = f"{len(unread)} of {len(said)} answers"
-        raise ValueError(f"{about} are to questions that {ground_truth} has not, the first: {' '.join(unread[0])}.")
+    strangers(said, asked, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     return Score(sums | figures, per_item)
 
 
-def _stem(name: str) -> str:
-    path = Path(name)
-    return f"{path.parts[0]}/{path.stem}"  # task/images/file.png and task/file.png are the same
+def _pair(text: Path) -> list[tuple[str, str]]:
+    """The two questions about an image, each with "yes" or "no"; ValueError where the file holds anything else."""
+    lines = [line.strip().split("\t") for line in text.read_text(encoding="utf-8").split("\n") if line.strip()]
+    pair = [(_question(line[0]), line[1].strip().lower()) for line in lines if len(line) == 2]
+    if not len(lines) == len(dict(pair)) == 2 or any(truth not in ("yes", "no") for _, truth in pair):
+        raise ValueError(f"{text} must hold two lines, each a question, a tab, and Yes or No. Is the download whole?")
+    return pair
+
+
+def _stem(name: Any) -> str:
+    task = str(name).split("/")[0]
+    return f"{task}/{Path(str(name)).stem}"  # task/images/file.png and task/file.png are the same
 
 
 def _question(prompt: str) -> str:

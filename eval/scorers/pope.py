@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_fwd2bot.data import read_records
 
-from . import Answers, Score, answered, blank
+from . import Answers, Score, answered, blank, once, strangers
 
 
 def says_no(text: str) -> bool:
@@ -45,7 +45,7 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
             of POPE's random category, and some of its questions are spelt otherwise ("imange").
 
     Raises:
-        ValueError: a question has no answer or no label, or the folder holds no such file.
+        ValueError: a question has no answer or no label, an answer has no question, or the folder holds no such file.
     """
     labels = {}
     files = sorted(ground_truth.glob("coco_pope_*.json"))
@@ -58,13 +58,17 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     said: dict[str, list[bool]] = {}
     truth: dict[str, list[bool]] = {}
     figures, per_item = {}, {}
-    for line in read_records(questions, lines=True):
+    asked = read_records(questions, lines=True)
+    once([line["question_id"] for line in asked], str(questions))
+    strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    for line in asked:
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:
             raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
         record = answered(line["question_id"], answers, str(questions))
-        yes = not says_no(record["text"]) if not blank(record) else not labels[key]
+        # The script takes what does not say no for yes, silence too. It is wrong here: the opposite of the label.
+        yes = not labels[key] if blank(record) else not says_no(record["text"])
         said.setdefault(category, []).append(yes)
         truth.setdefault(category, []).append(labels[key])
         per_item[str(line["question_id"])] = float(yes == labels[key])

@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llava_fwd2bot.data import read_records
 
-from . import Answers, Score, answered, blank, mean, strangers
+from . import Answers, Score, answered, blank, mean, once, strangers
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -82,15 +83,19 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
         question = _question_of(prompt)
         if (image, question) not in truth:
             raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
-        people = [normal(person) for person in truth[image, question]]
-        if len(people) != 10:
-            raise ValueError(
-                f"{ground_truth} has {len(people)} answers to {question!r} about {image}, where 10 belong."
-            )
-        per_item[f"{image} {question}"] = 0.0 if blank(record) else agreement(normal(record["text"]), people)
+        people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
+        score = 0.0 if blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
+        per_item[f"{image} {question}"] = score
     if len(per_item) < len(truth):
         raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
     return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item)
+
+
+def _ten(people: list[Any], what: str, source: Path) -> list[Any]:
+    """`people`; ValueError where they are not ten, over whom the accuracy is defined."""
+    if len(people) != 10:
+        raise ValueError(f"{source} has {len(people)} answers to {what}, where 10 belong. Is the file whole?")
+    return people
 
 
 def _question_of(prompt: str) -> str:
@@ -111,16 +116,19 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
     As the official script, people's answers are made alike only where they differ.
     """
     entries = json.loads(ground_truth.read_text(encoding="utf-8"))["annotations"]
+    names = [entry["question_id"] for entry in entries]
+    once(names, str(ground_truth))
+    strangers(answers, set(names), str(ground_truth))
     per_item, by_type = {}, {}
-    for entry in entries:
-        record = answered(entry["question_id"], answers, str(ground_truth))
-        people = [_one_line(person["answer"]) for person in entry["answers"]]
+    for name, entry in zip(names, entries, strict=True):
+        record = answered(name, answers, str(ground_truth))
+        people = [_one_line(person["answer"]) for person in _ten(entry["answers"], f"question {name!r}", ground_truth)]
         said = normal(record["text"])
         if len(set(people)) > 1:
             people = [plain_words(without_punctuation(person)) for person in people]
             said = plain_words(without_punctuation(said))
         score = 0.0 if blank(record) else agreement(said, people)
-        per_item[str(entry["question_id"])] = score
+        per_item[str(name)] = score
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     return Score(figures | {kind: 100 * mean(by_type[kind]) for kind in sorted(by_type)}, per_item)
@@ -129,36 +137,46 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     """VizWiz's accuracy in percent where the answers are public (val), and its submission.
 
-    As the official evaluation of 2024, people's answers are taken as they stand: the answer alone is made alike.
+    It is the official evaluation of 2024: people's answers are taken as they stand, the model's alone is made plain. So
+    where ten people wrote "dont know", neither "don't know" nor "dont know" is right.
 
     Args:
         questions: LLaVA's llava_*.jsonl, whose question_id the answers have; images tell the questions apart.
+
+    Raises:
+        ValueError: an image or id is there twice, the questions are about a part of the images or others, a question
+            has no answer, an answer has no question, or the people who answered are not ten.
     """
     entries = json.loads(ground_truth.read_text(encoding="utf-8"))
-    truth = {entry["image"]: entry for entry in entries}
     asked = read_records(questions, lines=True)
-    images = {line["image"] for line in asked}
-    for source, names, count in ((ground_truth, truth, len(entries)), (questions, images, len(asked))):
-        if len(names) < count:
-            raise ValueError(f"{source} names an image twice: images tell VizWiz's questions apart.")
-    if images != truth.keys():
+    once([entry["image"] for entry in entries], str(ground_truth))
+    for field in ("image", "question_id"):
+        once([line[field] for line in asked], str(questions))
+    truth = {entry["image"]: entry for entry in entries}
+    other = [line["image"] for line in asked if line["image"] not in truth]
+    if other:
         raise ValueError(
-            f"{questions} asks about {len(images)} images, {ground_truth} is of {len(truth)}, not the same."
+            f"{ground_truth} has nothing about {len(other)} of the {len(asked)} images of {questions}, the first: "
+            f"{other[0]}. Are both of one split?"
+        )
+    if len(asked) < len(truth):
+        raise ValueError(
+            f"{questions} asks about {len(asked)} of the {len(truth)} images of {ground_truth}, a part. Ask about all."
         )
     strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    public = any("answers" in entry for entry in entries)
     per_item, by_type, submission = {}, {}, []
     for line in asked:
         record = answered(line["question_id"], answers, str(questions))
         said = normal(record["text"])
         submission.append({"image": line["image"], "answer": said})
+        if not public:
+            continue
         entry = truth[line["image"]]
-        if "answers" in entry:
-            people = [person["answer"] for person in entry["answers"]]
-            if len(people) != 10:
-                raise ValueError(f"{ground_truth} has {len(people)} answers about {line['image']}, where 10 belong.")
-            score = 0.0 if blank(record) else agreement(said, people)
-            per_item[line["image"]] = score
-            by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
+        people = _ten(entry.get("answers", []), f"the question about {line['image']}", ground_truth)
+        score = 0.0 if blank(record) else agreement(said, [person["answer"] for person in people])
+        per_item[line["image"]] = score
+        by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
     if not per_item:
         return Score({}, {}, submission)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
