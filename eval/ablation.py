@@ -29,7 +29,8 @@ from llava_fwd2bot.data import read_records
 
 from .rivals import RIVALS
 
-FIGURES = ("answers", "t2i", "hard", "attention")
+FIGURES = ("answers", "few", "t2i", "t2i_hard", "hard", "attention")  # `few`: answers on pictures of up to FEW objects
+FEW = 4
 BASE = "base"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 
-from .ablation import BASE, Claim, Study, done, folder_of
+from .ablation import BASE, FEW, Claim, Study, done, folder_of
 from .drawing import png, pyplot
 from .results import beside
 
@@ -39,28 +39,49 @@ def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -
     else:
         values = []
         for result in results:
-            part = result["answers"]["k"] if figure == "answers" else result.get(figure)
+            part = result["answers"]["k"] if figure in ("answers", "few") else result.get(figure)
             if part is None or (k is not None and str(k) not in part):
                 values.append(None)
                 continue
             own = part[str(k) if k is not None else max(part, key=int)]
+            if figure == "few":
+                own = [x for x, count in zip(own, result["answers"]["objects"], strict=True) if count <= FEW]
             values.append([x for kind in own.values() for x in kind] if figure == "hard" else own)
     return None if any(v is None for v in values) else np.asarray(values, dtype=float)
 
 
-def interval(ours: np.ndarray, theirs: np.ndarray, rounds: int = ROUNDS) -> tuple[float, float]:
-    """The 95 % interval of the difference of two means: seeds of both and items are drawn anew; items in pairs.
+def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
+    """The picture of each item of a figure, [items]: questions about one picture are not independent."""
+    if figure in ("answers", "few"):
+        answers = results[0]["answers"]
+        few = [figure == "answers" or count <= FEW for count in answers["objects"]]
+        return np.asarray(answers["images"])[few]
+    if figure == "hard":
+        return np.asarray([i for own in results[0]["hard_images"].values() for i in own])
+    return np.arange(items_of(results, figure).shape[1])
+
+
+def interval(
+    ours: np.ndarray, theirs: np.ndarray, pictures: np.ndarray, rounds: int = ROUNDS, ratio: bool = False
+) -> tuple[float, float]:
+    """The 95 % interval of the difference, or ratio, of two means: seeds of both and pictures are drawn anew.
+
+    Draws in which `theirs` is 0 have no ratio, and are left out.
 
     Args:
-        ours, theirs: [seeds, items] of the same items.
+        ours, theirs: [seeds, items] of the same items. pictures: [items], what is drawn together.
     """
-    rng = np.random.default_rng(0)
-    differences = []
+    _, group = np.unique(pictures, return_inverse=True)
+    sums = [
+        np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)
+    ]  # [seeds, pictures]
+    counts, rng, found = np.bincount(group), np.random.default_rng(0), []
     for _ in range(rounds):
-        picked = rng.integers(0, ours.shape[1], ours.shape[1])
-        sides = [x[rng.integers(0, len(x), len(x))].mean(0)[picked].mean() for x in (ours, theirs)]
-        differences.append(sides[0] - sides[1])
-    low, high = np.percentile(differences, [2.5, 97.5])
+        picked = rng.integers(0, len(counts), len(counts))
+        a, b = (x[rng.integers(0, len(x), len(x))].mean(0)[picked].sum() / counts[picked].sum() for x in sums)
+        if not ratio or b > 0:
+            found.append(a / b if ratio else a - b)
+    low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -71,7 +92,7 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     if sides[0] is None or sides[1] is None:
         return {**verdict, "verdict": "not measured"}
     ours, theirs = sides
-    low, high = interval(ours, theirs)
+    low, high = interval(ours, theirs, pictures_of(found[claim.better], claim.figure))
     verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
     holds, refuted = low > -claim.margin, high < -claim.margin
     return {**verdict, "verdict": "holds" if holds else "refuted" if refuted else "open", "seeds": len(ours)}
@@ -79,7 +100,7 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A line for each row and k: means over seeds and items, and the spread of the seeds."""
-    base = float(items_of(found[BASE], "answers").mean()) if BASE in found else None
+    base = found.get(BASE)
     lines = []
     for name, results in found.items():
         for k in sorted(map(int, results[0]["answers"]["k"])):
@@ -91,13 +112,17 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "answers": float(each.mean()),
             }
             line["answers_spread"] = [float(each.min()), float(each.max())]
-            if base and name != BASE:
-                line["retention"] = float(each.mean()) / base
+            if base is not None and name != BASE and items_of(base, "few").any():
+                for figure, title in (("answers", "retention"), ("few", "retention_few")):
+                    ours, theirs = items_of(results, figure, k), items_of(base, figure)
+                    line[title] = float(ours.mean() / theirs.mean())
+                    pictures = pictures_of(results, figure)
+                    line[f"{title}_interval"] = interval(ours, theirs, pictures, ratio=True)
             kinds = results[0]["answers"]["kinds"]
             all_items = items_of(results, "answers", k).mean(0)
             for kind in dict.fromkeys(kinds):
                 line[kind] = float(np.mean([x for x, own in zip(all_items, kinds, strict=True) if own == kind]))
-            for figure in ("t2i", "hard"):
+            for figure in ("t2i", "t2i_hard", "hard"):
                 values = items_of(results, figure, k)
                 if values is not None:
                     line[figure] = float(values.mean())
@@ -124,19 +149,24 @@ def markdown(lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves
     text = [
         "# Ablation on scenes",
         "",
-        f"{date.today()}. Percent; means over items and seeds, seeds' range in brackets.",
+        f"{date.today()}. Percent; means over items and seeds. In brackets: of answers the seeds' range, of retention "
+        "(the share of the base's answers, on all pictures and on those of few objects) the 95 % interval, pictures "
+        "and seeds drawn anew. With hard negatives: each picture has one beside it that differs in one object.",
         "",
     ]
     text += [
-        "| row | k | seeds | answers | of base | attribute | count | existence | relation "
-        "| text→image R@1 | hard negatives |"
+        f"| row | k | seeds | answers | of base | of base, ≤ {FEW} objects | attribute | count | existence | relation "
+        "| text→image R@1 | with hard negatives | hard captions |"
     ]
-    text += ["|---" * 11 + "|"]
+    text += ["|---" * 13 + "|"]
     for line in lines:
         low, high = line["answers_spread"]
         spread = f" [{_percent(low)}, {_percent(high)}]" if line["seeds"] > 1 else ""
         cells = [line["row"], str(line["k"]), str(line["seeds"]), _percent(line["answers"]) + spread]
-        names = ("retention", "attribute", "count", "existence", "relation", "t2i", "hard")
+        for name in ("retention", "retention_few"):
+            drawn = " [{}, {}]".format(*map(_percent, line[f"{name}_interval"])) if name in line else ""
+            cells.append(_percent(line.get(name)) + drawn)
+        names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
         text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
     text += ["", "## Claims", "", "| claim | difference | 95 % interval | verdict |", "|---|---|---|---|"]
     for v in verdicts:

@@ -125,6 +125,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against`, item by item (paired).
 
+    Draws in which `against` sums to 0 have no ratio, and are left out.
+
     Args:
         groups: of each item, what it is drawn together with: questions about one image are not independent.
     """
@@ -143,6 +145,9 @@ def bootstrap(
         picked = generator.integers(0, len(columns[0]), len(columns[0]))
         sums = [column[picked].sum() for column in columns]
         under = sums[1] if against is not None else sums[-1] if groups is not None else len(picked)
-        drawn.append(sums[0] / max(under, 1e-12))
+        if under > 0:
+            drawn.append(sums[0] / under)
+    if not drawn:
+        raise ValueError("there is no ratio to what is 0 in every item")
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

@@ -14,8 +14,10 @@ one attribute), a relation ("is the red circle left of the blue square?", as oft
 Captions: long (every object, by place) and short (two objects and how they lie). For each short caption there are hard
 negatives of SugarCrepe's seven kinds, each false of the picture: replace_obj (a shape), replace_att (a colour),
 replace_rel (the relation), swap_obj (the two shapes), swap_att (the two colours), add_obj (an object that is not
-there), add_att (a wrong size). Scenes of one object are 864, so that most of them are in every large split; of four
-objects there are 10¹⁰.
+there), add_att (a wrong size). And a hard negative picture: one object has another shape, colour, size or place,
+so that the long caption is false of it.
+
+Scenes of one object are 864, so that most of them are in every large split; of four objects there are 10¹⁰.
 """
 
 from __future__ import annotations
@@ -149,6 +151,21 @@ def make(seed: int, split: str, index: int, objects: tuple[int, int] = (1, 6)) -
     return Scene(tuple(_thing(rng, place) for place in places))
 
 
+def altered(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with one object's shape, colour, size or place another: a picture that its long caption is false of."""
+    at = rng.randrange(len(scene.things))
+    thing, taken = scene.things[at], {other.place for other in scene.things}
+    changes = {
+        "shape": [s for s in SHAPES if s != thing.shape],
+        "colour": [c for c in COLOURS if c != thing.colour],
+        "size": [s for s in SIZES if s != thing.size],
+        "place": [p for p in range(len(PLACES)) if p not in taken],
+    }
+    name = rng.choice([name for name, values in changes.items() if values])
+    others = [*scene.things[:at], replace(thing, **{name: rng.choice(changes[name])}), *scene.things[at + 1 :]]
+    return Scene(tuple(sorted(others, key=lambda other: other.place)))
+
+
 def _thing(rng: random.Random, place: int | None = None) -> Thing:
     return Thing(rng.choice(SHAPES), rng.choice(list(COLOURS)), rng.choice(list(SIZES)), place)
 
@@ -232,7 +249,8 @@ def negatives(statement: Statement, scene: Scene, rng: random.Random) -> dict[st
 
 
 def items(seed: int, split: str, count: int, objects: tuple[int, int] = (1, 6)) -> Iterator[dict[str, Any]]:
-    """All that there is to a split, scene by scene: image name, scene, long and short caption, questions, negatives."""
+    """All that there is to a split, scene by scene: image name, scene, long and short caption, questions, negatives,
+    and the scene of the hard negative picture."""
     for index in range(count):
         scene = make(seed, split, index, objects)
         rng = random.Random(f"text {seed} {split} {index}")
@@ -245,12 +263,14 @@ def items(seed: int, split: str, count: int, objects: tuple[int, int] = (1, 6)) 
             "short": None if statement is None else str(statement),
             "questions": asked,
             "negatives": {} if statement is None else negatives(statement, scene, rng),
+            "altered": altered(scene, rng),
         }
 
 
 def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, int] = (1, 6)) -> Path:
     """Writes `output`: images/, and of each split SPLIT.json (LLaVA's conversations), SPLIT.questions.jsonl (with kind,
-    objects and answer), SPLIT.captions.jsonl, and SPLIT.sugarcrepe/KIND.json.
+    objects and answer), SPLIT.captions.jsonl, SPLIT.sugarcrepe/KIND.json, and of each but train a hard negative
+    picture per image (named `altered` in SPLIT.captions.jsonl).
 
     Raises:
         FileExistsError: `output` is there; nothing is touched.
@@ -291,6 +311,9 @@ def _write_split(folder: Path, seed: int, split: str, count: int, objects: tuple
             line = {"question_id": name, "image": item["image"], "text": q["question"], "answer": q["answer"]}
             asked.append({**line, "kind": q["kind"], "objects": item["objects"]})
         captions.append({"image": item["image"], "captions": said})
+        if split != "train":
+            captions[-1]["altered"] = f"{item['image'][:-4]}-altered.png"
+            item["altered"].draw().save(folder / "images" / captions[-1]["altered"])
         for kind, text in item["negatives"].items():
             entry = {"filename": item["image"], "caption": item["short"], "negative_caption": text}
             hard[kind][str(len(hard[kind]))] = entry

@@ -25,14 +25,17 @@ WORDS = 4  # in the longest short answer, its end counted
 
 
 def answers(reader: BaseReader, images: Images, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
-    """Whether each question is answered right: {"kinds": […], "objects": […], "k": {k: [1.0 or 0.0, …]}}."""
+    """Whether each question is answered right: {"kinds": […], "objects": […], "images": […: which one], "k": {k:
+    [1.0 or 0.0, …]}}."""
     asked = [q for q in read_records(folder / f"{split}.questions.jsonl", lines=True) if q["kind"] != DESCRIBE]
     names = list(dict.fromkeys(q["image"] for q in asked))
     place = {name: i for i, name in enumerate(names)}
     state = images([folder / "images" / name for name in names])
-    found: dict[str, Any] = {"kinds": [q["kind"] for q in asked], "objects": [q["objects"] for q in asked], "k": {}}
+    owner = [place[q["image"]] for q in asked]
+    found: dict[str, Any] = {"kinds": [q["kind"] for q in asked], "objects": [q["objects"] for q in asked]}
+    found |= {"images": owner, "k": {}}
     for k in ks:
-        said = reader.answer(state, [place[q["image"]] for q in asked], [q["text"] for q in asked], k, WORDS)
+        said = reader.answer(state, owner, [q["text"] for q in asked], k, WORDS)
         found["k"][str(k)] = exact(said, [q["answer"] for q in asked])
     return found
 
@@ -41,12 +44,14 @@ def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks
     """Retrieval by the long captions, which one picture alone fits, and hard negatives by embedding.
 
     Returns:
-        {"t2i": {k: [1.0 where the right picture comes first, …]}, "hard": {k: {kind: […]}}}
+        {"t2i": {k: [1.0 where the right picture comes first, …]}, "t2i_hard": the same with each picture's
+        hard negative among the pictures, "hard": {k: {kind: […]}}, "hard_images": {kind: […: which picture]}}
     """
     said = read_records(folder / f"{split}.captions.jsonl", lines=True)
     long = [entry["captions"][-1] for entry in said]
     state = images([folder / "images" / entry["image"] for entry in said])
     place = {entry["image"]: i for i, entry in enumerate(said)}
+    altered = images([folder / "images" / entry["altered"] for entry in said])
     texts = reader.text_states(long)
     tests = {kind: list(_records(folder / f"{split}.sugarcrepe" / f"{kind}.json")) for kind in KINDS}
     short = list(
@@ -54,11 +59,15 @@ def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks
     )
     column = {text: i for i, text in enumerate(short)}
     words = reader.text_states(short)
-    result: dict[str, Any] = {"t2i": {}, "hard": {}}
+    result: dict[str, Any] = {"t2i": {}, "t2i_hard": {}, "hard": {}}
+    result["hard_images"] = {kind: [place[t["filename"]] for t in own] for kind, own in tests.items()}
     for k in ks:
         left = reader.embed_images(state, k).float()
-        t2i, _ = ranks(left, reader.embed_images(texts, k).float(), torch.arange(len(said)))
-        result["t2i"][str(k)] = (t2i < 1).float().tolist()
+        captions = reader.embed_images(texts, k).float()
+        both = torch.cat([left, reader.embed_images(altered, k).float()])
+        for name, gallery in (("t2i", left), ("t2i_hard", both)):
+            t2i, _ = ranks(gallery, captions, torch.arange(len(said)))  # a hard negative has no caption of its own
+            result[name][str(k)] = (t2i < 1).float().tolist()
         right = reader.embed_images(words, k).float()
         result["hard"][str(k)] = {
             kind: [

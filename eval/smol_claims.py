@@ -57,13 +57,13 @@ def compare(results: Any, claim: Claim, images_of: Callable[[str], Sequence[Any]
             for k, mine in sorted(methods.get(OURS, {}).items()):
                 # a baseline with one vector per image has one k
                 theirs = methods.get(other, {}).get(1 if claim.ratio else k * claim.factor)
-                if theirs is None or claim.ratio and k != 1:
+                if theirs is None or claim.ratio and (k != 1 or not any(theirs["items"])):
                     continue
                 a, b = mine["items"], theirs["items"]
                 if len(a) != len(b):
                     raise ValueError(f"{task}: {OURS} has {len(a)} items, {other} {len(b)}")
                 if claim.ratio:
-                    value, interval = sum(a) / max(sum(b), 1e-12), bootstrap(a, b, groups=groups)
+                    value, interval = sum(a) / sum(b), bootstrap(a, b, groups=groups)
                 else:
                     differences = [x - y for x, y in zip(a, b, strict=True)]
                     value, interval = sum(differences) / len(a), bootstrap(differences, groups=groups)

@@ -104,7 +104,10 @@ def test_a_verdict_follows_from_the_items():
     rng = np.random.default_rng(0)
     low, high = ((rng.random((3, 400)) < p).astype(float).tolist() for p in (0.5, 0.8))
     results = {
-        name: [{"answers": {"k": {"8": own}, "kinds": [], "objects": []}} for own in items]
+        name: [
+            {"answers": {"k": {"8": own}, "kinds": [], "objects": [1] * 400, "images": list(range(400))}}
+            for own in items
+        ]
         for name, items in (("low", low), ("high", high), ("same", low))
     }
 
@@ -115,8 +118,13 @@ def test_a_verdict_follows_from_the_items():
     assert verdict("same", "low") == "open" and verdict("same", "low", margin=0.1) == "holds"
     assert verdict("high", "absent") == "not measured"
     # more than the seeds of one side, less than everything: the interval has the true difference in it
-    bottom, top = interval(np.array(high), np.array(low))
+    bottom, top = interval(np.array(high), np.array(low), np.arange(400))
     assert bottom < 0.3 < top and top - bottom < 0.2
+    # the same four times over says no more, and pictures drawn whole say so
+    four = [np.repeat(np.array(side), 4, axis=1) for side in (high, low)]
+    again = interval(*four, np.repeat(np.arange(400), 4))
+    assert again == pytest.approx((bottom, top)) and np.diff(interval(*four, np.arange(1600))) < 0.8 * (top - bottom)
+    assert interval(np.array(high), np.array(low), np.arange(400), ratio=True)[0] > 1.3
 
 
 def test_the_words_of_a_patch_are_those_of_its_cell():

@@ -214,6 +214,8 @@ def test_paired_intervals_are_narrower_than_their_parts():
     assert low == high == 1.0
     low, high = metrics.bootstrap(items)
     assert low < items.mean() < high and high - low == pytest.approx(4 * (0.25 / 400) ** 0.5, rel=0.15)
+    # a draw without any of the base's right answers has no ratio
+    assert metrics.bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])[1] == 3.0
     with pytest.raises(ValueError, match="same items: 3 and 2"):
         metrics.bootstrap([1, 0, 1], [1, 0])
 

@@ -100,6 +100,19 @@ def test_questions_have_the_right_answer():
     assert abs(yes["yes"] - yes["no"]) < 0.1 * sum(yes.values())  # saying yes every time earns a half
 
 
+def test_a_hard_negative_picture_differs_in_one_object():
+    """So that its caption is another: one that differed in nothing would be as right as the picture itself."""
+    changed = Counter()
+    for item in MANY:
+        mine, other = item["scene"], item["altered"]
+        assert mine.caption() != other.caption() and len(mine.things) == len(other.things)
+        assert [t.place for t in other.things] == sorted(t.place for t in other.things)
+        (one,), (two,) = (set(a.things) - set(b.things) for a, b in ((mine, other), (other, mine)))
+        (name,) = [n for n in ("shape", "colour", "size", "place") if getattr(one, n) != getattr(two, n)]
+        changed[name] += 1
+    assert min(changed.values()) > 60
+
+
 def test_a_seed_is_a_benchmark():
     """The same on every machine and for every count; other seeds and splits are others."""
     assert [item["caption"] for item in scenes.items(0, "test", 5)] == [
@@ -121,6 +134,8 @@ def test_what_is_written_is_read_by_the_evaluators(tmp_path):
     records = json.loads((folder / "train.json").read_text())
     assert all((folder / "images" / record["image"]).is_file() and record["caption"] for record in records)
     assert len(read_captioned(str(folder / "test.captions.jsonl"))) == 3
+    said = [json.loads(line) for line in (folder / "test.captions.jsonl").read_text().splitlines()]
+    assert all((folder / "images" / line["altered"]).is_file() for line in said)
     found = read_items(folder / "test.sugarcrepe", folder / "images")
     assert found.kind == "sugarcrepe" and {item.kind for item in found.items} <= set(scenes.KINDS)
     lines = [json.loads(line) for line in (folder / "test.questions.jsonl").read_text().splitlines()]
