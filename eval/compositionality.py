@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.config import read_any_json
 from llava_fwd2bot.data import read_records
 
 from .encode import Encoder, whole_lines
@@ -54,7 +55,7 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
         raise FileNotFoundError(2, "There is no JSON file of tests", str(source))
     found = Items("")
     for file in files:
-        content = read_records(file) if file.suffix == ".jsonl" else _json(file)
+        content = read_records(file) if file.suffix == ".jsonl" else read_any_json(file)
         for record in content.values() if isinstance(content, dict) else content:
             kind, item = _item(record, file, images)
             if found.kind not in ("", kind):
@@ -71,13 +72,6 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
     if not found.items:
         raise ValueError(f"Not one image of {source} is in {images}.")
     return found
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no whole JSON ({error}): restore it.") from None
 
 
 def _item(record: dict[str, Any], file: Path, images: Path) -> tuple[str, Item]:

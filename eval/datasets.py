@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.config import read_any_json
 from llava_fwd2bot.data import read_records
 
 KARPATHY = {"flickr30k": "dataset_flickr30k.json", "flickr8k": "dataset_flickr8k.json", "coco": "dataset_coco.json"}
@@ -72,9 +72,9 @@ def _entries(file: Path, split: str) -> list[tuple[str, list[str]]]:
     if file.suffix == ".jsonl":
         return [_entry(record, file) for record in read_records(file)]
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON ({error}). One object per line? Name it .jsonl") from None
+        data = read_any_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Or is it one object per line? Then name it .jsonl") from None
     if isinstance(data, list):
         return [_entry(record, file) for record in data]
     if "annotations" in data:  # COCO's and NoCaps'

@@ -19,6 +19,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from tqdm.auto import tqdm
 
 from llava_fwd2bot.version import __version__
 
@@ -28,7 +29,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds that each side took in each round. The order turns round from one round to the next."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(-warmup, rounds):
+    for turn in tqdm(range(-warmup, rounds), desc="rounds", unit="round"):  # drawn between what is timed
         names = list(sides) if turn % 2 else list(reversed(sides))
         for name in names:
             _synchronize(device)

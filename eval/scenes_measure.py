@@ -6,13 +6,13 @@ encoded for all of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llava_fwd2bot.config import read_json
 from llava_fwd2bot.data import read_records
 
 from .metrics import exact
@@ -53,7 +53,7 @@ def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks
     place = {entry["image"]: i for i, entry in enumerate(said)}
     altered = images([folder / "images" / entry["altered"] for entry in said])
     texts = reader.text_states(long)
-    tests = {kind: list(_records(folder / f"{split}.sugarcrepe" / f"{kind}.json")) for kind in KINDS}
+    tests = {kind: list(read_json(folder / f"{split}.sugarcrepe" / f"{kind}.json").values()) for kind in KINDS}
     short = list(
         dict.fromkeys(t[name] for own in tests.values() for t in own for name in ("caption", "negative_caption"))
     )
@@ -80,10 +80,6 @@ def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks
             for kind, own in tests.items()
         }
     return result
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text(encoding="utf-8")).values())
 
 
 def attention(reader: BaseReader, images: Images, folder: Path, split: str, k: int, count: int = 200) -> list[float]:

@@ -16,29 +16,34 @@ from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.conversation import PLACEHOLDER, ConversationFormatter
 from llava_fwd2bot.images import join_pixels, prepare_pixels
 
-from .generate import from_summaries
+from .generate import from_base, from_summaries
 
 
 class Fwd2Bot(BaseModel):
     INTERLEAVE = True
 
-    def __init__(self, pretrained: str, k: int | None = None, max_new_tokens: int = 512, **loading: Any) -> None:
+    def __init__(
+        self, pretrained: str, k: int | None = None, max_new_tokens: int = 512, from_base: bool = False, **loading: Any
+    ) -> None:
         super().__init__()
         self.model, self.processor = load_fwd2bot(pretrained, **loading)
         if torch.cuda.is_available() and not getattr(self.model, "is_quantized", False):
             self.model.cuda()
-        self.k, self.max_new_tokens = k, max_new_tokens
+        self.k, self.max_new_tokens, self.from_base = k, max_new_tokens, from_base
         self.formatter = ConversationFormatter(self.processor)
 
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
         """The answer to a message of texts and images (paths), in their order."""
         images = [Image.open(part["value"]).convert("RGB") for part in message if part["type"] == "image"]
         said = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
+        prompt = self.formatter.ask([{"from": "human", "value": said}])
+        given = (self.model, self.processor)
+        if self.from_base:
+            return from_base(*given, prompt, images, max_new_tokens=self.max_new_tokens)[0]
         summary = None
         if images:
             pixels = prepare_pixels(self.processor, self.model, images)
             with torch.inference_mode():
                 like = self.model.get_input_embeddings().weight
                 summary = self.model.compress(**join_pixels([pixels], like), num_tokens=self.k)
-        prompt = self.formatter.ask([{"from": "human", "value": said}])
-        return from_summaries(self.model, self.processor, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]
+        return from_summaries(*given, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]

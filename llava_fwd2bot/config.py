@@ -136,12 +136,17 @@ class Fwd2BotConfig:
         return cls.from_dict(read_json(path))
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object from `path`; ValueError with the place of the fault when it is none."""
+def read_any_json(path: str | os.PathLike) -> Any:
+    """What JSON `path` holds; ValueError with the place of the fault when it is none."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). It is damaged: restore it or save it again.") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object from `path`; ValueError with the place of the fault when it is none."""
+    values = read_any_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object. It is damaged: restore it.")
     return values

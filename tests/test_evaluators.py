@@ -342,3 +342,11 @@ def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
         ]
         assert model.generate_inner(message) == json.loads(run(*ask, "--device", "cpu")[1])["answer"]
     assert isinstance(model.generate_inner([{"type": "text", "value": "what is a dog?"}]), str)
+    # the base that retention is measured against, out of the same class
+    base = Fwd2Bot(str(checkpoint), max_new_tokens=6, from_base=True)
+    said = base.generate_inner([{"type": "image", "value": pictures[0]}, {"type": "text", "value": "what is it?"}])
+    prompt = base.formatter.ask([{"from": "human", "value": "<image>\nwhat is it?"}])
+    inputs = base.processor(text=prompt, images=Image.open(pictures[0]).convert("RGB"), return_tensors="pt")
+    with torch.no_grad(), base.model.fwd2bot_disabled():
+        out = base.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert said == base.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
