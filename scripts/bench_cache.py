@@ -4,7 +4,7 @@
 
 Vectors are synthetic, of a distribution like that of trained embeddings: heaps of uneven size around centres, and a
 spectrum that falls as a power of the channel (effective rank about a tenth of the size). Queries are rows with noise.
-Each row has one token beside its vector, as what is measured is the search.
+Each row has one token beside its vector, as what is measured is the search. With --keep a second call searches alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from llava_fwd2bot.cache import SummaryCache
 from llava_fwd2bot.cache_format import CacheSettings
 from llava_fwd2bot.cache_tools import index, vacuum
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.config import read_json, write_json
 
 BATCH = 20_000
 
@@ -57,7 +58,8 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
+def build(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
+    """Fills and indexes a cache; its queries lie beside it."""
     source, found = Source(size), {"rows": rows, "size": size, "queries": queries}
     cache = SummaryCache.create(path, CacheSettings("f" * 64, 1, size, "int2", "mean"))
     start, asked = time.perf_counter(), []
@@ -67,7 +69,7 @@ def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
         cache.add([f"{at + i:08d}" for i in range(len(vectors))], vectors[:, None], vectors, [about] * len(vectors))
         asked.append(source.near(vectors[: -(-queries * BATCH // rows)]))
     found["fill_s"] = round(time.perf_counter() - start, 1)
-    query = torch.cat(asked)[:queries]
+    save_file({"queries": torch.cat(asked)[:queries]}, path.with_suffix(".queries"))
     start = time.perf_counter()
     vacuum(cache)
     found["vacuum_s"] = round(time.perf_counter() - start, 1)
@@ -75,21 +77,25 @@ def measure(path: Path, rows: int, size: int, queries: int) -> dict[str, Any]:
     found |= {"index": index(cache), "index_s": round(time.perf_counter() - start, 1)}
     found["peak_bytes_of_the_process"] = peak_bytes()
     found["bytes_on_disk"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    right, by_index, exactly = [], [], []
-    cache.search(query[0], exact=False)  # the first opens files
-    for q in query:
-        start = time.perf_counter()
-        hits = cache.search(q, top=10, exact=False)
-        by_index.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        truth = cache.search(q, top=10, exact=True)
-        exactly.append(time.perf_counter() - start)
-        right.append(len({h["id"] for h in hits} & {h["id"] for h in truth}) / 10)
-    for name, seconds in (("index", by_index), ("exact", exactly)):
+    return found
+
+
+def search(path: Path) -> dict[str, Any]:
+    """One query after the other, first all by the index, then all exactly."""
+    cache, queries = SummaryCache.open(path), load_file(path.with_suffix(".queries"))["queries"]
+    hits, found = {}, {}
+    for name, exact in (("index", False), ("exact", True)):
+        cache.search(queries[0], exact=exact)  # the first opens files
+        hits[name], seconds = [], []
+        for query in queries:
+            start = time.perf_counter()
+            rows = cache.search(query, top=10, exact=exact)
+            seconds.append(time.perf_counter() - start)
+            hits[name].append({row["id"] for row in rows})
         found[f"{name}_p50_ms"] = round(1000 * statistics.median(seconds), 2)
         found[f"{name}_p95_ms"] = round(1000 * sorted(seconds)[int(0.95 * len(seconds))], 2)
-    found["recall_at_10"] = statistics.mean(right)
-    return found
+    shares = [len(mine & truth) / len(truth) for mine, truth in zip(hits["index"], hits["exact"], strict=True)]
+    return found | {"recall_at_10": statistics.mean(shares), "peak_bytes_with_search": peak_bytes()}
 
 
 def main() -> None:
@@ -97,10 +103,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="build the cache there, or use the one that is there")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder) / "bench.cache", args.rows, args.size, args.queries)
+        path = (args.keep or Path(folder)) / "bench.cache"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        built = path.with_suffix(".json")
+        if not built.exists():
+            write_json(built, build(path, args.rows, args.size, args.queries))
+        found = read_json(built)
+        if [found[name] for name in ("rows", "size", "queries")] != [args.rows, args.size, args.queries]:
+            raise SystemExit(f"{path} is of other rows, size or queries: choose another --keep")
+        found |= search(path)
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     found |= {
         "date": str(date.today()),
