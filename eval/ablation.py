@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.config import read_json, write_json
@@ -146,17 +147,24 @@ def done(study: Study, work: Path, row: Row, seed: int) -> dict[str, Any] | None
 
 def run_one(study: Study, work: Path, name: str, seed: int) -> None:
     """Trains a row with a seed, unless it is trained, and measures it."""
+    folder = folder_of(work, name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    # a study that was killed leaves its runs going: the next waits for them, as two must not train in one folder
+    with FileLock(folder / "lock"):
+        if not (folder / "result.json").exists():
+            _run_one(study, work, name, seed, folder)
+
+
+def _run_one(study: Study, work: Path, name: str, seed: int, folder: Path) -> None:
     from .readers import Images, open_reader
     from .scenes_measure import answers, attention, searched
 
     data, base = work / "scenes", work / BASE
-    folder = folder_of(work, name, seed)
     if name == BASE:
         reader = open_reader(BASE, base, torch.float32)
         images = Images(reader)
         result = {"answers": answers(reader, images, data, "test", [0])}
         result["attention"] = attention(reader, images, data, "test", 0)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         return
     row = study.rows[name]
@@ -166,9 +174,7 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
     if not (folder / "fwd2bot_config.json").exists():
         from llava_fwd2bot.train import train
 
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(begun, settings)
-
         records = data / ("train.json" if row.captions == "both" else f"train.{row.captions}.json")
         command = ["--model_name_or_path", str(base), "--data_path", str(records)]
         command += ["--image_folder", str(data / "images"), "--output_dir", str(folder), "--seed", str(seed)]

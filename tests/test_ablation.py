@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from llava_fwd2bot.eval import ablation, scenes, scenes_base
 from llava_fwd2bot.eval.ablation import Claim, Study
@@ -74,6 +76,21 @@ def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     (work / "runs" / "both" / "1" / "fwd2bot_config.json").write_text("{")
     assert ablation.main([str(file), "--work", str(work)]) == 1
     assert "both, seed 1" in capsys.readouterr().err
+
+
+def test_two_do_not_train_in_one_folder(tmp_path):
+    """A killed study's run goes on by itself: the next study waits for it, and takes its result."""
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    folder = ablation.folder_of(tmp_path, "both", 1)
+    folder.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool, FileLock(folder / "lock") as lock:
+        second = pool.submit(ablation.run_one, Study.read(file), tmp_path, "both", 1)
+        assert not wait([second], 0.2).done
+        (folder / "result.json").write_text("{}")
+        lock.release()
+        second.result(60)  # there is no base here: it would fail if it trained
+    assert (folder / "result.json").read_text() == "{}"
 
 
 def test_short_captions_alone(study):
