@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHANGING = ("date", "seconds", "answers", "answered_before")  # of a run, and not of what it found
+CHANGING = ("date", "seconds", "work", "answers", "answered_before")  # of a run, and not of what it found
 
 
 def start(command: list[str], work: Path, output: Path) -> subprocess.Popen:
@@ -61,14 +61,14 @@ def torture(command: list[str], kills: int, folder: Path) -> dict[str, Any]:
         process.wait()
     finished = (folder / "killed.json").exists()
     assert start(command, folder / "killed", folder / "killed.json").wait() == 0, "it does not go on"
-    same = found(folder / "alone.json") == found(folder / "killed.json")
-    assert same, "the results differ"
+    alone, killed = found(folder / "alone.json"), found(folder / "killed.json")
+    assert alone == killed, f"the results differ in {[n for n in {*alone, *killed} if alone.get(n) != killed.get(n)]}"
     answers = [folder / name / "answers.jsonl" for name in ("alone", "killed")]
     if all(file.exists() for file in answers):
         # a run that goes on has other batches, so that the order is another
         said = [sorted(file.read_text().splitlines()) for file in answers]
         assert said[0] == said[1], "the answers differ"
-    return {"kills": done, "finished_before_the_last": finished, "same": same, "seconds_alone": round(whole, 1)}
+    return {"kills": done, "finished_before_the_last": finished, "same": True, "seconds_alone": round(whole, 1)}
 
 
 def main() -> None:
