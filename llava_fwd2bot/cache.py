@@ -31,6 +31,7 @@ from .cache_format import (
     FORMAT,
     IMAGES,
     PROBES,
+    REFINED,
     SETTINGS,
     SKIPPED,
     TOLD,
@@ -198,29 +199,38 @@ class SummaryCache(CacheWriter):
         return self.codec.decode(data[rows][:, :k].contiguous(), self.settings.size)
 
     def search(
-        self, vector: Tensor, top: int = 10, where: str | None = None, exact: bool | None = None
+        self,
+        vector: Tensor,
+        top: int = 10,
+        where: str | None = None,
+        exact: bool | None = None,
+        columns: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """The rows nearest to a unit vector [D], best first: their metadata and `score`, the cosine.
+        """The rows nearest to a unit vector [D], best first: their `id`, `score` (the cosine), and `columns`.
 
         Args:
             where: an SQL condition on the metadata columns, e.g. "width > 1000 AND id LIKE 'beach/%'".
             exact: compare with every row; default: where there are at most EXACT_BELOW, or no index.
+            columns: of the metadata, e.g. "source" or all of ABOUT; each is read from its own place in the files, and
+                all of them take longer than the search itself.
 
         Raises:
-            ValueError: the condition does not parse, or names a column that is not there.
+            ValueError: the condition does not parse, or a column is not there.
         """
+        if unknown := set(columns) - {*ABOUT}:
+            raise ValueError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(ABOUT)}.")
         table = self.table()
         query = table.search(vector.detach().cpu().to(torch.float16).numpy(), vector_column_name="embedding")
-        query = query.distance_type("cosine").limit(top).select(["id", *ABOUT, "_distance"])
+        query = query.distance_type("cosine").limit(top).select(["id", *columns, "_distance"])
         if where is not None:
             # in brackets: the parser takes the longest condition that it understands, and drops what follows
             query = query.where(f"({where})", prefilter=True)
         if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
             query = query.bypass_vector_index()
         else:
-            query = query.nprobes(PROBES).refine_factor(4)
+            query = query.nprobes(PROBES).refine_factor(max(2, -(-REFINED // top)))
         rows = asked(query.to_arrow, where, table)
-        return [{**{n: row[n] for n in ("id", *ABOUT)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
+        return [{**{n: row[n] for n in ("id", *columns)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
 
     # ------------------------------------------------------------------ parts
     @staticmethod

@@ -18,6 +18,7 @@ from .version import __version__
 
 FORMAT = 1  # of the tables; a later one is refused
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
+REFINED = 20  # hits of the index at least, whose vectors are read to put them in order; or twice what is asked for
 PROBES = 20  # partitions of the index that a search looks into: all of them up to 1.3 million images
 IMAGES, SKIPPED, SETTINGS = "images", "skipped", b"llava_fwd2bot"
 ABOUT = ("sha256", "source", "bytes", "modified", "width", "height", "added")

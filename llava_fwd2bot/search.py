@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .bottleneck import embed, maxsim
 from .cache import SummaryCache
+from .cache_format import ABOUT
 from .config import write_text
 from .images import ImageError, join_pixels, open_image, prepare_pixels
 
@@ -59,7 +60,7 @@ def search(
             2004.12832), which reads the summaries of the candidates; `score` is then MaxSim's.
     """
     vector = embed(query[None], cache.settings.pooling)[0]
-    hits = cache.search(vector, top * WIDER if rerank else top, where, exact)
+    hits = cache.search(vector, top * WIDER if rerank else top, where, exact, ABOUT)
     if not rerank or not hits:
         return hits
     stored = F.normalize(cache.get([hit["id"] for hit in hits]), dim=-1)  # [H, k, D]

@@ -74,6 +74,10 @@ def test_search_is_the_brute_force(cache):
     hits = cache.search(query, top=10)
     scores = vectors.half().float() @ query.half().float()
     assert [hit["id"] for hit in hits] == [ids[i] for i in scores.topk(10).indices]
+    assert set(hits[0]) == {"id", "score"}
+    assert cache.search(query, top=1, columns=("width", "source"))[0].keys() == {"id", "width", "source", "score"}
+    with pytest.raises(ValueError, match="no column colour; there are sha256"):
+        cache.search(query, columns=("width", "colour"))
     torch.testing.assert_close(torch.tensor([hit["score"] for hit in hits]), scores.topk(10).values, rtol=0, atol=2e-3)
 
 
