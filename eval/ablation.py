@@ -3,7 +3,8 @@
     python -m llava_fwd2bot.eval.ablation eval/ablation.yaml --work DIR [--jobs 2] [--output eval/results/ablation]
 
 Every row is trained on the scenes base for each seed, by the training command, and measured by scenes_measure.py.
-A run that was stopped goes on where it was; rows and seeds that are done are not done again.
+A run that was stopped goes on where it was; rows and seeds that are done are not done again, be it in --work or,
+on another machine, in the OUTPUT.runs.json that is there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 from llava_fwd2bot.config import read_json, write_json
 from llava_fwd2bot.data import read_records
 
+from .results import beside
 from .rivals import RIVALS
 
 FIGURES = ("answers", "few", "t2i", "t2i_hard", "hard", "attention")  # `few`: answers on pictures of up to FEW objects
@@ -228,7 +230,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="runs, checkpoints and logs; kept to go on from")
-    parser.add_argument("--output", type=Path, help="writes OUTPUT.json, .md and .png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="writes OUTPUT.json, .md and .png, and .runs.json, by which a study goes on in another --work",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
     parser.add_argument("--report", action="store_true", help="train nothing: the table of what is there")
@@ -239,9 +245,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.one:
         run_one(study, args.work, args.one, args.seed)
         return 0
-    failed = [] if args.report else run(study, args.study, args.work, args.jobs, args.only)
     from .ablation_report import report
+    from .ablation_runs import gather, scatter
 
+    runs = None if args.output is None else beside(args.output, ".runs.json")
+    if runs is not None and runs.exists():
+        prepare(study, args.work)
+        scatter(runs, args.work)
+    failed = [] if args.report else run(study, args.study, args.work, args.jobs, args.only)
+    if runs is not None:
+        gather(study, args.work, runs)
     print(report(study, args.work, args.output))
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

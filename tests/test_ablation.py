@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     assert ablation.main([str(file), "--work", str(work), "--output", str(tmp_path / "b")]) == 0
     assert {p: p.stat().st_mtime_ns for p in work.rglob("result.json")} == times
     assert (tmp_path / "b.md").read_text() == text
+    # on another machine, with the same base, from the file alone
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(work / "base", elsewhere / "base")
+    before = {p.relative_to(work): json.loads(p.read_text()) for p in work.rglob("result.json")}
+    assert ablation.main([str(file), "--work", str(elsewhere), "--output", str(tmp_path / "a")]) == 0
+    assert (tmp_path / "a.md").read_text() == text and not list(elsewhere.rglob("fwd2bot_config.json"))
+    for name, result in before.items():
+        again = json.loads((elsewhere / name).read_text())
+        assert np.allclose(again.pop("attention", 0), result.pop("attention", 0), rtol=1e-4) and again == result
+    # but not on another base
+    weights = elsewhere / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match="another base"):
+        ablation.main([str(file), "--work", str(elsewhere), "--output", str(tmp_path / "a"), "--report"])
     # a row whose settings changed is not averaged in
     changed = tmp_path / "changed.yaml"
     changed.write_text(STUDY.replace("--fwd2bot_nested_k 1,4", "--fwd2bot_nested_k 2,4"))
