@@ -4,7 +4,7 @@
 
 Every row is trained on the scenes base for each seed, by the training command, and measured by scenes_measure.py.
 A run that was stopped goes on where it was; rows and seeds that are done are not done again, be it in --work or,
-on another machine, in the OUTPUT.runs.json that is there.
+on another machine, in OUTPUT.runs.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 from llava_fwd2bot.config import read_json, write_json
 from llava_fwd2bot.data import read_records
 
-from .results import beside
 from .rivals import RIVALS
 
 FIGURES = ("answers", "few", "t2i", "t2i_hard", "hard", "attention")  # `few`: answers on pictures of up to FEW objects
@@ -233,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        help="writes OUTPUT.json, .md and .png, and .runs.json, by which a study goes on in another --work",
+        help="writes OUTPUT.json, .md and .png; and .runs.json and .base, by which it goes on in another --work",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
@@ -248,13 +247,11 @@ def main(argv: list[str] | None = None) -> int:
     from .ablation_report import report
     from .ablation_runs import gather, scatter
 
-    runs = None if args.output is None else beside(args.output, ".runs.json")
-    if runs is not None and runs.exists():
-        prepare(study, args.work)
-        scatter(runs, args.work)
+    if args.output is not None:
+        scatter(args.output, args.work)
     failed = [] if args.report else run(study, args.study, args.work, args.jobs, args.only)
-    if runs is not None:
-        gather(study, args.work, runs)
+    if args.output is not None:
+        gather(study, args.work, args.output)
     print(report(study, args.work, args.output))
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """All runs of an ablation study in one file, by which it goes on elsewhere: it may take longer than a machine is free.
 
+OUTPUT.base is the base that they are of, as training it elsewhere gives another in the last digits. OUTPUT.runs.json:
+
     {"base": a hash of the base's weights, "questions": what is the same in all results, "runs": {ROW: {SEED: result}}}
 
 A result is result.json of the run, with its lists of zeros and ones as texts, "0110…".
@@ -10,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from llava_fwd2bot.config import read_json, write_json, write_text
 
 from .ablation import BASE, Study, folder_of
+from .results import beside
 
 SHARED = ("kinds", "objects", "images")  # of the questions
 
@@ -26,7 +30,7 @@ def weights_of(base: Path) -> str:
 
 
 def gather(study: Study, work: Path, output: Path) -> None:
-    """Writes all results of `work` into one file."""
+    """Writes all results of `work` into OUTPUT.runs.json, and their base beside it."""
     runs: dict[str, dict[str, Any]] = {}
     questions: dict[str, Any] = {}
     for name, seeds in ((BASE, [0]), *((name, study.seeds) for name in study.rows)):
@@ -44,20 +48,27 @@ def gather(study: Study, work: Path, output: Path) -> None:
                 result["attention"] = [float(f"{x:.5g}") for x in result["attention"]]
             runs.setdefault(name, {})[str(seed)] = _items(result, lambda items: "".join(str(int(x)) for x in items))
     content = {"base": weights_of(work / BASE), "questions": questions, "runs": runs}
-    write_text(output, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(beside(output, ".runs.json"), json.dumps(content, separators=(",", ":")) + "\n")
+    if not beside(output, ".base").exists():
+        shutil.copytree(work / BASE, beside(output, ".base"))
 
 
-def scatter(file: Path, work: Path) -> int:
-    """Lays the results of such a file into `work`, where they are missing; gives how many.
+def scatter(output: Path, work: Path) -> int:
+    """Lays what `gather` wrote, if it did, into `work`, where it is missing; gives how many results.
 
     Raises:
         ValueError: they are of another base than that of `work`.
     """
-    content, laid = read_json(file), 0
+    file, laid = beside(output, ".runs.json"), 0
+    if not file.exists():
+        return 0
+    if not (work / BASE).exists():
+        shutil.copytree(beside(output, ".base"), work / BASE)
+    content = read_json(file)
     if content["base"] != weights_of(work / BASE):
         raise ValueError(
-            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged. Put their base there "
-            "(trained again with one thread on a like machine it is the same), or name another --output."
+            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged: "
+            "choose another --work or --output."
         )
     for name, seeds in content["runs"].items():
         for seed, packed in seeds.items():
