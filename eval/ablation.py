@@ -65,6 +65,7 @@ class Study:
     common: str
     rows: dict[str, Row]
     claims: list[Claim] = field(default_factory=list)
+    about: str = ""  # what a reader of the table should know
 
     @classmethod
     def read(cls, file: Path) -> Study:

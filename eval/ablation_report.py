@@ -145,7 +145,9 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def markdown(lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves: dict[str, Any]) -> str:
+def markdown(
+    lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves: dict[str, Any], about: str = ""
+) -> str:
     text = [
         "# Ablation on scenes",
         "",
@@ -168,6 +170,7 @@ def markdown(lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves
             cells.append(_percent(line.get(name)) + drawn)
         names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
         text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
+    text += ["", about.strip()] if about else []
     text += ["", "## Claims", "", "| claim | difference | 95 % interval | verdict |", "|---|---|---|---|"]
     for v in verdicts:
         points = v["figure"] != "attention"
@@ -229,7 +232,7 @@ def report(study: Study, work: Path, output: Path | None) -> str:
     verdicts = [judge(claim, found) for claim in study.claims]
     widest = max((row for row in found if row != BASE), key=lambda row: len(study.rows[row].k), default=None)
     curves = {**(capacity(found, BASE) if BASE in found else {}), **(capacity(found, widest) if widest else {})}
-    text = markdown(lines, verdicts, curves)
+    text = markdown(lines, verdicts, curves, study.about)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: study.settings(row) for name, row in study.rows.items()}
