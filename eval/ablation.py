@@ -65,6 +65,7 @@ class Study:
     common: str
     rows: dict[str, Row]
     claims: list[Claim] = field(default_factory=list)
+    capacity: list[str] = field(default_factory=list)  # the rows whose answers are drawn by number of objects
     about: str = ""  # what a reader of the table should know
 
     @classmethod
@@ -80,6 +81,8 @@ class Study:
         for row in rows.values():
             if row.method not in RIVALS or row.captions not in ("short", "long", "both") or row.name == BASE:
                 raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a taken name.")
+        if unknown := {*study.capacity} - {*rows}:
+            raise ValueError(f"{file}: capacity is about {sorted(unknown)}, which is not there.")
         for claim in claims:
             unknown = {claim.better, claim.than} - {*rows, BASE}
             if unknown or claim.figure not in FIGURES:

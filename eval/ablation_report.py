@@ -12,7 +12,7 @@ from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 
 from .ablation import BASE, FEW, Claim, Study, done, folder_of
 from .drawing import png, pyplot
-from .results import beside
+from .results import DENSE, beside
 
 ROUNDS = 2000
 
@@ -131,13 +131,15 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def capacity(found: dict[str, list[dict[str, Any]]], row: str) -> dict[str, dict[int, float]]:
-    """Accuracy by number of objects, for each k of a row: {k: {objects: accuracy}}."""
+    """Accuracy by number of objects, for each k of a row: {"row, k = …": {objects: accuracy}}."""
     results = found[row]
     counts = np.asarray(results[0]["answers"]["objects"])
     curves = {}
     for k in sorted(map(int, results[0]["answers"]["k"])):
         items = items_of(results, "answers", k).mean(0)
-        curves[str(k or "dense")] = {int(n): float(items[counts == n].mean()) for n in np.unique(counts)}
+        curves[f"{row}, k = {k}" if k else DENSE] = {
+            int(n): float(items[counts == n].mean()) for n in np.unique(counts)
+        }
     return curves
 
 
@@ -187,9 +189,11 @@ def markdown(
         )
     if curves:
         counts = sorted({n for curve in curves.values() for n in curve})
-        text += ["", "## Answers by number of objects", "", "| k | " + " | ".join(map(str, counts)) + " |"]
+        text += ["", "## Answers by number of objects", "", "| row | " + " | ".join(map(str, counts)) + " |"]
         text += ["|---" * (len(counts) + 1) + "|"]
-        text += [f"| {k} | " + " | ".join(_percent(curve.get(n)) for n in counts) + " |" for k, curve in curves.items()]
+        text += [
+            f"| {name} | " + " | ".join(_percent(curve.get(n)) for n in counts) + " |" for name, curve in curves.items()
+        ]
     return "\n".join(text) + "\n"
 
 
@@ -213,9 +217,9 @@ def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) ->
         if line["row"] == BASE:
             axes[0].axvline(100 * line["answers"], color="black", linestyle="--", linewidth=1, label="base")
             axes[0].legend(fontsize=8, frameon=False)
-    for k, curve in curves.items():
-        style = {"color": "black", "linestyle": "--"} if k == "dense" else {"marker": "o", "markersize": 4}
-        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=f"k = {k}", **style)
+    for name, curve in curves.items():
+        style = {"color": "black", "linestyle": "--"} if name == DENSE else {"marker": "o", "markersize": 4}
+        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=name, **style)
     axes[2].set(xlabel="objects in the picture", ylabel="answers right, %")
     axes[2].set_title("how much a summary holds", fontsize=10)
     axes[2].legend(fontsize=8, frameon=False)
@@ -230,8 +234,9 @@ def report(study: Study, work: Path, output: Path | None) -> str:
     found = collect(study, work)
     lines = rows_of(found)
     verdicts = [judge(claim, found) for claim in study.claims]
-    widest = max((row for row in found if row != BASE), key=lambda row: len(study.rows[row].k), default=None)
-    curves = {**(capacity(found, BASE) if BASE in found else {}), **(capacity(found, widest) if widest else {})}
+    curves: dict[str, dict[int, float]] = {}
+    for row in (BASE, *study.capacity):
+        curves |= capacity(found, row) if row in found else {}
     text = markdown(lines, verdicts, curves, study.about)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from llava_fwd2bot.eval.ablation_report import interval, judge, report
 STUDY = """
 scenes: {train: 24, test: 8, objects: [1, 3], seed: 0}
 seeds: [1]
+capacity: [both]
 common: --fwd2bot 4 --lora_r 2 --lora_alpha 4 --max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3
 rows:
   both: {k: [1, 4], arguments: "--fwd2bot_nested_k 1,4"}
