@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from llava_fwd2bot.config import read_json, write_json
 from llava_fwd2bot.data import read_records
+from llava_fwd2bot.options import count
 
 from .rivals import RIVALS
 
@@ -110,11 +111,14 @@ def prepare(study: Study, work: Path) -> tuple[Path, Path]:
     if not data.exists():
         scenes.write(data, about["seed"], splits, tuple(about["objects"]))
     made = read_json(data / "about.json")
-    wanted = {"seed": about["seed"], "splits": splits, "objects": about["objects"]}
-    if {name: made[name] for name in wanted} != wanted:
+    wanted = {"seed": about["seed"], "splits": splits, "objects": about["objects"], "format": scenes.FORMAT}
+    if {name: made.get(name) for name in wanted} != wanted:
         raise ValueError(f"{data} holds other scenes than the study asks for: choose another --work, or remove it.")
     if not (base / "recipe.json").exists():
         scenes_base.build(base, about["seed"], tuple(about["objects"]))
+    recipe = read_json(base / "recipe.json")
+    if [recipe["seed"], recipe["objects"]] != [about["seed"], about["objects"]]:
+        raise ValueError(f"{base} was trained on other scenes than the study asks for: choose another --work.")
     for captions in {row.captions for row in study.rows.values()} - {"both"}:
         _with_captions(data, captions)
     return data, base
@@ -156,6 +160,8 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # a study that was killed leaves its runs going: the next waits for them, as two must not train in one folder
     with FileLock(folder / "lock"):
+        if name != BASE and done(study, work, study.rows[name], seed):
+            return
         if not (folder / "result.json").exists():
             _run_one(study, work, name, seed, folder)
 
@@ -199,8 +205,14 @@ def _run_one(study: Study, work: Path, name: str, seed: int, folder: Path) -> No
         shutil.rmtree(checkpoint)
 
 
-def run(study: Study, file: Path, work: Path, jobs: int, only: Iterable[str] = ()) -> list[str]:
-    """All rows and seeds, `jobs` at a time, each a process of its own; gives what failed."""
+def run(
+    study: Study, file: Path, work: Path, jobs: int, only: Iterable[str] = (), after: Callable[[], None] | None = None
+) -> list[str]:
+    """All rows and seeds, `jobs` at a time, each a process of its own; gives what failed.
+
+    Args:
+        only: these rows alone. after: called after each run.
+    """
     prepare(study, work)
     todo = [(BASE, 0)] if not (folder_of(work, BASE, 0) / "result.json").exists() else []
     for seed in study.seeds:
@@ -225,6 +237,8 @@ def run(study: Study, file: Path, work: Path, jobs: int, only: Iterable[str] = (
             if future.exception() is not None:
                 failed.append(f"{name}, seed {seed}: see {folder_of(work, name, seed) / 'log.txt'}")
                 bar.write(f"failed: {failed[-1]}")
+            elif after is not None:
+                after()
             bar.update()
     return failed
 
@@ -238,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         help="writes OUTPUT.json, .md and .png; and .runs.json and .base, by which it goes on in another --work",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
     parser.add_argument("--report", action="store_true", help="train nothing: the table of what is there")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -251,11 +265,18 @@ def main(argv: list[str] | None = None) -> int:
     from .ablation_report import report
     from .ablation_runs import gather, scatter
 
+    if unknown := {*args.only} - {*study.rows}:
+        parser.error(f"--only: there is no row {', '.join(sorted(unknown))}")
+
+    def keep() -> None:
+        if args.output is not None:
+            gather(study, args.work, args.output)
+
     if args.output is not None:
-        scatter(args.output, args.work)
-    failed = [] if args.report else run(study, args.study, args.work, args.jobs, args.only)
-    if args.output is not None:
-        gather(study, args.work, args.output)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        scatter(study, args.output, args.work)
+    failed = [] if args.report else run(study, args.study, args.work, args.jobs, args.only, keep)
+    keep()
     print(report(study, args.work, args.output))
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

@@ -78,11 +78,19 @@ def interval(
     counts, rng, found = np.bincount(group), np.random.default_rng(0), []
     for _ in range(rounds):
         picked = rng.integers(0, len(counts), len(counts))
-        a, b = (x[rng.integers(0, len(x), len(x))].mean(0)[picked].sum() / counts[picked].sum() for x in sums)
+        a, b = (_drawn(x, rng)[picked].sum() / counts[picked].sum() for x in sums)
         if not ratio or b > 0:
             found.append(a / b if ratio else a - b)
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mean of seeds drawn anew, [pictures]; of one seed that seed, of few with their spread made up for."""
+    count, mean = len(sums), sums.mean(0)
+    if count == 1:
+        return mean
+    return mean + (count / (count - 1)) ** 0.5 * (sums[rng.integers(0, count, count)].mean(0) - mean)
 
 
 def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -95,7 +103,11 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     low, high = interval(ours, theirs, pictures_of(found[claim.better], claim.figure))
     verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
     holds, refuted = low > -claim.margin, high < -claim.margin
-    return {**verdict, "verdict": "holds" if holds else "refuted" if refuted else "open", "seeds": len(ours)}
+    return {
+        **verdict,
+        "verdict": "holds" if holds else "refuted" if refuted else "open",
+        "seeds": [len(ours), len(theirs)],
+    }
 
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -112,9 +124,11 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "answers": float(each.mean()),
             }
             line["answers_spread"] = [float(each.min()), float(each.max())]
-            if base is not None and name != BASE and items_of(base, "few").any():
+            if base is not None and name != BASE:
                 for figure, title in (("answers", "retention"), ("few", "retention_few")):
                     ours, theirs = items_of(results, figure, k), items_of(base, figure)
+                    if not theirs.any():
+                        continue
                     line[title] = float(ours.mean() / theirs.mean())
                     pictures = pictures_of(results, figure)
                     line[f"{title}_interval"] = interval(ours, theirs, pictures, ratio=True)
@@ -155,7 +169,8 @@ def markdown(
         "",
         f"{date.today()}. Percent; means over items and seeds. In brackets: of answers the seeds' range, of retention "
         "(the share of the base's answers, on all pictures and on those of few objects) the 95 % interval, pictures "
-        "and seeds drawn anew. With hard negatives: each picture has one beside it that differs in one object.",
+        "and seeds drawn anew; of one seed the pictures alone, so that what another seed would give is not in it. With "
+        "hard negatives: each picture has one beside it that differs in one object.",
         "",
     ]
     text += [
@@ -173,7 +188,7 @@ def markdown(
         names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
         text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
     text += ["", about.strip()] if about else []
-    text += ["", "## Claims", "", "| claim | difference | 95 % interval | verdict |", "|---|---|---|---|"]
+    text += ["", "## Claims", "", "| claim | seeds | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
     for v in verdicts:
         points = v["figure"] != "attention"
         shown = (
@@ -185,7 +200,7 @@ def markdown(
         allowed = f", margin {100 * v['margin']:.1f}" if v.get("margin") else ""
         text.append(
             f"| {v['claim']}: {v['better']} against {v['than']}, {v['figure']} "
-            f"| {shown} | {span} | {v['verdict']}{allowed} |"
+            f"| {' against '.join(map(str, v.get('seeds', [])))} | {shown} | {span} | {v['verdict']}{allowed} |"
         )
     if curves:
         counts = sorted({n for curve in curves.values() for n in curve})

@@ -4,7 +4,7 @@ OUTPUT.base is the base that they are of, as training it elsewhere gives another
 
     {"base": a hash of the base's weights, "questions": what is the same in all results, "runs": {ROW: {SEED: result}}}
 
-A result is result.json of the run, with its lists of zeros and ones as texts, "0110…".
+A result is result.json of the run, with its lists of zeros and ones as texts, "0110…", and attention in five digits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,31 +31,39 @@ def weights_of(base: Path) -> str:
 
 
 def gather(study: Study, work: Path, output: Path) -> None:
-    """Writes all results of `work` into OUTPUT.runs.json, and their base beside it."""
-    runs: dict[str, dict[str, Any]] = {}
-    questions: dict[str, Any] = {}
-    for name, seeds in ((BASE, [0]), *((name, study.seeds) for name in study.rows)):
-        for seed in seeds:
-            file = folder_of(work, name, seed) / "result.json"
-            if not file.exists():
-                continue
-            result = read_json(file)
-            mine = {key: result["answers"].pop(key) for key in SHARED}
-            mine |= {"hard": result.pop("hard_images")} if "hard_images" in result else {}
-            if any(questions.get(key, value) != value for key, value in mine.items()):
-                raise ValueError(f"{file} is of other questions than the results before it: remove it.")
-            questions |= mine
-            if "attention" in result:
-                result["attention"] = [float(f"{x:.5g}") for x in result["attention"]]
-            runs.setdefault(name, {})[str(seed)] = _items(result, lambda items: "".join(str(int(x)) for x in items))
-    content = {"base": weights_of(work / BASE), "questions": questions, "runs": runs}
-    write_text(beside(output, ".runs.json"), json.dumps(content, separators=(",", ":")) + "\n")
-    if not beside(output, ".base").exists():
-        shutil.copytree(work / BASE, beside(output, ".base"))
+    """Adds all results of `work` to OUTPUT.runs.json, and their base beside it; what is there already stays.
+
+    Raises:
+        ValueError: what is there is of another base, or a result of other questions.
+    """
+    rows = [(BASE, 0), *((name, seed) for name in study.rows for seed in study.seeds)]
+    files = {(name, seed): folder_of(work, name, seed) / "result.json" for name, seed in rows}
+    files = {row: file for row, file in files.items() if file.exists()}
+    if not files:
+        return
+    target = beside(output, ".runs.json")
+    content = read_json(target) if target.exists() else {"base": weights_of(work / BASE), "questions": {}, "runs": {}}
+    _same_base(content, target, work)
+    questions = content["questions"]
+    for (name, seed), file in files.items():
+        result = read_json(file)
+        mine = {key: result["answers"].pop(key) for key in SHARED}
+        mine |= {"hard": result.pop("hard_images")} if "hard_images" in result else {}
+        if any(questions.get(key, value) != value for key, value in mine.items()):
+            raise ValueError(f"{file} is of other questions than the results in {target}: remove {file.parent}.")
+        questions |= mine
+        if "attention" in result:
+            result["attention"] = [float(f"{x:.5g}") for x in result["attention"]]
+        packed = _items(result, lambda items: "".join(str(int(x)) for x in items))
+        content["runs"].setdefault(name, {})[str(seed)] = packed
+    _copy_base(work / BASE, beside(output, ".base"))
+    write_text(target, json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def scatter(output: Path, work: Path) -> int:
+def scatter(study: Study, output: Path, work: Path) -> int:
     """Lays what `gather` wrote, if it did, into `work`, where it is missing; gives how many results.
+
+    Those of other settings than the study's are left where they are, until a new one takes their place.
 
     Raises:
         ValueError: they are of another base than that of `work`.
@@ -62,18 +71,16 @@ def scatter(output: Path, work: Path) -> int:
     file, laid = beside(output, ".runs.json"), 0
     if not file.exists():
         return 0
-    if not (work / BASE).exists():
-        shutil.copytree(beside(output, ".base"), work / BASE)
     content = read_json(file)
-    if content["base"] != weights_of(work / BASE):
-        raise ValueError(
-            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged: "
-            "choose another --work or --output."
-        )
+    if not (work / BASE).exists():
+        _copy_base(beside(output, ".base"), work / BASE)
+    _same_base(content, file, work)
     for name, seeds in content["runs"].items():
+        row = study.rows.get(name)
         for seed, packed in seeds.items():
             target = folder_of(work, name, int(seed)) / "result.json"
-            if target.exists():
+            fits = name == BASE or row and packed["settings"] == study.settings(row) and packed["k"] == row.k
+            if target.exists() or not fits:
                 continue
             result = _items(packed, lambda text: [float(x) for x in text])
             result["answers"] |= {key: content["questions"][key] for key in SHARED}
@@ -83,6 +90,25 @@ def scatter(output: Path, work: Path) -> int:
             write_json(target, result)
             laid += 1
     return laid
+
+
+def _same_base(content: dict[str, Any], file: Path, work: Path) -> None:
+    if content["base"] != weights_of(work / BASE):
+        raise ValueError(
+            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged: choose another --work or "
+            "--output."
+        )
+
+
+def _copy_base(source: Path, target: Path) -> None:
+    """Beside, then renamed; a base that is there already and has the same weights stays."""
+    if target.exists() and weights_of(target) == weights_of(source):
+        return
+    half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(source, half)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(half, target)
 
 
 def _items(result: dict[str, Any], turn: Callable[[Any], Any]) -> dict[str, Any]:

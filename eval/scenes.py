@@ -35,6 +35,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+FORMAT = 2  # of the files; 2 has the hard negative pictures
 SIDE, CELL = 96, 32
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
 SHAPES = ("circle", "square", "triangle", "cross", "star", "diamond")
@@ -287,6 +288,7 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
             "seed": seed,
             "splits": splits,
             "objects": list(objects),
+            "format": FORMAT,
             "described_in": "llava_fwd2bot/eval/scenes.py",
         }
         (beside / "about.json").write_text(json.dumps(about, indent=2) + "\n")

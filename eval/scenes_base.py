@@ -35,7 +35,7 @@ GROUPS = (*PLACE_GROUPS, tuple(scenes.SIZES), tuple(scenes.COLOURS), scenes.SHAP
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of the three stages and their batches: about 12 minutes on one core."""
+    """Steps of the three stages and their batches: 12 to 30 minutes on one core."""
 
     text: int = 700
     tower: int = 800

@@ -37,12 +37,17 @@ def ranks(
 
     Args:
         owner: the image of each caption, [C]; every image has one at least, or its own rank says nothing.
+
+    Raises:
+        ValueError: an embedding is not finite, which would compare as if nothing stood before it.
     """
     count = len(images)
     cost = 1 if images.dim() == 2 else images.shape[1] * captions.shape[1]
     side = max(1, int((block // cost) ** 0.5))
     parts = [slice(at, at + 4096) for at in range(0, len(owner), 4096)]
     own = torch.cat([_own(images[owner[part]], captions[part], scores) for part in parts])  # [C]
+    if not own.isfinite().all():
+        raise ValueError("Some embeddings are not finite: the model, or what was kept of it, is damaged.")
     best = torch.full((count,), float("-inf")).scatter_reduce(0, owner, own, "amax")  # [N]
     t2i, i2t = _Before(own), _Before(best)
     steps = range(0, len(owner), side)

@@ -228,7 +228,7 @@ class SummaryCache(CacheWriter):
         if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
             query = query.bypass_vector_index()
         else:
-            query = query.nprobes(PROBES).refine_factor(max(2, -(-REFINED // top)))
+            query = query.nprobes(PROBES).refine_factor(max(2, -(-REFINED // max(1, top))))
         rows = asked(query.to_arrow, where, table)
         return [{**{n: row[n] for n in ("id", *columns)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
 

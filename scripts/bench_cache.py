@@ -121,6 +121,8 @@ def main() -> None:
         path = (args.keep or Path(folder)) / "bench.cache"
         path.parent.mkdir(parents=True, exist_ok=True)
         built = path.with_suffix(".json")
+        if not built.exists() and path.exists():
+            raise SystemExit(f"{path} is half built: remove it, or choose another --keep")
         if not built.exists():
             write_json(built, build(path, args.rows, args.size, args.queries))
         found = read_json(built)
@@ -131,7 +133,8 @@ def main() -> None:
     found |= {
         "date": str(date.today()),
         "machine": machine,
-        "command": f"python scripts/bench_cache.py --rows {args.rows} --size {args.size} --queries {args.queries}",
+        "command": f"python scripts/bench_cache.py --rows {args.rows} --size {args.size} --queries {args.queries}"
+        + (" --keep DIR" if args.keep else ""),
     }
     print(json.dumps(found))
     if args.output:

@@ -38,7 +38,7 @@ def start(command: list[str], work: Path, output: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def found(output: Path) -> Any:
+def found(output: Path) -> dict[str, Any]:
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: kept(x) for name, x in value.items() if name not in CHANGING}

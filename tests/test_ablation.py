@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -68,14 +69,19 @@ def test_from_nothing_to_a_table_and_again(study, tmp_path, capsys):
     for name, result in before.items():
         again = json.loads((elsewhere / name).read_text())
         assert np.allclose(again.pop("attention", 0), result.pop("attention", 0), rtol=1e-4) and again == result
+    # a result of other settings is left where it is: the row is to be trained again
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(STUDY.replace("--fwd2bot_nested_k 1,4", "--fwd2bot_nested_k 2,4"))
+    shutil.rmtree(elsewhere / "runs")
+    assert ablation.main([str(changed), "--work", str(elsewhere), "--output", str(tmp_path / "a"), "--report"]) == 0
+    assert "| answer alone |" in (tmp_path / "a.md").read_text() and "| both |" not in (tmp_path / "a.md").read_text()
+    assert "both" in json.loads((tmp_path / "a.runs.json").read_text())["runs"]
     # but not on another base
     weights = elsewhere / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with pytest.raises(ValueError, match="another base"):
         ablation.main([str(file), "--work", str(elsewhere), "--output", str(tmp_path / "a"), "--report"])
     # a row whose settings changed is not averaged in
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(STUDY.replace("--fwd2bot_nested_k 1,4", "--fwd2bot_nested_k 2,4"))
     with pytest.raises(ValueError, match="other settings"):
         ablation.main([str(changed), "--work", str(work), "--report"])
     # nor is one that was begun with others, and not measured yet
@@ -101,10 +107,11 @@ def test_two_do_not_train_in_one_folder(tmp_path):
     with ThreadPoolExecutor(1) as pool, FileLock(folder / "lock") as lock:
         second = pool.submit(ablation.run_one, Study.read(file), tmp_path, "both", 1)
         assert not wait([second], 0.2).done
-        (folder / "result.json").write_text("{}")
+        row = Study.read(file).rows["both"]
+        (folder / "result.json").write_text(json.dumps({"settings": Study.read(file).settings(row), "k": row.k}))
         lock.release()
         second.result(60)  # there is no base here: it would fail if it trained
-    assert (folder / "result.json").read_text() == "{}"
+    assert [file.name for file in folder.iterdir() if file.name != "lock"] == ["result.json"]
 
 
 def test_short_captions_alone(study):

@@ -296,6 +296,8 @@ def test_vectors_that_are_all_alike_find_nothing(count):
     owner = torch.arange(count).repeat_interleave(2)
     t2i, i2t = search.ranks(one, one[owner], owner)
     assert set(t2i.tolist()) == {(count - 1) // 2} and set(i2t.tolist()) == {count - 1}
+    with pytest.raises(ValueError, match="not finite"):
+        search.ranks(one * float("nan"), one[owner], owner)
 
 
 def test_claims_compare_the_same_items_at_the_budgets_that_are_named():
