@@ -38,7 +38,7 @@ setup(
         "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
         "cache": ["lancedb>=0.40", "filelock>=3.12"],
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
-        "lmms": ["lmms-eval>=0.6"],
+        "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
@@ -49,7 +49,7 @@ setup(
             "ruff",
             "pycocoevalcap>=1.2",
             "lancedb>=0.40",
-            "filelock>=3.12",
+            "filelock>=3.12,<4",  # for lmms-eval, as above
             "ray[data]>=2.40",
             "gguf>=0.10",
             "matplotlib>=3.8",
