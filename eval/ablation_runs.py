@@ -12,13 +12,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import read_json, write_json, write_text
+from llava_fwd2bot.config import read_json, write_folder, write_json, write_text
 
 from .ablation import BASE, Study, folder_of
 from .results import beside
@@ -31,7 +30,7 @@ def weights_of(base: Path) -> str:
 
 
 def gather(study: Study, work: Path, output: Path) -> None:
-    """Adds all results of `work` to OUTPUT.runs.json, and their base beside it; what is there already stays.
+    """Adds the results of `work` to OUTPUT.runs.json, and their base beside it; what is there already stays.
 
     Raises:
         ValueError: what is there is of another base, or a result of other questions.
@@ -60,17 +59,17 @@ def gather(study: Study, work: Path, output: Path) -> None:
     write_text(target, json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def scatter(study: Study, output: Path, work: Path) -> int:
-    """Lays what `gather` wrote, if it did, into `work`, where it is missing; gives how many results.
+def scatter(study: Study, output: Path, work: Path) -> None:
+    """Lays what `gather` wrote, if it did, into `work`, where it is missing.
 
     Those of other settings than the study's are left where they are, until a new one takes their place.
 
     Raises:
         ValueError: they are of another base than that of `work`.
     """
-    file, laid = beside(output, ".runs.json"), 0
+    file = beside(output, ".runs.json")
     if not file.exists():
-        return 0
+        return
     content = read_json(file)
     if not (work / BASE).exists():
         _copy_base(beside(output, ".base"), work / BASE)
@@ -88,8 +87,6 @@ def scatter(study: Study, output: Path, work: Path) -> int:
                 result["hard_images"] = content["questions"]["hard"]
             target.parent.mkdir(parents=True, exist_ok=True)
             write_json(target, result)
-            laid += 1
-    return laid
 
 
 def _same_base(content: dict[str, Any], file: Path, work: Path) -> None:
@@ -104,11 +101,8 @@ def _copy_base(source: Path, target: Path) -> None:
     """Beside, then renamed; a base that is there already and has the same weights stays."""
     if target.exists() and weights_of(target) == weights_of(source):
         return
-    half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(source, half)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(half, target)
+    with write_folder(target) as half:
+        shutil.copytree(source, half, dirs_exist_ok=True)
 
 
 def _items(result: dict[str, Any], turn: Callable[[Any], Any]) -> dict[str, Any]:

@@ -24,9 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +32,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
+
+from llava_fwd2bot.config import write_folder, write_json
 
 FORMAT = 2  # of the files; 2 has the hard negative pictures
 SIDE, CELL = 96, 32
@@ -278,10 +278,8 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
     """
     if output.exists():
         raise FileExistsError(17, "The folder exists: choose another --output", str(output))
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "images").mkdir(parents=True)
-    try:
+    with write_folder(output) as beside:
+        (beside / "images").mkdir()
         for split, count in splits.items():
             _write_split(beside, seed, split, count, objects)
         about = {
@@ -291,10 +289,7 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
             "format": FORMAT,
             "described_in": "llava_fwd2bot/eval/scenes.py",
         }
-        (beside / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-        os.replace(beside, output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        write_json(beside / "about.json", about)
     return output
 
 

@@ -9,9 +9,6 @@ Shapes: B rows, T tokens, n dense tokens of an image.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -32,7 +29,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.config import write_folder, write_json
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 PROMPTS = "summarize the image in a few words. summarize the text in a few words."
@@ -216,10 +213,7 @@ def answer_loss(model: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tenso
 
 def write_base(model: nn.Module, processor: LlavaProcessor, output: Path, recipe: dict[str, Any]) -> None:
     """The checkpoint folder, with `recipe` as recipe.json; written beside, then renamed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    model.eval().save_pretrained(beside)
-    processor.save_pretrained(beside)
-    write_json(beside / "recipe.json", recipe)
-    shutil.rmtree(output, ignore_errors=True)
-    os.replace(beside, output)
+    with write_folder(output) as beside:
+        model.eval().save_pretrained(beside)
+        processor.save_pretrained(beside)
+        write_json(beside / "recipe.json", recipe)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from llava_fwd2bot import Fwd2BotConfig
+from llava_fwd2bot.config import write_folder
 
 
 def test_every_field_has_help_and_source():
@@ -45,3 +46,18 @@ def test_values_out_of_range_say_what_is_allowed(changes, message):
 
 def test_nested_k_is_sorted_and_unique():
     assert Fwd2BotConfig(nested_k=[4, 1, 4]).nested_k == [1, 4]
+
+
+def test_a_folder_takes_the_place_of_another_only_when_it_is_whole(tmp_path):
+    """A build that fails half way must not cost what was there, nor leave its half."""
+    target = tmp_path / "made" / "base"
+    with write_folder(target) as beside:
+        (beside / "a").write_text("1")
+    with pytest.raises(OSError, match="full"), write_folder(target) as beside:
+        (beside / "b").write_text("2")
+        raise OSError("full")
+    assert [p.name for p in target.parent.iterdir()] == ["base"]
+    assert (target / "a").read_text() == "1"
+    with write_folder(target) as beside:
+        (beside / "b").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["b"]

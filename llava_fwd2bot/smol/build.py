@@ -8,7 +8,6 @@ adapter with the projector, is merged in; `weights/fwd2bot`, an ordinary Fwd2Bot
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import file_hash
+from ..config import write_folder
 from . import NAME, tower
 
 IMAGE_TOKEN = "<image>"
@@ -157,20 +157,12 @@ def build(output: str | os.PathLike, image_size: int = 224, adapter: str | os.Pa
         adapter: a PEFT adapter with the projector, merged in; None leaves the projector fresh, for training.
     """
     output = Path(output).absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
     model, processor = assemble(image_size)
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        model.to(torch.bfloat16).save_pretrained(staging)
-        processor.save_pretrained(staging)
-        os.chmod(staging, 0o755)  # mkdtemp's is for its owner alone
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with write_folder(output) as beside:
+        model.to(torch.bfloat16).save_pretrained(beside)
+        processor.save_pretrained(beside)
     return output
