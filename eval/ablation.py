@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.config import read_json, write_json
@@ -139,17 +139,17 @@ def folder_of(work: Path, row: str, seed: int) -> Path:
     return work / "runs" / row.replace(" ", "-") / str(seed)
 
 
-def done(study: Study, work: Path, row: Row, seed: int) -> dict[str, Any] | None:
-    """The result of a row and seed, if it is there.
+def done(study: Study, work: Path, name: str, seed: int) -> dict[str, Any] | None:
+    """The result of a row, or the base, and seed, if it is there.
 
     Raises:
         ValueError: it is of other settings.
     """
-    file = folder_of(work, row.name, seed) / "result.json"
+    file = folder_of(work, name, seed) / "result.json"
     if not file.exists():
         return None
-    found = read_json(file)
-    if found["settings"] != study.settings(row) or found["k"] != row.k:
+    found, row = read_json(file), study.rows.get(name)
+    if row is not None and (found["settings"] != study.settings(row) or found["k"] != row.k):
         raise ValueError(f"{file} was made with other settings than the study has now: remove {file.parent}.")
     return found
 
@@ -160,9 +160,7 @@ def run_one(study: Study, work: Path, name: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # a study that was killed leaves its runs going: the next waits for them, as two must not train in one folder
     with FileLock(folder / "lock"):
-        if name != BASE and done(study, work, study.rows[name], seed):
-            return
-        if not (folder / "result.json").exists():
+        if done(study, work, name, seed) is None:
             _run_one(study, work, name, seed, folder)
 
 
@@ -214,16 +212,19 @@ def run(
         only: these rows alone. after: called after each run.
     """
     prepare(study, work)
-    todo = [(BASE, 0)] if not (folder_of(work, BASE, 0) / "result.json").exists() else []
-    for seed in study.seeds:
-        rows = [row for row in study.rows.values() if not only or row.name in only]
-        todo += [(row.name, seed) for row in rows if done(study, work, row, seed) is None]
+    rows = [name for name in study.rows if not only or name in only]
+    runs = [(BASE, 0), *((name, seed) for seed in study.seeds for name in rows)]
+    todo = [one for one in runs if done(study, work, *one) is None]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = []
 
     def start(name: str, seed: int) -> None:
         folder = folder_of(work, name, seed)
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            FileLock(folder / "lock").acquire(timeout=0).lock.release()
+        except Timeout:
+            tqdm.write(f"{name}, seed {seed}: still trained by a process of an earlier call, which is waited for")
         command = [sys.executable, "-m", "llava_fwd2bot.eval.ablation", str(file), "--work", str(work)]
         with (folder / "log.txt").open("a") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
+from llava_fwd2bot.config import write_bytes, write_json, write_text
 
-from .ablation import BASE, FEW, Claim, Study, done, folder_of
+from .ablation import BASE, FEW, Claim, Study, done
 from .drawing import png, pyplot
 from .results import DENSE, beside
 
@@ -20,13 +20,10 @@ ROUNDS = 2000
 def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
     """The results of each row that has any, in the order of the seeds; the base's first."""
     found: dict[str, list[dict[str, Any]]] = {}
-    file = folder_of(work, BASE, 0) / "result.json"
-    if file.exists():
-        found[BASE] = [read_json(file)]
-    for row in study.rows.values():
-        results = [done(study, work, row, seed) for seed in study.seeds]
+    for name, seeds in ((BASE, [0]), *((row, study.seeds) for row in study.rows)):
+        results = [done(study, work, name, seed) for seed in seeds]
         if any(results):
-            found[row.name] = [result for result in results if result is not None]
+            found[name] = [result for result in results if result is not None]
     if not found:
         raise ValueError(f"There is no result in {work}: run the study first.")
     return found

@@ -4,7 +4,8 @@
 
 Vectors are synthetic, of a distribution like that of trained embeddings: heaps of uneven size around centres, and a
 spectrum that falls as a power of the channel (effective rank about a tenth of the size). Queries are rows with noise.
-Each row has one token beside its vector, as what is measured is the search. With --keep a second call searches alone.
+Each row has one token beside its vector, as what is measured is the search. With --keep a second call searches alone,
+and tells the memory that this takes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch.nn.functional import normalize
 from llava_fwd2bot.cache import SummaryCache
 from llava_fwd2bot.cache_format import ABOUT, CacheSettings
 from llava_fwd2bot.cache_tools import index, vacuum
-from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.config import read_any_json, read_json, write_json
 
 BATCH = 20_000
 
@@ -104,9 +105,9 @@ def search(path: Path) -> dict[str, Any]:
     for name, columns in (("index", ()), ("index_with_metadata", ABOUT)):
         hits, took = timed(cache, queries, exact=False, columns=columns)
         found |= {f"{name}_{which}": value for which, value in took.items()}
-    truth = json.loads(path.with_suffix(".truth").read_text())
+    truth = read_any_json(path.with_suffix(".truth"))
     shares = [len({*mine} & {*right}) / len(right) for mine, right in zip(hits, truth, strict=True)]
-    return found | {"recall_at_10": statistics.mean(shares), "peak_bytes_of_searching": peak_bytes()}
+    return found | {"recall_at_10": statistics.mean(shares)}
 
 
 def main() -> None:
@@ -123,12 +124,15 @@ def main() -> None:
         built = path.with_suffix(".json")
         if not built.exists() and path.exists():
             raise SystemExit(f"{path} is half built: remove it, or choose another --keep")
-        if not built.exists():
+        fresh = not built.exists()
+        if fresh:
             write_json(built, build(path, args.rows, args.size, args.queries))
         found = read_json(built)
         if [found[name] for name in ("rows", "size", "queries")] != [args.rows, args.size, args.queries]:
             raise SystemExit(f"{path} is of other rows, size or queries: choose another --keep")
         found |= search(path)
+        if not fresh:  # of a process that has built it, the peak is the build's
+            found["peak_bytes_of_searching"] = peak_bytes()
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     found |= {
         "date": str(date.today()),
