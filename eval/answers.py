@@ -64,7 +64,8 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
     """LLaVA's question file: lines of question_id, image and text.
 
     Raises:
-        ValueError: a field is missing or no text, or an id is there twice.
+        ValueError: a field is missing or of a wrong kind, or a question is there twice. One id may have several
+            questions, as in LLaVA's files of TextVQA and MME, where it is the image's.
     """
     asked = read_records(file, lines=True)[:limit]
     seen = set()
@@ -75,9 +76,13 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
         wrong = [name for name in ("image", "text") if not isinstance(line[name], str)]
         if wrong:
             raise ValueError(f"{file}, question {number}: {wrong[0]} must be a text, not {line[wrong[0]]!r}.")
-        if line["question_id"] in seen:
-            raise ValueError(f"{file} holds question_id {line['question_id']!r} twice.")
-        seen.add(line["question_id"])
+        if not isinstance(line["question_id"], (str, int)):
+            raise ValueError(
+                f"{file}, question {number}: question_id must be a text or a number, not {line['question_id']!r}."
+            )
+        if (key := (line["question_id"], line["text"])) in seen:
+            raise ValueError(f"{file} holds question_id {key[0]!r} twice, with the same text. Remove one of the two.")
+        seen.add(key)
     return asked
 
 
@@ -121,21 +126,30 @@ def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]])
     Raises:
         ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image.
     """
-    done, place = set(), {line["question_id"]: i for i, line in enumerate(asked)}
-    for line in whole_lines(answers):
-        if any(line.get(name) != value for name, value in about.items()):
+
+    def ours(line: dict[str, Any]) -> None:
+        if "question_id" not in line or any(line.get(name) != value for name, value in about.items()):
             raise ValueError(
                 f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "
                 f"{about['model_id']} with {about['metadata']}: name another file by --answers."
             )
-        i = place.get(line["question_id"])
-        if i is None:  # of a longer list: the file of a whole run, and now --limit
+
+    done, places = set(), {}
+    for i, line in enumerate(asked):
+        places.setdefault(line["question_id"], {})[line["text"]] = i
+    for line in whole_lines(answers, '{"question_id": ', ours):
+        own = places.get(line["question_id"])
+        if own is None:  # of a longer list: the file of a whole run, and now --limit
             continue
-        for name, own in (("image", asked[i]["image"]), ("prompt", asked[i]["text"])):
-            if line.get(name, own) != own:
+        i = own.get(line.get("prompt"))
+        if i is None and len(own) > 1:  # one of an image's several questions, and now --limit
+            continue
+        wanted = asked[next(iter(own.values())) if i is None else i]
+        for name, now in (("image", wanted["image"]), ("prompt", wanted["text"])):
+            if line.get(name) != now:
                 raise ValueError(
-                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line[name]!r}, and now "
-                    f"{own!r} is asked: name another file by --answers, or another --work."
+                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line.get(name)!r}, and now "
+                    f"{now!r} is asked: name another file by --answers, or another --work."
                 )
         done.add(i)
     return done

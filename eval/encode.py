@@ -10,28 +10,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.compress import write_tensors
-from llava_fwd2bot.data import read_records
+from llava_fwd2bot.data import parse_records
 from llava_fwd2bot.images import join_pixels, open_image, prepare_pixels
 
 CHUNK = 256  # items in one file
 
 
-def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines that is gone on with; a last line that was cut off is taken away."""
-    if not file.is_file():
-        return []
-    whole = file.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with file.open("r+b") as cut:
-            cut.truncate(end)
-            os.fsync(cut.fileno())
-    return read_records(file, lines=True) if end else []
+def whole_lines(
+    file: Path, begins: str = "{", ours: Callable[[dict[str, Any]], None] | None = None
+) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines that is gone on with; a last line that was cut off is taken away.
+
+    Args:
+        begins: how each of our lines begins. ours: raises ValueError at a record that was not written here.
+
+    Raises:
+        ValueError: it is not such a file, and is left as it is.
+    """
+    content = file.read_bytes() if file.is_file() else b""
+    end = content.rfind(b"\n") + 1
+    tail, start = content[end:], begins.encode()
+    records = parse_records(content[:end], file, lines=True) if end else []
+    whole = True
+    if tail:
+        try:
+            records += parse_records(tail, file, lines=True)
+        except ValueError:
+            whole = False
+    if not whole and tail[: len(start)] != start[: len(tail)]:
+        raise ValueError(f"{file} is a file of something else, and was left as it is: name another one.")
+    for record in records if ours is not None else ():
+        ours(record)
+    if tail:
+        with file.open("r+b") as kept:
+            kept.truncate(len(content) if whole else end)
+            kept.seek(0, os.SEEK_END)
+            kept.write(b"\n" if whole else b"")
+            os.fsync(kept.fileno())
+    return records
+
+
+def _read(file: Path) -> Tensor:
+    try:
+        return load_file(file)["summary"]
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, and it is made again.") from error
 
 
 class Encoder:
@@ -79,7 +108,7 @@ class Encoder:
                 chunk = items[at : at + CHUNK]
                 file = self.file(kind, names[at : at + CHUNK])
                 if file is not None and file.is_file():
-                    parts.append(load_file(file)["summary"])
+                    parts.append(_read(file))
                 else:
                     batches = [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
                     found, waiting = [], ahead.submit(prepare, batches[0])

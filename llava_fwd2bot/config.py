@@ -142,9 +142,9 @@ class Fwd2BotConfig:
 def read_any_json(path: str | os.PathLike) -> Any:
     """What JSON `path` holds; ValueError with the place of the fault when it is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). It is damaged: restore it or save it again.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). It is damaged: restore it or make it again.") from error
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

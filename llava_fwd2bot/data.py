@@ -40,11 +40,15 @@ def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
+    return parse_records(path.read_bytes(), path, path.suffix == ".jsonl" if lines is None else lines)
+
+
+def parse_records(content: bytes, path: Path, lines: bool) -> list[dict]:
+    """The records in the `content` of `path`, or in a part of it; ValueError that names `path` and the place."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    lines = path.suffix == ".jsonl" if lines is None else lines
     records = []
     # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
     for number, part in enumerate(text.split("\n") if lines else [text], start=1):
