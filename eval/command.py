@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
     score.add_argument(
         "--empty-is-wrong", action="store_true", help="count empty answers as wrong; default: refuse them"
     )
-    score.add_argument("--submission", type=Path, metavar="FILE", help="write what the benchmark's server takes here")
+    told = "write the answers as the benchmark's server or scorer reads them"
+    score.add_argument("--submission", type=Path, metavar="FILE", help=told)
     score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
     told = "from how many tokens they were answered, or dense; default: as the answers say"
     score.add_argument("--k", type=_tokens, metavar="J", help=told)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     _data_options(captioning)
     captioning.add_argument("--with-base", action="store_true", help="also from the base's dense tokens")
     captioning.add_argument("--spice", action="store_true", help="SPICE too; it needs Java, and minutes")
-    captioning.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    captioning.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="default: 64")
     captioning.set_defaults(run=_captioning)
 
     answer = commands.add_parser("answer", help="answer a file of questions, in LLaVA's format", **shared)
@@ -71,20 +72,20 @@ def main(argv: Sequence[str]) -> None:
         "--answers", required=True, type=Path, metavar="FILE", help="LLaVA's answers file; gone on with"
     )
     answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
-    answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    answer.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
 
     codec = commands.add_parser("codec", help="what is lost where a cache keeps summaries in fewer bytes", **shared)
     _data_options(codec, required=False)
     codec.add_argument("--questions", type=Path, metavar="FILE", help="lines of question_id, image, text and answer")
     codec.add_argument("--codecs", nargs="+", metavar="NAME", help="default: all")
-    codec.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: 16")
+    codec.add_argument("--max-new-tokens", type=count, default=16, metavar="N", help="default: 16")
     codec.set_defaults(run=_codec)
 
     price = commands.add_parser("cost", help="time, operations, memory and bytes, against the base", **shared)
     price.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
-    price.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each side runs; default: 7")
-    price.add_argument("--new-tokens", type=int, default=16, metavar="N", help="of an answer; default: 16")
+    price.add_argument("--rounds", type=count, default=7, metavar="N", help="how often each side runs; default: 7")
+    price.add_argument("--new-tokens", type=count, default=16, metavar="N", help="of an answer; default: 16")
     price.set_defaults(run=_cost)
 
     report = commands.add_parser("report", help="base against Fwd2Bot, out of the files that --output wrote")
@@ -96,6 +97,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("output", "submission", "answers"):
         file = getattr(args, name, None)
         if isinstance(file, Path):  # before the model is loaded, not after it has answered
+            if file.is_dir():
+                raise IsADirectoryError(21, f"--{name} is a folder: name a file", str(file))
             file.parent.mkdir(parents=True, exist_ok=True)
             writable(file.parent)
     args.run(args)
@@ -286,13 +289,17 @@ def _score(args: argparse.Namespace) -> None:
             given[name] = value
     key = "question_id+prompt" if args.benchmark in PROMPT_KEYS else "question_id"
     answers = scorers.read_answers(args.answers, key, args.empty_is_wrong)
+    metadata = next(iter(answers.values())).get("metadata")
+    k = metadata.get("k") if isinstance(metadata, dict) else None
+    if None not in (k, args.k) and k != args.k:
+        raise ValueError(f"The answers say that they are from k = {k} tokens, and --k says {args.k}: leave out --k.")
     found = function(answers, **given)
     result = {
         "benchmark": args.benchmark,
         "figures": found.figures,
         "items": len(found.per_item),
         "model": next(iter(answers.values())).get("model_id"),
-        "k": args.k or (next(iter(answers.values())).get("metadata") or {}).get("k"),
+        "k": k or args.k,
         "answers": [str(path) for path in args.answers],
         **_stamp(args),
     }
@@ -305,7 +312,7 @@ def _score(args: argparse.Namespace) -> None:
         else:
             write_json(args.submission, found.submission)
     if args.output:
-        write_json(args.output, {**result, "per_item": found.per_item})
+        write_json(args.output, {**result, "per_item": found.per_item, "image_of_item": found.groups})
     if args.json:
         print(json.dumps(result))
     elif not found.figures:

@@ -15,7 +15,7 @@ from llava_fwd2bot.config import write_bytes, write_json, write_text
 
 from .drawing import png, pyplot
 from .metrics import bootstrap
-from .results import DENSE, Result, beside, pair, published, read_results
+from .results import DENSE, Result, beside, pair, published_of, read_results
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -29,8 +29,11 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
         and p, the paired two-sided chance of a difference this large if there were none (sign flips, 10,000 draws).
 
     Raises:
-        ValueError: two bases, or a base of other items.
+        ValueError: two bases, none of the name that is given, or a base of other items.
     """
+    if base is not None and base not in {result.model for result in results}:
+        models = ", ".join(sorted({result.model for result in results}))
+        raise ValueError(f"No result is of the base {base!r}, by --base. There are: {models}.")
     rows = []
     for name in dict.fromkeys(result.name for result in results):
         own = [result for result in results if result.name == name]
@@ -81,44 +84,30 @@ def sign_flips(
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table per benchmark; what others published on it below."""
-    told = "Intervals are of 95 %, by bootstrap over items (captions of one image together); retention is paired."
+    told = "Intervals are of 95 %, by bootstrap over items (those of one image together); retention is paired."
     parts = ["# Retention report", f"{date.today()}. {told}"]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
-        limit = f" (the first {own[0]['limit']} items alone)" if own[0]["limit"] else ""
         lines = [
-            f"## {name}{limit}",
+            f"## {name}",
             "",
             "| model | k | value | interval | retention | interval | p |",
             "|---|---|---|---|---|---|---|",
         ]
         for row in own:
             mark = f"**{row['model']}** (base)" if row["base"] else row["model"]
+            mark += f", the first {row['limit']} items alone" if row["limit"] else ""
             cells = [mark, str(row["k"]), _number(row["value"]), _interval(row.get("interval"))]
             share = row.get("retention")
             cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
             cells.append(f"{row['p']:.4f}" if "p" in row else "")
             lines.append("| " + " | ".join(cells) + " |")
-        others = _published(name)
-        if others:
-            lines += ["", "Published by others: " + others]
+        others, source = published_of(name)
+        if others and not any(row["limit"] for row in own):
+            told = [f"{m} {_number(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
+            lines += ["", f"Published by others: {'; '.join(told)}. Source: {source}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _published(name: str) -> str:
-    known, benchmark = published(), name.split(" ")[0]
-    generation = known["generation"]
-    if benchmark in generation["base"]:
-        base = generation["base"]
-        said = [f"{base['method']} {base[benchmark]} ({base['tokens']} tokens)"]
-        said += [f"{r['method']} {r[benchmark]} ({r['tokens']})" for r in generation["rows"] if benchmark in r]
-        return "; ".join(said) + f". Source: {generation['source']}."
-    data = name.split(" ")[1] if benchmark == "retrieval" else ""
-    rows = [r for r in known["retrieval"]["rows"] if data in r]
-    if rows:
-        return "; ".join(f"{r['method']} {r[data][0]}" for r in rows) + f". Source: {known['retrieval']['source']}."
-    return ""
 
 
 def _number(value: float) -> str:
@@ -145,7 +134,6 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.4 * lines), squeeze=False)
-    known = published()["generation"]
     for axis, name in zip(axes.flat, names, strict=False):
         own = [row for row in rows if row["benchmark"] == name and "retention" in row and row["k"] != DENSE]
         for model in dict.fromkeys(row["model"] for row in own):
@@ -156,13 +144,13 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
             bars.append([100 * s[1] - v for v, s in zip(values, spread, strict=True)])
             ks = [row["k"] for row in line]
             axis.errorbar(ks, values, yerr=np.abs(bars), marker="o", markersize=4, capsize=2, label=Path(model).name)
-        benchmark = name.split(" ")[0]
-        others = [row for row in known["rows"] if benchmark in row]
-        for method in dict.fromkeys(row["method"] for row in others):
-            line = sorted((row for row in others if row["method"] == method), key=lambda row: row["tokens"])
-            shares = [100 * row[benchmark] / known["base"][benchmark] for row in line]
-            axis.plot([row["tokens"] for row in line], shares, color="0.7", marker=".", linewidth=1)
-            axis.annotate(method, (line[-1]["tokens"], shares[-1]), fontsize=6, color="0.5")
+        others = [] if any(row["limit"] for row in own) else published_of(name)[0]
+        others = [row for row in others if row[1]]  # retrieval's have no base
+        for method in dict.fromkeys(row[0] for row in others[1:]):
+            line = sorted(row[1:] for row in others[1:] if row[0] == method)
+            shares = [100 * value / others[0][2] for _, value in line]
+            axis.plot([tokens for tokens, _ in line], shares, color="0.7", marker=".", linewidth=1)
+            axis.annotate(method, (line[-1][0], shares[-1]), fontsize=6, color="0.5")
         axis.axhline(100, color="black", linestyle="--", linewidth=1)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import read_json
+from llava_fwd2bot.config import read_any_json, read_json
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
 HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # others: the first figure
@@ -29,7 +28,7 @@ class Result:
     is_mean: bool  # whether the figure is the items' mean, times `scale`
     scale: float
     limit: int | None
-    groups: list[int] | None  # of each item, in their order, what it belongs to: its image
+    groups: list[Any] | None  # of each item, in their order, what it belongs to: its image
     of: str | None  # a digest of the items, where they are known by their number alone
     source: Path
 
@@ -49,14 +48,17 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         if not path.exists():
             raise FileNotFoundError(2, "There is no such result file or folder", str(path))
         files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    files = list(dict.fromkeys(files))
     found: list[Result] = []
     for file in files:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is no whole JSON ({error}): was writing cut off? Evaluate again.") from None
+        content = read_any_json(file)
         if isinstance(content, dict) and content.get("per_item"):
-            found += _of_file(content, file)  # what compares no models (codec, say) gives none
+            try:
+                found += _of_file(content, file)  # what compares no models (codec, say) gives none
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} is no result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
+        elif file in paths:
+            raise ValueError(f"{file} holds no result with its items: write them by --output.")
     if not found:
         raise ValueError(f"There is no result with its items in {', '.join(map(str, paths))}: write them by --output.")
     seen: dict[tuple, Path] = {}
@@ -107,10 +109,13 @@ def _result(
                 f"{file} does not say from how many tokens {model} answered: score again with --k J, or --k dense for "
                 "a base."
             )
-        k = int(named[1])
+        k = named[1]
+    if k != DENSE and not str(k).isdecimal():
+        raise ValueError(f"{file}: k is {k!r}, neither a number of tokens nor dense. Score again with --k.")
+    k = k if k == DENSE else int(k)
     if content.get("quantised"):
         model += f" ({content['quantised']})"
-    groups = content.get("image_of_item") if content.get("evaluator") == "retrieval" else None
+    groups = content.get("image_of_item") if content.get("evaluator") in (None, "retrieval") else None
     own = (content.get("limit"), groups, content.get("of"), file)
     return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
 
@@ -134,6 +139,23 @@ def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:
 def published() -> dict[str, Any]:
     """What others published, with its sources."""
     return read_json(Path(__file__).with_name("published.json"))
+
+
+def published_of(result_name: str) -> tuple[list[tuple[str, int | None, float]], str]:
+    """What others published of a benchmark and metric, on its scale: ([(method, tokens, figure), …], the source).
+
+    The first is the base, of 576 tokens. None where they give another metric: a figure beside it would mislead.
+    """
+    known = published()
+    name, _, metric = result_name.partition(" (")
+    generation, retrieval = known["generation"], known["retrieval"]
+    own, scale = generation["metrics"].get(name, ("", 1))
+    if metric == f"{own})":
+        rows = [row for row in (generation["base"], *generation["rows"]) if name in row]
+        return [(row["method"], row["tokens"], row[name] / scale) for row in rows], generation["source"]
+    data = name.removeprefix("retrieval ")
+    rows = [row for row in retrieval["rows"] if data in row] if metric == "t2i_r1)" else []
+    return [(row["method"], None, row[data][0] / 100) for row in rows], retrieval["source"]
 
 
 def beside(output: Path, ending: str) -> Path:

@@ -27,6 +27,7 @@ PEOPLE = [{"answer": word} for word in ["a", "the"] * 5]  # made plain nothing i
 TABLE = "index\tA\tB\tanswer\tcategory\n1\tx\ty\tA\tk\n1000001\ty\tx\tB\tk\n"
 SEED = {"question_id": "1", "question_type_id": 1, "answer": "A", "data_type": "image"}
 POPE = [{"question_id": i, "image": f"{i}.jpg", "text": "Is there a cat in the image?"} for i in range(2)]
+TEXT = {"image_id": "im", "question": "What?", "answers": ["a"] * 10}
 TOYS = {  # benchmark → its files, the first (or where it lies) the ground truth, and right answers
     "pope": (
         {
@@ -36,7 +37,7 @@ TOYS = {  # benchmark → its files, the first (or where it lies) the ground tru
         {0: "Yes", 1: "No"},
     ),
     "textvqa": (
-        {"t.json": {"data": [{"image_id": "im", "question": "What?", "answers": ["a"] * 10}]}},
+        {"t.json": {"data": [TEXT]}},
         {("im", "What?\nShortly."): "a"},
     ),
     "vqav2": ({"t.json": {"annotations": [{"question_id": 1, "answer_type": "other", "answers": PEOPLE}]}}, {1: "a"}),

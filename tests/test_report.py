@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llava_fwd2bot.cli import main
-from llava_fwd2bot.eval.report import compare, sign_flips
-from llava_fwd2bot.eval.results import published, read_results
+from llava_fwd2bot.eval.report import compare, markdown, sign_flips
+from llava_fwd2bot.eval.results import published, published_of, read_results
 
 
 def write(folder, name, **content):
@@ -129,7 +129,7 @@ def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
         for file in tmp_path.glob("*.json"):
             file.unlink()
     said = {
-        "cut": "ours.json is no whole JSON",
+        "cut": "ours.json is not valid JSON",
         "twice": "is in",
         "items": "not of the same items",
         "limit": "not of the same items",
@@ -150,12 +150,53 @@ def test_the_report_by_command(tmp_path, capsys):
         scored(tmp_path / "in", f"ours{k}", "m", k, [1] * k + [0] * (10 - k))
     assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "out" / "r")]) == 0
     said = capsys.readouterr().out
-    assert "| m | 8 | 80.00 |" in said and "88.9 %" in said and "QueCC 59.0 (16)" in said
+    assert "| m | 8 | 80.00 |" in said and "88.9 %" in said and "QueCC 59.00 (16 tokens)" in said
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".png", ".html"}
     assert (tmp_path / "out" / "r.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "r.html").read_text()
     assert "data:image/png;base64" in text and "http" not in text.split("base64,")[1][:100]
     assert "<td>88.9 %</td>" in text
+
+
+def test_what_others_published_stands_beside_the_same_metric_alone(tmp_path):
+    """64.3 of MMBench is circular, 66.8 of ScienceQA of questions with an image, on the scale of one's own figure."""
+    assert published_of("mmbench (circular)")[0][0] == ("LLaVA-1.5", 576, 64.3)
+    assert published_of("mmbench (accuracy)")[0] == published_of("scienceqa (accuracy)")[0] == []
+    assert published_of("pope (f1)")[0][0][2] == pytest.approx(0.859)
+    assert published_of("retrieval coco (t2i_r1)")[0][0] == ("CLIP ViT-L", None, pytest.approx(0.37))
+    assert published_of("retrieval coco-val (t2i_r1)")[0] == []
+    scored(tmp_path, "whole", "m", 8, [1] * 4)
+    assert "TokenPacker" in markdown(compare(read_results([tmp_path])))
+    scored(tmp_path, "part", "m", 4, [1] * 2, limit=2)  # in one table with the whole: each row says what it is of
+    said = markdown(compare(read_results([tmp_path])))
+    assert "| m | 8 |" in said and "| m, the first 2 items alone | 4 |" in said and "TokenPacker" not in said
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"per_item": [1.0]}, "ours.json is no result"),
+        ({"k": "eight"}, "ours.json: k is 'eight'"),
+        ({"per_item": {}}, "ours.json holds no result"),
+        ({"benchmark": None, "figures": None, "rows": [{}]}, "ours.json is no result"),
+    ],
+)
+def test_a_result_of_another_form_is_named(tmp_path, capsys, change, message):
+    scored(tmp_path, "ours", "m", 8, [1, 0])
+    content = json.loads((tmp_path / "ours.json").read_text())
+    kept = {name: value for name, value in {**content, **change}.items() if value is not None}
+    if "rows" in change:
+        kept["evaluator"] = "retrieval"
+    (tmp_path / "ours.json").write_text(json.dumps({**kept, "limit": None}))
+    assert main(["eval", "report", str(tmp_path / "ours.json")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_base_that_is_not_there(tmp_path, capsys):
+    """A name spelt wrong would leave the table without retention, and nobody would know why."""
+    scored(tmp_path, "ours", "m", 8, [1, 0])
+    assert main(["eval", "report", str(tmp_path), str(tmp_path), "--base", "lava"]) == 1
+    assert "No result is of the base 'lava', by --base. There are: m." in capsys.readouterr().err
 
 
 def test_published_figures_name_their_source():

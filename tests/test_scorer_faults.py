@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from score_toys import PEOPLE, SEED, TABLE, TOYS, as_lines, toy_score, write
+from score_toys import PEOPLE, POPE, SEED, TABLE, TEXT, TOYS, as_lines, toy_score, write
 
 from llava_fwd2bot.cli import main
 from llava_fwd2bot.eval import scorers
@@ -54,6 +54,26 @@ def test_no_scorer_takes_silence_or_part_or_more(tmp_path, name):
         ("mmbench", "t", TABLE.replace("\tB\tk", "\t\tk"), "1 of 2 rows have no answer, the first: 1000001"),
         ("mmbench", "t", TABLE.replace("k\n", "circular\n"), "a group named 'circular'"),
         ("mmbench", "t", TABLE.split("\n")[0], "holds no question"),
+        ("gqa", "t", "{", "t.json is not valid JSON"),
+        ("gqa", "t", [], "t.json holds a JSON list"),
+        ("vqav2", "t", {"questions": []}, "t.json: not of the form of vqav2's files .*KeyError"),
+        ("vizwiz", "t", [1], "t.json.*: not of the form of vizwiz's files"),
+        ("textvqa", "t", {"data": [TEXT, TEXT]}, "'what.'. is there twice"),
+        ("textvqa", "t", {"data": [TEXT | {"answers": "a" * 10}]}, "answers to 'what.'"),
+        (
+            "scienceqa",
+            "problems",
+            {"1": {"answer": "0", "choices": ["x"], "image": "i.png"}},
+            "the answer to '1' is '0', no choice's number",
+        ),
+        ("pope", "coco_pope_random", as_lines([POPE[0] | {"label": "Yes"}]), "is 'Yes', which is neither"),
+        ("pope", "coco_pope_random", as_lines([POPE[0] | {"label": x} for x in ("yes", "no")]), "another than before"),
+        (
+            "pope",
+            "coco_pope_random",
+            as_lines([POPE[i % 2] | {"image": f"{i}.jpg", "label": "yes"} for i in range(20)]),
+            "asks 2 of the 20 questions of random",
+        ),
     ],
 )
 def test_ground_truth_that_does_not_fit(tmp_path, name, stem, content, message):
@@ -67,7 +87,8 @@ def test_what_may_be_left_unanswered(tmp_path):
     problems = {str(i): {"answer": 0, "choices": ["x"], "image": "i.png" if i < 3 else None} for i in range(4)}
     files = {"problems": problems, "pid_splits": {"test": list(problems)}}
     found = toy_score(tmp_path, "scienceqa", dict.fromkeys("012", "A"), **files)
-    assert found.figures == {"accuracy": 75.0, "image": 100.0}
+    assert found.figures == {"accuracy": 75.0, "image": 100.0} and next(iter(found.figures)) == "image"
+    assert found.per_item == {"0": 1.0, "1": 1.0, "2": 1.0}  # of the figure that papers give
     with pytest.raises(ValueError, match="2 of 3 questions with an image in .* have no answer, the first: '1'"):
         toy_score(tmp_path, "scienceqa", {"0": "A"}, **files)
     asked = [SEED | {"question_id": str(i)} for i in range(3)]
@@ -122,6 +143,22 @@ def test_answers_need_what_tells_them_apart(tmp_path, capsys, name):
     said = write(tmp_path / "a.jsonl", [{"question_id": "1", "text": "a"}])
     assert main(["eval", "score", name, "--answers", str(said), "--ground-truth", str(tmp_path)]) == 1
     assert "a.jsonl: the answer to '1' has no 'prompt'" in capsys.readouterr().err
+
+
+def test_two_answers_to_one_question(tmp_path):
+    """LLaVA asks TextVQA with OCR tokens or without: of two runs in one file the last would win."""
+    prompts = ["What?\nShortly.", "What?\nReference OCR token: Q\nShortly."]
+    with pytest.raises(ValueError, match="'what.'. is there twice"):
+        toy_score(tmp_path, "textvqa", {("im", prompt): "a" for prompt in prompts})
+
+
+def test_k_that_is_told_is_that_of_the_answers(tmp_path, capsys):
+    (tmp_path / "gt.json").write_text(json.dumps({"1": {"answer": "a"}}))
+    said = write(tmp_path / "a.jsonl", [{"question_id": "1", "text": "a", "metadata": {"k": 4}}])
+    argv = ["eval", "score", "gqa", "--answers", str(said), "--ground-truth", str(tmp_path / "gt.json")]
+    assert main([*argv, "--k", "8"]) == 1 and "are from k = 4 tokens, and --k says 8" in capsys.readouterr().err
+    assert main([*argv, "--k", "4"]) == 0
+    assert main([*argv, "--output", str(tmp_path)]) == 1 and "--output is a folder" in capsys.readouterr().err
 
 
 def test_a_part_is_not_taken_for_the_whole(tmp_path, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Score:
 
     figures: dict[str, float]
     per_item: dict[str, float] = field(default_factory=dict)
+    groups: list[Any] | None = None  # of each item, its image, where an image has several: they are not independent
     submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
     submission_lines: bool = False  # whether it takes JSON lines, not one JSON
 
@@ -43,11 +45,28 @@ Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
 
 
 def scorer(name: str) -> Callable[..., Score]:
-    """The function of a benchmark; ValueError if there is none of that name."""
+    """The function of a benchmark, which raises ValueError as well where its files are of another form.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     if name not in SCORERS:
         raise ValueError(f"There is no scorer {name!r}. There are: {', '.join(SCORERS)}.")
-    module, function, *_ = SCORERS[name]
-    return getattr(import_module(f"{__name__}.{module}"), function)
+    module, function, truth, _ = SCORERS[name]
+    score = getattr(import_module(f"{__name__}.{module}"), function)
+
+    @wraps(score)
+    def checked(answers: Answers, **files: Any) -> Score:
+        try:
+            return score(answers, **files)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            named = ", ".join(map(str, files.values()))
+            raise ValueError(
+                f"{named}: not of the form of {name}'s files ({type(error).__name__}: {error}). The ground truth is "
+                f"{truth}."
+            ) from error
+
+    return checked
 
 
 def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong: bool = False) -> Answers:
@@ -92,8 +111,8 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
     if empty and not empty_is_wrong:
         shown = ", ".join(repr(name) for name in empty[:5])
         raise ValueError(
-            f"{len(empty)} of {len(found)} answers are empty, the first: {shown}. Answer them again, or count them as "
-            "wrong with --empty-is-wrong."
+            f"{len(empty)} of {len(found)} answers are empty, the first: {shown}. Take them out of the file and answer "
+            "them again, or count them as wrong with --empty-is-wrong."
         )
     return found
 
@@ -130,6 +149,19 @@ def once(names: Iterable[Any], source: str) -> None:
         if name in seen:
             raise ValueError(f"{source}: {name!r} is there twice. Remove one of the two.")
         seen.add(name)
+
+
+def with_groups(
+    figures: dict[str, float], groupings: Sequence[dict[str, list[float]]], source: str
+) -> dict[str, float]:
+    """The figures, and those of each group; ValueError where a group has the name of a figure or of another group."""
+    taken = {"accuracy", "circular", *figures}
+    for groups in groupings:
+        if both := taken & groups.keys():
+            raise ValueError(f"{source} has a group named {min(both)!r}, as another figure is. Rename it there.")
+        taken |= groups.keys()
+        figures = figures | {name: 100 * mean(groups[name]) for name in groups}
+    return figures
 
 
 def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import string
 import sys
@@ -11,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import Answers, Score, answered, blank, complete, mean, once, strangers
+from llava_fwd2bot.config import read_json
+
+from . import Answers, Score, answered, blank, complete, mean, once, strangers, with_groups
 
 LETTERS = "ABCDE"
 
@@ -27,19 +28,21 @@ def letter_of(text: str) -> str | None:
 
 
 def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Score:
-    """Accuracy in percent, of all and of the questions that were asked with an image.
+    """Accuracy in percent, of the questions that were asked with an image, which is the one in papers, and of all.
 
     As in LLaVA's script a question of text alone without an answer is a wrong one: the image questions may be run by
     themselves. A question with an image must have its answer.
     """
-    problems = json.loads((ground_truth / "problems.json").read_text(encoding="utf-8"))
-    asked = json.loads((ground_truth / "pid_splits.json").read_text(encoding="utf-8"))[split]
+    problems = read_json(ground_truth / "problems.json")
+    asked = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
     once(asked, source)
     strangers(answers, set(asked), source)
     complete([name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}")
-    per_item, with_image = {}, []
+    per_item, with_image = {}, {}
     for name in asked:
+        if not isinstance(problems[name]["answer"], int):
+            raise ValueError(f"{source}: the answer to {name!r} is {problems[name]['answer']!r}, no choice's number.")
         record = answers.get(name, {"text": "", "prompt": ""})
         if not isinstance(record.get("prompt"), str):
             raise ValueError(f"The answer to {name!r} has no prompt, which says whether it was asked with an image.")
@@ -47,9 +50,9 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
         per_item[name] = float(chosen == problems[name]["answer"])
         if "<image>" in record["prompt"]:
-            with_image.append(per_item[name])
-    figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(figures | ({"image": 100 * mean(with_image)} if with_image else {}), per_item)
+            with_image[name] = per_item[name]
+    figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
+    return Score(figures | {"accuracy": 100 * mean(list(per_item.values()))}, with_image or per_item)
 
 
 def seed(answers: Answers, ground_truth: Path) -> Score:
@@ -58,7 +61,7 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
     As in LLaVA's script a question about a video without an answer is a wrong one, also in "video": the videos may not
     be at hand. A question about an image must have its answer.
     """
-    data = json.loads(ground_truth.read_text(encoding="utf-8"))
+    data = read_json(ground_truth)
     source = str(ground_truth)
     kinds = {number: kind for kind, number in data["question_type"].items()}
     asked = {_id(question["question_id"]): question for question in data["questions"]}
@@ -79,7 +82,7 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
         by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
         by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(_and(figures, (by_data, by_kind), source), per_item, submission, submission_lines=True)
+    return Score(with_groups(figures, (by_data, by_kind), source), per_item, None, submission, submission_lines=True)
 
 
 def _id(name: Any) -> int | str:
@@ -88,17 +91,6 @@ def _id(name: Any) -> int | str:
         return int(str(name))
     except ValueError:
         return str(name)
-
-
-def _and(figures: dict[str, float], groupings: tuple[dict[str, list[float]], ...], source: str) -> dict[str, float]:
-    """The figures, and those of each group; ValueError where a group has the name of a figure or of another group."""
-    taken = {"accuracy", "circular"}
-    for groups in groupings:
-        if both := taken & groups.keys():
-            raise ValueError(f"{source} has a group named {min(both)!r}, as another figure is. Rename it there.")
-        taken |= groups.keys()
-        figures = figures | {name: 100 * mean(hits) for name, hits in groups.items()}
-    return figures
 
 
 # VLMEvalKit reads the table by pandas, which takes these for an empty field: an option "None" is no option there, and a
@@ -130,7 +122,9 @@ def reading(text: str, options: dict[str, str]) -> str | None:
 
 
 def mmbench(answers: Answers, ground_truth: Path) -> Score:
-    """MMBench by exact matching (no GPT reads the answers): each row, and circular, where all turns must be right.
+    """MMBench by exact matching (no GPT reads the answers): circular, where all turns must be right, and each row.
+
+    Papers give the first. Of a table without turns there is the second alone.
 
     Categories, and the groups of them that the table has as "l2-category", are of circular hits, as officially; they
     are those of a question's first turn.
@@ -161,7 +155,7 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
         raise ValueError(f"{source} holds no question. Is the file whole?")
     strangers(answers, {entry["index"] for entry in submission}, source)
     if not rows:
-        return Score({}, {}, submission)
+        return Score({}, submission=submission)
     if len(rows) < len(submission):
         first = next(entry["index"] for entry in submission if str(entry["index"]) not in rows)
         raise ValueError(
@@ -176,10 +170,12 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
         for groups, column in ((by_group, "l2-category"), (by_category, "category")):
             if column in kinds[index]:
                 groups.setdefault(kinds[index][column], []).append(float(all(hits)))
-    figures = {"accuracy": 100 * mean(list(rows.values()))}
-    if len(circles) < len(rows):
-        figures["circular"] = 100 * mean([float(all(hits)) for hits in circles.values()])
-    return Score(_and(figures, (by_group, by_category), source), rows, submission)
+    circular = {str(index): float(all(hits)) for index, hits in circles.items()}
+    turned = len(circles) < len(rows)
+    figures = {"circular": 100 * mean(list(circular.values()))} if turned else {}
+    figures["accuracy"] = 100 * mean(list(rows.values()))
+    figures = with_groups(figures, (by_group, by_category), source)
+    return Score(figures, circular if turned else rows, submission=submission)
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from llava_fwd2bot.config import read_json
 
 from . import Answers, Score, answered, blank, mean, strangers
 
@@ -13,7 +14,7 @@ def gqa(answers: Answers, ground_truth: Path) -> Score:
 
     As in the official script only the balanced questions count. Answers to the others may be there; they are submitted.
     """
-    truth = json.loads(ground_truth.read_text(encoding="utf-8"))
+    truth = read_json(ground_truth)
     balanced = {name: entry for name, entry in truth.items() if entry.get("isBalanced", True)}
     if not balanced:
         raise ValueError(f"{ground_truth} holds no balanced question. Take testdev_balanced_questions.json.")
@@ -34,4 +35,5 @@ def gqa(answers: Answers, ground_truth: Path) -> Score:
         by_kind["open" if structure == "query" else "binary"].append(per_item[name])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     figures |= {kind: 100 * mean(values) for kind, values in by_kind.items() if values}
-    return Score(figures, per_item, submission)
+    groups = [balanced[name].get("imageId", name) for name in per_item]
+    return Score(figures, per_item, groups, submission)

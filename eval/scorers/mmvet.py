@@ -11,4 +11,4 @@ def mmvet(answers: Answers) -> Score:
     named = [name for name in answers if str(name).startswith("v1_")]
     if named:
         raise ValueError(f"The answers' ids have the prefix v1_ already ({named[0]}): give LLaVA's answers file.")
-    return Score({}, {}, {f"v1_{name}": record["text"] for name, record in answers.items()})
+    return Score({}, submission={f"v1_{name}": record["text"] for name, record in answers.items()})

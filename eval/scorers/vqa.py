@@ -5,15 +5,15 @@ Ten people answered. An answer scores min(1, n/3), n of nine others agreeing, av
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.config import read_any_json, read_json
 from llava_fwd2bot.data import read_records
 
-from . import Answers, Score, answered, blank, mean, once, strangers
+from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -76,24 +76,27 @@ def agreement(answer: str, people: Sequence[str]) -> float:
 
 def textvqa(answers: Answers, ground_truth: Path) -> Score:
     """TextVQA's validation accuracy in percent, of LLaVA's answers (question_id is the image's)."""
-    data = json.loads(ground_truth.read_text(encoding="utf-8"))["data"]
+    data = read_json(ground_truth)["data"]
+    once([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
     truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
-    per_item = {}
-    for (image, prompt), record in answers.items():
-        question = _question_of(prompt)
+    asked = [(image, _question_of(prompt)) for image, prompt in answers]
+    once(asked, "The answers by image and question")
+    per_item, groups = {}, []
+    for (image, question), record in zip(asked, answers.values(), strict=True):
         if (image, question) not in truth:
             raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
         people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
         score = 0.0 if blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
         per_item[f"{image} {question}"] = score
+        groups.append(image)
     if len(per_item) < len(truth):
         raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
-    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item)
+    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item, groups)
 
 
 def _ten(people: list[Any], what: str, source: Path) -> list[Any]:
     """`people`; ValueError where they are not ten, over whom the accuracy is defined."""
-    if len(people) != 10:
+    if not isinstance(people, list) or len(people) != 10:
         raise ValueError(f"{source} has {len(people)} answers to {what}, where 10 belong. Is the file whole?")
     return people
 
@@ -102,7 +105,8 @@ def _question_of(prompt: str) -> str:
     """The question in LLaVA's prompt for TextVQA, with OCR tokens or without, in lower case."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
-        return re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)[1].lower()
+        if found := re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL):
+            return found[1].lower()
     if "Reference OCR token: " in prompt and len(lines) == 3:
         return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
     if len(lines) == 2:
@@ -115,7 +119,7 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
 
     As the official script, people's answers are made alike only where they differ.
     """
-    entries = json.loads(ground_truth.read_text(encoding="utf-8"))["annotations"]
+    entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
     once(names, str(ground_truth))
     strangers(answers, set(names), str(ground_truth))
@@ -131,7 +135,8 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
         per_item[str(name)] = score
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(figures | {kind: 100 * mean(by_type[kind]) for kind in sorted(by_type)}, per_item)
+    groups = [entry.get("image_id", name) for name, entry in zip(names, entries, strict=True)]
+    return Score(with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth)), per_item, groups)
 
 
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
@@ -147,7 +152,7 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         ValueError: an image or id is there twice, the questions are about a part of the images or others, a question
             has no answer, an answer has no question, or the people who answered are not ten.
     """
-    entries = json.loads(ground_truth.read_text(encoding="utf-8"))
+    entries = read_any_json(ground_truth)
     asked = read_records(questions, lines=True)
     once([entry["image"] for entry in entries], str(ground_truth))
     for field in ("image", "question_id"):
@@ -178,6 +183,7 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         per_item[line["image"]] = score
         by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
     if not per_item:
-        return Score({}, {}, submission)
+        return Score({}, submission=submission)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(figures | {kind: 100 * mean(by_type[kind]) for kind in sorted(by_type)}, per_item, submission)
+    figures = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
+    return Score(figures, per_item, submission=submission)
