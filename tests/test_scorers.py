@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from score_toys import score, toy_score, write
 
+from llava_fwd2bot.cli import main
 from llava_fwd2bot.eval import scorers
 from llava_fwd2bot.eval.scorers import choices, mme, pope, vqa
 
@@ -72,6 +73,16 @@ def test_vqav2_leaves_unanimous_answers_as_they_are(tmp_path):
     found = vqa.vqav2({1: {"text": "the cat"}, 2: {"text": "two"}, 3: {"text": "Red"}}, truth)
     assert found.per_item == pytest.approx({"1": 0.0, "2": 1.0, "3": 0.9})
     assert found.figures == pytest.approx({"accuracy": 190 / 3, "number": 100.0, "other": 45.0})
+
+
+def test_vqav2_is_submitted_without_ground_truth(tmp_path, capsys):
+    """LLaVA's table has test-dev, whose answers its server alone has."""
+    said = write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "The cat."}, {"question_id": 2, "text": "two"}])
+    argv = ["eval", "score", "vqav2", "--answers", str(said)]
+    assert main(argv) == 1 and "vqav2 needs --ground-truth" in capsys.readouterr().err
+    assert main([*argv, "--submission", str(tmp_path / "s.json")]) == 0 and "offline" in capsys.readouterr().out
+    submitted = json.loads((tmp_path / "s.json").read_text())
+    assert submitted == [{"question_id": 1, "answer": "cat"}, {"question_id": 2, "answer": "2"}]
 
 
 def test_vizwiz_scores_and_submits(tmp_path, capsys):

@@ -114,11 +114,17 @@ def _question_of(prompt: str) -> str:
     raise ValueError(f"This is no prompt of LLaVA's for TextVQA: {prompt!r}")
 
 
-def vqav2(answers: Answers, ground_truth: Path) -> Score:
-    """VQAv2's accuracy in percent, of answers as LLaVA submits them; by type of answer as well.
+def vqav2(answers: Answers, ground_truth: Path | None = None) -> Score:
+    """VQAv2's accuracy in percent, of answers as LLaVA submits them; by type of answer as well; and its submission.
 
     As the official script, people's answers are made alike only where they differ.
+
+    Args:
+        ground_truth: None for the test splits, whose answers its server alone has.
     """
+    submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
+    if ground_truth is None:
+        return Score({}, submission=submission)
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
     once(names, str(ground_truth))
@@ -136,7 +142,8 @@ def vqav2(answers: Answers, ground_truth: Path) -> Score:
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     groups = [entry.get("image_id", name) for name, entry in zip(names, entries, strict=True)]
-    return Score(with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth)), per_item, groups)
+    figures = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
+    return Score(figures, per_item, groups, submission)
 
 
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
