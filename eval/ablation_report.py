@@ -166,8 +166,9 @@ def markdown(
         "",
         f"{date.today()}. Percent; means over items and seeds. In brackets: of answers the seeds' range, of retention "
         "(the share of the base's answers, on all pictures and on those of few objects) the 95 % interval, pictures "
-        "and seeds drawn anew; of one seed the pictures alone, so that what another seed would give is not in it. With "
-        "hard negatives: each picture has one beside it that differs in one object.",
+        "and seeds drawn anew; of one seed the pictures alone, so that what another seed would give is not in it; of "
+        "few seeds it is rather too narrow. With hard negatives: each picture has one beside it that differs in one "
+        "object.",
         "",
     ]
     text += [
