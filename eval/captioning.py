@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from llava_fwd2bot.data import read_records
 from .answers import DENSE, Answerer, answer_questions
 from .datasets import Captioned
 from .likelihood import DESCRIBE
-from .metrics import caption_scores
+from .metrics import caption_scores, check_caption_scores
 
 
 def captioning(
@@ -27,8 +28,13 @@ def captioning(
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """The figures for each k, the base's first where it is asked for; and each image's CIDEr.
 
-    What was said is in `work`, a file for each k, from which a run that was stopped goes on.
+    What was said is in `work`, a file for each k, from which a run that was stopped goes on. Images of which nothing
+    was said are scored as they are; a row counts them as `empty`, and a warning names them.
+
+    Raises:
+        ImportError, ValueError, OSError: what the scores need is not there: told before any caption is made.
     """
+    check_caption_scores(spice)
     rows, per_item = [], {}
     paths = [path.resolve() for path in data.paths]
     root = Path(os.path.commonpath([path.parent for path in paths]))
@@ -44,5 +50,12 @@ def captioning(
         said = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
         found = caption_scores([said[n] for n in range(len(data))], data.captions, spice)
         per_item[f"k={k or 'dense'}"] = found.pop("per_image")
-        rows.append({"k": k or "dense", "by": "greedy", **{name: x for name, x in found.items() if x is not None}})
+        row = {"k": k or "dense", "by": "greedy", **{name: x for name, x in found.items() if x is not None}}
+        empty = [name for n, name in enumerate(names) if not said[n].strip()]
+        if empty:
+            row["empty"] = len(empty)
+            shown = ", ".join(empty[:3])
+            told = f"{len(empty)} of {len(names)} captions are empty, and count in the figures; the first: {shown}"
+            print(f"fwd2bot: k={k or 'dense'}: {told}", file=sys.stderr)
+        rows.append(row)
     return rows, per_item

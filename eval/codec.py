@@ -6,6 +6,7 @@ others are compared with, item by item: by so much less is noise than accuracy b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,11 @@ def codecs(
         and whether it is float16's).
 
     Raises:
-        ValueError: neither is given, no such codec, or a question without an answer. FileNotFoundError: no such image.
+        ValueError, FileNotFoundError: as of `checked`; k is 0.
     """
-    if data is None and questions is None:
-        raise ValueError("Codecs are compared by captions, by questions or by both: give one.")
     if DENSE in ks:
         raise ValueError("Codecs are of summaries: k must be 1 at least.")
-    chosen = [get_codec(name) for name in dict.fromkeys([REFERENCE, *names])]
-    asked = read_asked(questions, images, limit) if questions is not None else []
+    chosen, asked = checked(data, names, questions, images, limit)
     size = answerer.encoder.like.shape[1]
     rows: dict[tuple[str, int], dict[str, Any]] = {
         (c.name, k): {"k": k, "by": c.name, "bytes_per_image": k * c.bytes_per_token(size)} for c in chosen for k in ks
@@ -86,10 +84,31 @@ def codecs(
     return [rows[name, k] for k in ks for name in names], per_item
 
 
-def read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
-    """Questions with their answers, `image` being a path; errors as of `codecs`."""
+def checked(
+    data: Captioned | None,
+    names: Sequence[str] = tuple(CODECS),
+    questions: Path | None = None,
+    images: Path | None = None,
+    limit: int | None = None,
+) -> tuple[list[Codec], list[dict[str, Any]]]:
+    """The codecs, float16 first, and the questions with their answers, `image` being a path: before a model is loaded.
+
+    Raises:
+        ValueError: neither captions nor questions are given, no such codec, or a question without an answer.
+        FileNotFoundError: no such file of questions, or no such image.
+    """
+    if data is None and questions is None:
+        raise ValueError(
+            "Codecs are compared by captions, by questions or by both: give --dataset, --questions or both."
+        )
+    chosen = [get_codec(name) for name in dict.fromkeys([REFERENCE, *names])]
+    return chosen, _read_asked(questions, images, limit) if questions is not None else []
+
+
+def _read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
     asked = read_questions(questions, limit)
-    mute = [line["question_id"] for line in asked if not isinstance(line.get("answer"), str)]
+    answers = {line["question_id"]: line.get("answer") for line in asked}
+    mute = [name for name, answer in answers.items() if not isinstance(answer, str) or not answer.strip()]
     if mute or not asked:
         reason = f"question {mute[0]!r} has no answer" if mute else "there is no question"
         raise ValueError(f"{questions}: {reason}. Lines are of question_id, image, text and answer.")
@@ -143,6 +162,10 @@ def _answer(
             for i, text in one(paths, [line["text"] for line in asked], k):
                 said[i] = text
                 bar.update()
+            empty = [str(line["question_id"]) for line, text in zip(asked, said, strict=True) if not text.strip()]
+            if empty:
+                told = f"{len(empty)} of {len(asked)} answers are empty, and wrong; the first: {', '.join(empty[:3])}"
+                bar.write(f"fwd2bot: {codec.name} k={k}: {told}", file=sys.stderr)
             hits, reference = exact(said, truth), first.setdefault(k, said)
             same = [float(a == b) for a, b in zip(said, reference, strict=True)]
             per_item[f"accuracy {codec.name} k={k}"], per_item[f"same {codec.name} k={k}"] = hits, same

@@ -220,9 +220,11 @@ def _codec(args: argparse.Namespace) -> None:
     if args.dataset:
         data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
 
+    names = args.codecs or list(CODECS)
+    codec.checked(data, names, args.questions, args.images, args.limit)
+
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
-        names = args.codecs or list(CODECS)
         rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
         return {"evaluator": "codec", "dataset": data and data.name, "rows": rows}, items
 
@@ -269,8 +271,7 @@ def _compositionality(args: argparse.Namespace) -> None:
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
-        told = {"evaluator": "compositionality", "benchmark": tests.kind, "tests": len(tests.items)}
-        return {**told, "missing": tests.missing, "rows": rows}, passed
+        return {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}, passed
 
     _evaluate(args, run)
 

@@ -7,6 +7,7 @@ request to describe the image (its mean log-probability per token, our choice of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.config import read_any_json
 from llava_fwd2bot.data import read_records
 
+from .datasets import field_of
 from .encode import Encoder, whole_lines
 from .likelihood import likelihood
 
@@ -48,7 +50,8 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
     """SugarCrepe's or SugarCrepe++'s folder of JSON files, or Winoground's examples.jsonl; told apart by their fields.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or no known fields; an image is missing, and not `skip_missing`.
+        FileNotFoundError, ValueError: no such file, or no tests in it; a record has no known fields, or one that is
+            no text; an image is missing, and not `skip_missing`.
     """
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
@@ -56,8 +59,10 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
     found = Items("")
     for file in files:
         content = read_records(file) if file.suffix == ".jsonl" else read_any_json(file)
-        for record in content.values() if isinstance(content, dict) else content:
-            kind, item = _item(record, file, images)
+        if not isinstance(content, (dict, list)) or not content:
+            raise ValueError(f"{file} must hold a list or an object of tests, not {str(content)[:80]}")
+        for place, record in content.items() if isinstance(content, dict) else enumerate(content, 1):
+            kind, item = _item(record, file, images, f"{file}, test {place}")
             if found.kind not in ("", kind):
                 raise ValueError(f"{source} holds tests of {found.kind} and of {kind}: score each by itself.")
             found.kind = kind
@@ -74,21 +79,34 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
     return found
 
 
-def _item(record: dict[str, Any], file: Path, images: Path) -> tuple[str, Item]:
+def _item(record: Any, file: Path, images: Path, where: str) -> tuple[str, Item]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be an object, not {str(record)[:80]}")
+
+    def text(name: str) -> str:
+        return field_of(record, name, str, where)
+
     if "caption_0" in record:
-        paths = []
-        for name in (record["image_0"], record["image_1"]):
-            paths.append(images / (name if Path(name).suffix else f"{name}.png"))
-        return "winoground", Item(paths, [record["caption_0"], record["caption_1"]], record.get("collapsed_tag", "all"))
+        names = [text("image_0"), text("image_1")]
+        paths = [images / (name if Path(name).suffix else f"{name}.png") for name in names]
+        kind = text("collapsed_tag") if "collapsed_tag" in record else "all"
+        return "winoground", Item(paths, [text("caption_0"), text("caption_1")], kind)
     if "negative_caption" in record:
-        path = images / record["filename"]
+        path = images / text("filename")
         if not path.is_file():  # COCO's 2017 names have no prefix
-            path = images / record["filename"].rsplit("_", 1)[-1]
+            path = images / text("filename").rsplit("_", 1)[-1]
         if "caption2" in record:
-            texts = [record["caption"], record["caption2"], record["negative_caption"]]
+            texts = [text("caption"), text("caption2"), text("negative_caption")]
             return "sugarcrepe++", Item([path], texts, file.stem)
-        return "sugarcrepe", Item([path], [record["caption"], record["negative_caption"]], file.stem)
-    raise ValueError(f"{file} holds a record of no known benchmark, with the fields {', '.join(sorted(record))}.")
+        return "sugarcrepe", Item([path], [text("caption"), text("negative_caption")], file.stem)
+    raise ValueError(f"{where} is of no known benchmark, with the fields {', '.join(sorted(record)) or 'none'}.")
+
+
+def about(tests: Items) -> dict[str, Any]:
+    """`of`: by which two results are known to be of the same images and texts, wherever these lie."""
+    told = json.dumps([[[path.name for path in item.images], item.texts, item.kind] for item in tests.items])
+    found = {"benchmark": tests.kind, "tests": len(tests.items), "missing": tests.missing}
+    return {**found, "of": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
 
 def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, bool]:
@@ -137,7 +155,10 @@ def compositionality(
 
 def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
     """[images, texts] of each test; kept line by line, so that a run that is stopped goes on."""
-    names = ["\0".join([*map(str, item.images), *item.texts]) for item in items]
+    # by the summaries, not the paths: they are all that a likelihood sees of an image, and an image that is replaced
+    # under its name has others
+    seen = [hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest() for state in states]
+    names = ["\0".join([digest, *item.texts]) for digest, item in zip(seen, items, strict=True)]
     file = encoder.file(f"likelihood-k{k}", names, "jsonl")
     found = [torch.tensor(line["scores"]) for line in whole_lines(file)] if file is not None else []
     with ExitStack() as stack:

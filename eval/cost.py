@@ -109,7 +109,14 @@ def cost(
     questions: Sequence[int] = (1, 2, 4, 8),
     new_tokens: int = 16,
 ) -> dict[str, Any]:
-    """All figures of a loaded model; see the module. Without `image`, one of noise of 640 × 480."""
+    """All figures of a loaded model; see the module. Without `image`, one of noise of 640 × 480.
+
+    Raises:
+        ValueError: no round, or no new token.
+    """
+    for name, value in (("rounds", rounds), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 at least, got {value}.")
     if image is None:
         noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
         image = Image.fromarray(noise)

@@ -102,6 +102,10 @@ class _Fwd2Bot(lmms):
     def _row(self, args: tuple) -> Row:
         raise NotImplementedError
 
+    def _given(self, args: tuple) -> dict[str, Any]:
+        """The task's generation_kwargs."""
+        raise NotImplementedError
+
     def _doc(self, task: str, split: str, doc_id: int) -> Any:
         return self.task_dict[task][split][doc_id]
 
@@ -118,19 +122,21 @@ class _Fwd2Bot(lmms):
     # ------------------------------------------------------------------ what lmms-eval calls
     def generate_until(self, requests: list[Any]) -> list[str]:
         """One text for each request, in their order; requests of like options and length are answered together."""
-        rows = [self._row(request.args) for request in requests]
-        keys = [json.dumps(row.options, sort_keys=True) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: (keys[i], len(rows[i].prompt), i))
-        said = [""] * len(rows)
-        with tqdm(total=len(rows), desc="llava_fwd2bot", disable=self._rank != 0) as bar:
+        # by what needs no picture: a task's pictures together may be larger than memory, so a batch opens its own
+        given = [self._given(request.args) for request in requests]
+        keys = [json.dumps(self._options(own)[0], sort_keys=True) for own in given]
+        order = sorted(range(len(requests)), key=lambda i: (keys[i], len(requests[i].args[0] or ""), i))
+        said = [""] * len(requests)
+        with tqdm(total=len(requests), desc="llava_fwd2bot", disable=self._rank != 0) as bar:
             while order:
                 part = [i for i in order[: self.batch_size] if keys[i] == keys[order[0]]]
                 order = order[len(part) :]
-                for i, text in zip(part, self._texts([rows[i] for i in part]), strict=True):
-                    for stop in rows[i].until:
+                rows = [self._row(requests[i].args) for i in part]
+                for i, row, text in zip(part, rows, self._texts(rows), strict=True):
+                    for stop in row.until:
                         text = text.split(stop)[0]
                     said[i] = text
-                    self.cache_hook.add_partial("generate_until", (rows[i].context, requests[i].args[1]), text)
+                    self.cache_hook.add_partial("generate_until", (row.context, given[i]), text)
                 bar.update(len(part))
         return said
 
@@ -211,6 +217,9 @@ def _with_images(context: str, count: int) -> str:
 class Fwd2BotSimple(_Fwd2Bot):
     is_simple = True
 
+    def _given(self, args: tuple) -> dict[str, Any]:
+        return args[1]
+
     def _row(self, args: tuple) -> Row:
         context, given, doc_to_visual, doc_id, task, split = args
         images = _pictures(doc_to_visual(self._doc(task, split, doc_id)))
@@ -220,6 +229,9 @@ class Fwd2BotSimple(_Fwd2Bot):
 
 class Fwd2BotChat(_Fwd2Bot):
     is_simple = False
+
+    def _given(self, args: tuple) -> dict[str, Any]:
+        return args[2]
 
     def _row(self, args: tuple) -> Row:
         context, doc_to_messages, given, doc_id, task, split = args

@@ -18,7 +18,8 @@ from .scorers.pope import figures_of, says_no
 def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
     """CIDEr per image, and the corpus' CIDEr, BLEU-4 and, if asked for, SPICE, by pycocoevalcap.
 
-    Tokenised by its PTB tokenizer, as the official figures are; that and SPICE need Java.
+    Tokenised by its PTB tokenizer, as the official figures are; that and SPICE need Java. An empty caption is scored
+    as one without words.
 
     Args:
         said: one caption per image. references: the human captions of each image.
@@ -28,13 +29,12 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
         Without Java the captions are split at what is no letter or digit, and `tokenizer` says "simple".
 
     Raises:
-        ImportError: pycocoevalcap is missing; the message names the extra.
+        ImportError, ValueError, OSError: as of `check_caption_scores`.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError as error:
-        raise ImportError("Scoring captions needs pycocoevalcap: pip install 'llava_fwd2bot[eval]'") from error
+    check_caption_scores(spice)
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
     java = shutil.which("java") is not None
     given = {i: [{"caption": text or "."}] for i, text in enumerate(said)}
     truth = {i: [{"caption": text} for text in texts] for i, texts in enumerate(references)}
@@ -49,8 +49,6 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
     cider, each = Cider().compute_score(truth, given)
     bleu, _ = Bleu(4).compute_score(truth, given, verbose=0)
     found: dict[str, Any] = {"cider": float(cider), "bleu4": float(bleu[3]), "spice": None}
-    if spice and not java:
-        raise ValueError("SPICE needs Java, which is not installed: leave out --spice.")
     if spice:
         from pycocoevalcap.spice.spice import Spice
 
@@ -58,18 +56,46 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
     return {**found, "per_image": [float(x) for x in each], "tokenizer": "ptb" if java else "simple"}
 
 
+def check_caption_scores(spice: bool = False) -> None:
+    """Whether `caption_scores` can run: asked before hours of captioning, not after them.
+
+    Raises:
+        ImportError: pycocoevalcap is missing; the message names the extra. ValueError: SPICE without Java.
+        OSError: SPICE's parser, which pycocoevalcap fetches once, cannot be had.
+    """
+    try:
+        import pycocoevalcap.bleu.bleu
+        import pycocoevalcap.cider.cider  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Scoring captions needs pycocoevalcap: pip install 'llava_fwd2bot[eval]'") from error
+    if spice and shutil.which("java") is None:
+        raise ValueError("SPICE needs Java, which is not installed: leave out --spice.")
+    if spice:
+        from pycocoevalcap.spice.spice import Spice
+
+        try:
+            Spice()
+        except OSError as error:
+            told = f"SPICE needs Stanford CoreNLP, which pycocoevalcap could not fetch ({error})"
+            raise OSError(f"{told}: go online once, or leave out --spice.") from error
+
+
 def _simple(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def normal(answer: str) -> str:
-    """An answer as it is compared: lower case, without an end mark, articles or doubled spaces."""
-    words = re.sub(r"[.!?]+$", "", answer.strip().lower()).replace("_", " ").split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    """An answer as it is compared: lower case, without an end mark, articles or doubled spaces.
+
+    What is nothing else stays, or an empty answer would be the option "A".
+    """
+    text = answer.strip().lower()
+    words = re.sub(r"[.!?]+$", "", text).replace("_", " ").split() or text.split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def exact(said: Sequence[str], truth: Sequence[str]) -> list[float]:
-    """1 where the answers agree; a list of several words (DAQUAR) must agree as a set."""
+    """1 where the answers agree; a list of several words (DAQUAR) must agree as a set. An empty answer is wrong."""
 
     def parts(text: str) -> frozenset[str]:
         return frozenset(normal(part) for part in text.split(","))

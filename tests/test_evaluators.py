@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.eval.compositionality import judge, read_items
+from llava_fwd2bot.eval.compositionality import about, judge, read_items
 from llava_fwd2bot.eval.datasets import read_captioned
 from llava_fwd2bot.eval.encode import CHUNK, Encoder
 from llava_fwd2bot.eval.likelihood import likelihood
@@ -67,6 +67,57 @@ def test_bad_data_sets_are_named(captioned, change, message):
     (captioned / "own.json").write_text(json.dumps(entries))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_captioned(str(captioned / "own.json"))
+
+
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("captions.json", lambda d: d.pop("images"), "captions.json has no 'images'"),
+        ("captions.json", lambda d: d["images"][1].update(id=0), "image 2: the id 0 is that of another"),
+        ("captions.json", lambda d: d["images"][1].pop("file_name"), "image 2 has no 'file_name'"),
+        ("captions.json", lambda d: d["annotations"][2].update(caption=None), "annotation 3: 'caption' must be a text"),
+        ("captions.json", lambda d: d["annotations"][2].update(caption=" "), "annotation 3: 'caption' must be a text"),
+        ("captions.json", lambda d: d["annotations"][2].update(image_id=9), "annotation 3 is of image 9, which"),
+        ("captions.json", lambda d: d["annotations"].append(3), "annotation 13 needs 'image_id'"),
+        ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("split"), "image 2 has no 'split'"),
+        ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("sentences"), "1.png has no 'sentences'"),
+        ("images/dataset_flickr30k.json", lambda d: d["images"][1]["sentences"][0].update(raw=""), "1.png: 'raw' must"),
+        ("images/dataset_flickr30k.json", lambda d: d.update(images=3), "'images' must be a list, not 3"),
+    ],
+)
+def test_bad_coco_and_karpathy_files_are_named(captioned, file, change, message):
+    """The place and the field, where there was a traceback, or a caption that was silently lost."""
+    content = json.loads((captioned / file).read_text())
+    change(content)
+    (captioned / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_captioned(str(captioned / file), captioned / "images")
+
+
+@pytest.mark.parametrize("content", ["3", "null", '"images"'])
+def test_json_of_no_data_set_is_named(captioned, content):
+    (captioned / "own.json").write_text(content)
+    with pytest.raises(ValueError, match="own.json is neither Karpathy's, COCO's nor a list"):
+        read_captioned(str(captioned / "own.json"))
+
+
+def test_a_split_that_is_not_there_is_no_other_split(captioned):
+    """All images under the name of a part of them: a figure of another set, with nothing to show it."""
+    for file in ("own.json", "own.jsonl"):
+        with pytest.raises(ValueError, match="is a list, which has no splits: leave out --split val"):
+            read_captioned(str(captioned / file), split="val")
+    coco = captioned / "captions.json"
+    with pytest.raises(ValueError, match="no image in split 'out-domian'; its splits: in-domain"):
+        read_captioned(str(coco), split="out-domian")
+    with pytest.raises(ValueError, match="no image in split 'tset'; its splits: test, val"):
+        read_captioned("flickr30k", captioned / "images", split="tset")
+    content = json.loads(coco.read_text())
+    for image in content["images"]:
+        del image["domain"]
+    coco.write_text(json.dumps(content))
+    assert len(read_captioned(str(coco))) == 6
+    with pytest.raises(ValueError, match="its splits: none, leave out --split"):
+        read_captioned(str(coco), split="in-domain")
 
 
 def test_retrieval_by_command(run, checkpoint, captioned):
@@ -188,6 +239,59 @@ def test_compositionality_by_command(run, checkpoint, captioned):
     assert json.loads((captioned / "r.json").read_text())["per_item"] == result["per_item"]
 
 
+def test_kept_likelihoods_are_of_the_same_pictures(run, checkpoint, captioned):
+    """A picture replaced under its name had the likelihoods of the one before it."""
+    tests, images = captioned / "swap.json", captioned / "images"
+    record = {"filename": "0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
+    tests.write_text(json.dumps([record]))
+    argv = ["eval", "compositionality", "--model", checkpoint, "--tests", tests, "--images", images, "--device", "cpu"]
+    argv += ["--work", captioned / "work", "--k", 4]
+    for count in (1, 1, 2):  # the second time it is kept
+        if count == 2:
+            Image.effect_noise((64, 64), 90).save(images / "0.png")
+        assert run(*argv)[0] == 0
+        kept = [file.read_text() for file in (captioned / "work").glob("likelihood-*")]
+        assert len(set(kept)) == len(kept) == count
+
+
+def test_results_of_the_same_tests_are_known_wherever_these_lie(captioned):
+    """By images, texts and kinds: a result of another subset is not to be compared."""
+    record = {"filename": "0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
+    (captioned / "swap.json").write_text(json.dumps([record, {**record, "filename": "gone.png"}]))
+    found = about(read_items(captioned / "swap.json", captioned / "images", skip_missing=True))
+    assert {name: found[name] for name in ("benchmark", "tests", "missing")} == {
+        "benchmark": "sugarcrepe",
+        "tests": 1,
+        "missing": 1,
+    }
+    (captioned / "images").rename(captioned / "moved")
+    (captioned / "swap.json").write_text(json.dumps({"0": record}))
+    assert about(read_items(captioned / "swap.json", captioned / "moved"))["of"] == found["of"]
+    for change in ({"filename": "1.png"}, {"caption": "red"}):
+        (captioned / "swap.json").write_text(json.dumps([{**record, **change}]))
+        assert about(read_items(captioned / "swap.json", captioned / "moved"))["of"] != found["of"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"7": {"caption": "a", "negative_caption": "b"}}, "t.json, test 7 has no 'filename'"),
+        ([{"filename": "0.png", "caption": None, "negative_caption": "b"}], "test 1: 'caption' must be a text"),
+        ([{"filename": "0.png", "caption": "a", "negative_caption": " "}], "test 1: 'negative_caption' must be a text"),
+        ([{"caption_0": "a", "caption_1": "b", "image_0": "0"}], "test 1 has no 'image_1'"),
+        ([1, 2], "test 1 must be an object, not 1"),
+        (3, "t.json must hold a list or an object of tests, not 3"),
+        ([], "must hold a list or an object of tests"),
+        ({}, "must hold a list or an object of tests"),
+    ],
+)
+def test_tests_of_a_wrong_shape_are_named(captioned, content, message):
+    """By file, place and field: they were tracebacks, or were said to be images that are missing."""
+    (captioned / "t.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_items(captioned / "t.json", captioned / "images")
+
+
 def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
     images = captioned / "images"
     tests = captioned / "examples.jsonl"
@@ -252,6 +356,79 @@ def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned
     assert len(list((captioned / "work").glob("captions-own-*-k4.jsonl"))) == 2
 
 
+def test_empty_captions_are_counted_and_named(run, checkpoint, captioned):
+    """They are in the mean with nothing to show it; where there is none, the row is as it was."""
+    pytest.importorskip("pycocoevalcap")
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "own.jsonl", "--k", 4]
+    argv += ["--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu", "--max-new-tokens", 3]
+    assert run(*argv)[0] == 0
+    kept = next((captioned / "work").glob("captions-*"))
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    for empty in (0, 2):
+        for line in lines:
+            line["text"] = "" if line["question_id"] < empty else "a red picture"
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        code, out, err = run(*argv)
+        assert code == 0 and "| k | by | cider | bleu4 |" in out
+        row = json.loads((captioned / "r.json").read_text())["rows"][0]
+        assert row.get("empty") == (empty or None)
+        told = "k=4: 2 of 6 captions are empty, and count in the figures; the first: 0.png, 1.png"
+        assert (told in err) == bool(empty)
+    from llava_fwd2bot.eval.results import read_results
+
+    assert read_results([captioned / "r.json"])[0].metric == "cider"
+
+
+def test_what_captions_are_scored_by_is_looked_for_first(monkeypatch):
+    """Hours of captioning came first."""
+    from llava_fwd2bot.eval import metrics
+    from llava_fwd2bot.eval.captioning import captioning
+
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="SPICE needs Java"):
+        captioning(None, None, [1], None, "m", spice=True)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
+    with pytest.raises(ImportError, match=r"llava_fwd2bot\[eval\]"):
+        captioning(None, None, [1], None, "m")
+
+
+def test_codecs_look_at_what_is_given_first(captioned):
+    """Without a model: nothing to compare by, a codec of another name, a question without its answer."""
+    from llava_fwd2bot.eval.codec import checked
+
+    questions = captioned / "q.jsonl"
+    with pytest.raises(ValueError, match="give --dataset, --questions or both"):
+        checked(None)
+    with pytest.raises(FileNotFoundError):
+        checked(None, questions=questions)
+    line = {"question_id": 1, "image": "0.png", "text": "red?"}
+    for answer in ({}, {"answer": " "}):  # an empty one would be what an empty answer is compared with
+        questions.write_text(json.dumps({**line, **answer}) + "\n")
+        with pytest.raises(ValueError, match="question 1 has no answer"):
+            checked(None, questions=questions, images=captioned / "images")
+    questions.write_text(json.dumps({**line, "answer": "yes"}) + "\n")
+    chosen, asked = checked(None, ["int2"], questions, captioned / "images")
+    assert [codec.name for codec in chosen] == ["float16", "int2"] and asked[0]["answer"] == "yes"
+    with pytest.raises(ValueError, match="no codec 'zip'"):
+        checked(None, ["zip"], questions, captioned / "images")
+
+
+def test_empty_answers_are_wrong_by_every_codec(checkpoint, captioned, monkeypatch, capsys):
+    """Where the right one is option A they were right; and they are named."""
+    from llava_fwd2bot.eval.answers import Answerer
+    from llava_fwd2bot.eval.codec import codecs
+
+    questions = captioned / "q.jsonl"
+    lines = [{"question_id": f"q{i}", "image": f"{i}.png", "text": "which?", "answer": "A"} for i in range(2)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(Answerer, "__call__", lambda self, paths, asked, k: enumerate(["A.", ""]))
+    answerer = Answerer(Encoder(*load_fwd2bot(checkpoint), "x"), 3)
+    rows, per_item = codecs(answerer, None, [2], ["int8"], questions, captioned / "images")
+    assert rows[0]["accuracy"] == 0.5 and per_item["accuracy int8 k=2"] == [1.0, 0.0]
+    assert "fwd2bot: int8 k=2: 1 of 2 answers are empty, and wrong; the first: q1" in capsys.readouterr().err
+
+
 def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
     """The same id may be another question, image, split or length: what is kept must not be taken for it."""
     from llava_fwd2bot.eval.answers import Answerer, answer_questions
@@ -298,8 +475,11 @@ def test_two_ways_with_figures_of_their_own_are_one_table():
 
 def test_cost_against_the_base(run, checkpoint, captioned):
     """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
-    from llava_fwd2bot.eval.cost import break_even
+    from llava_fwd2bot.eval.cost import break_even, cost
 
+    for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be 1 at least, got 0"):
+            cost(None, None, [1], **wrong)
     argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
     code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
     assert code == 0, err

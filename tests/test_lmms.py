@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -134,3 +136,40 @@ def test_the_base_by_the_same_wrapper(checkpoint, processor, tmp_path):
         Fwd2BotSimple(str(checkpoint), kk=3)
     with pytest.raises(ValueError, match="k must be from 1"):
         Fwd2BotSimple(str(checkpoint), k=9, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["simple", "chat"])
+def test_a_batch_opens_its_own_pictures(kind):
+    """All pictures of a task at once took 10 GB for POPE; order, like options and the cache's key are as before."""
+    from llava_fwd2bot.eval import lmms_model
+
+    opened, alive, batches, kept = [], [], [], []
+
+    class Model({"simple": lmms_model.Fwd2BotSimple, "chat": lmms_model.Fwd2BotChat}[kind]):
+        def __init__(self):  # no checkpoint: what is asked of it is held here
+            self.batch_size, self._rank, self.task_dict = 4, 0, {"t": {"s": list(range(20))}}
+            self.formatter = SimpleNamespace(prompt=lambda text, n: text, ask=lambda turns: turns[-1]["value"])
+            self.cache_hook = SimpleNamespace(add_partial=lambda *told: kept.append(told))
+
+        def _texts(self, rows):
+            alive.extend(weakref.ref(image) for row in rows for image in row.images)
+            batches.append((len(opened), sum(one() is not None for one in alive), {str(row.options) for row in rows}))
+            return [f"said to {row.context}\nmore" for row in rows]
+
+    def visual(doc):
+        opened.append(doc)
+        return [Image.new("RGB", (8, 8))]
+
+    def messages(doc):
+        return [{"role": "user", "content": [{"type": "image", "url": visual(doc)[0]}, {"type": "text", "text": "?"}]}]
+
+    requests = []
+    for i in range(20):
+        given = {"max_new_tokens": 5 + i % 2, "until": ["\n"]}
+        call = (given, visual) if kind == "simple" else (messages, given)
+        requests.append(SimpleNamespace(args=(f"{'very ' * (i % 3)}{i}", *call, i, "t", "s")))
+    said = Model().generate_until(requests)
+    assert said == [f"said to {request.args[0]}" for request in requests]
+    assert [count for count, _, _ in batches] == [4, 8, 10, 14, 18, 20]
+    assert all(living <= 2 * 4 and len(options) == 1 for _, living, options in batches)
+    assert sorted(told[1][1]["max_new_tokens"] for told in kept) == [5] * 10 + [6] * 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -208,24 +207,6 @@ def test_the_suite_runs_their_scorers_unchanged(toys, tmp_path):
     assert "accuracy: 0." in said["qbench"]
     lines = (qbench / "answers" / "dev" / f"{toys['model'].name}-k2_submission.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{*record, "img_path", "response"}] * 3
-
-
-def test_qbench_in_and_out():
-    """LLaVA's module for it does not exist: the questions and the scorer are ours, so they are held here."""
-    suite = runpy.run_path(str(Path(__file__).parents[1] / "eval" / "llava_suite" / "qbench.py"))
-    records = [
-        {"img_path": "a.jpg", "question": "How sharp?", "candidates": ["Blurry", "Sharp"], "correct_ans": "Sharp"},
-        {"img_path": "b.jpg", "question": "Dark?", "candidates": ["Yes", "No"], "correct_ans": "No"},
-    ]
-    asked = suite["questions"](records)
-    assert asked[0]["image"] == "a.jpg" and asked[0]["text"].startswith("How sharp?\nA. Blurry\nB. Sharp\nAnswer with")
-    for first, second, expected in (("B", "No.", 1.0), ("(B) Sharp", "A", 0.5), ("Avoid", "sharp", 0.0)):
-        said = [{"question_id": 0, "text": first}, {"question_id": 1, "text": second}]
-        lines, accuracy = suite["submission"](records, said)
-        assert accuracy == expected and lines[0]["response"] == first
-    with pytest.raises(ValueError, match="the first is record 1"):
-        suite["submission"](records, said[:1])
-    assert suite["submission"]([{**records[0]}, {"img_path": "b", "question": "", "candidates": []}], said)[1] is None
 
 
 def test_the_command_without_its_program_says_what_there_is(capsys):

@@ -11,9 +11,34 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+from llava_fwd2bot.config import read_any_json
+from llava_fwd2bot.data import read_records
 
 LETTERS = "ABCDEFGH"
 ASK = "Answer with the option's letter from the given choices directly."
+
+
+def checked(records: Any, source: Path) -> list[dict]:
+    """Q-Bench's records.
+
+    Raises:
+        ValueError: they are no list of records, or one lacks a field or has more options than there are letters.
+    """
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{source} must hold a list of records, not {str(records)[:80]}")
+    kinds = {"img_path": str, "question": str, "candidates": list}
+    for i, record in enumerate(records):
+        given = record if isinstance(record, dict) else {}
+        wrong = [name for name, kind in kinds.items() if not isinstance(given.get(name), kind)]
+        if wrong or not all(isinstance(text, str) for text in record["candidates"]):
+            wrong = ", ".join(wrong) or "candidates"
+            raise ValueError(f"{source}, record {i}: {wrong} missing or of another kind: {str(record)[:80]}")
+        if len(record["candidates"]) > len(LETTERS):  # the rest could not be chosen
+            told = f"{len(record['candidates'])} options, more than the letters {LETTERS[0]} to {LETTERS[-1]}"
+            raise ValueError(f"{source}, record {i} has {told}.")
+    return records
 
 
 def questions(records: list[dict]) -> list[dict]:
@@ -32,7 +57,7 @@ def chosen(response: str, candidates: list[str]) -> int | None:
     exact = [i for i, text in enumerate(candidates) if text.strip().rstrip(".").lower() == said]
     if len(exact) == 1:  # first: "A lot" is a text, not the letter A
         return exact[0]
-    letter = re.match(r"\(?([A-H])\b", response.strip())
+    letter = re.match(r"\(?([A-H])(?:$|[.):,])", response.strip())  # "A bit dark" names none
     return LETTERS.index(letter[1]) if letter and LETTERS.index(letter[1]) < len(candidates) else None
 
 
@@ -40,9 +65,22 @@ def submission(records: list[dict], answers: list[dict]) -> tuple[list[dict], fl
     """Q-Bench's records with "response", and the accuracy where the right answers are known (the dev split).
 
     Raises:
-        ValueError: a record without its answer.
+        ValueError: a record has no answer, two or an empty one; an answer is to no record, or no text.
     """
-    said = {answer["question_id"]: answer["text"] for answer in answers}
+    said: dict[int, str] = {}
+    for number, answer in enumerate(answers, 1):
+        name, text = answer.get("question_id"), answer.get("text")
+        if type(name) is not int or not 0 <= name < len(records):
+            raise ValueError(f"Answer {number} is to question {name!r}; records are 0 to {len(records) - 1}.")
+        if name in said:
+            raise ValueError(f"Record {name} has two answers: are the answers of two runs in one file?")
+        if not isinstance(text, str):
+            raise ValueError(f"The answer to record {name} must be a text, not {text!r}.")
+        said[name] = text
+    empty = [i for i, text in sorted(said.items()) if not text.strip()]
+    if empty:
+        shown = ", ".join(map(str, empty[:3]))
+        raise ValueError(f"{len(empty)} of {len(records)} answers are empty, the first: records {shown}. Answer again.")
     missing = [i for i in range(len(records)) if i not in said]
     if missing:
         raise ValueError(f"{len(missing)} of {len(records)} records have no answer, the first is record {missing[0]}.")
@@ -63,14 +101,18 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="LLaVA's answers file, to write --submission from")
     parser.add_argument("--submission", type=Path)
     args = parser.parse_args()
-    records = json.loads(args.records.read_text(encoding="utf-8"))
-    if args.questions:
-        _write(args.questions, questions(records))
-    if args.answers:
-        answers = [json.loads(line) for line in args.answers.read_text(encoding="utf-8").splitlines()]
-        lines, accuracy = submission(records, answers)
-        _write(args.submission, lines)
-        print("accuracy: the right answers are not public" if accuracy is None else f"accuracy: {accuracy:.4f}")
+    if (args.answers is None) != (args.submission is None):
+        parser.error("--answers and --submission go together: the one is read, the other written")
+    try:
+        records = checked(read_any_json(args.records), args.records)
+        if args.questions:
+            _write(args.questions, questions(records))
+        if args.answers:
+            lines, accuracy = submission(records, read_records(args.answers, lines=True))
+            _write(args.submission, lines)
+            print("accuracy: the right answers are not public" if accuracy is None else f"accuracy: {accuracy:.4f}")
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
 def _write(path: Path, lines: list[dict]) -> None:
