@@ -87,9 +87,18 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
 
 
 def answer_questions(
-    answerer: Answerer, asked: Sequence[dict[str, Any]], images: Path, answers: Path, k: int, model: str
+    answerer: Answerer,
+    asked: Sequence[dict[str, Any]],
+    images: Path,
+    answers: Path,
+    k: int,
+    model: str,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Answers those of `asked` that the file `answers` has no answer to yet; each is written as it is given.
+
+    Args:
+        limit: only the first so many; `answers` may be of more.
 
     Returns:
         {"answers": path, "questions": how many, "answered_before": how many were there}.
@@ -97,6 +106,7 @@ def answer_questions(
     Raises:
         FileNotFoundError: an image is not there. ValueError: `answers` is of another model or k.
     """
+    whole, asked = asked, asked[:limit]
     absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
     if absent:
         problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
@@ -104,7 +114,7 @@ def answer_questions(
     encoder = answerer.encoder
     metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
     about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
-    done = _done(answers, about, asked)
+    done = {i for i in _done(answers, about, whole) if i < len(asked)}
     answers.parent.mkdir(parents=True, exist_ok=True)
     with (
         answers.open("a", encoding="utf-8") as file,
@@ -139,11 +149,9 @@ def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]])
         places.setdefault(line["question_id"], {})[line["text"]] = i
     for line in whole_lines(answers, '{"question_id": ', ours):
         own = places.get(line["question_id"])
-        if own is None:  # of a longer list: the file of a whole run, and now --limit
+        if own is None:  # of a longer file of questions
             continue
         i = own.get(line.get("prompt"))
-        if i is None and len(own) > 1:  # one of an image's several questions, and now --limit
-            continue
         wanted = asked[next(iter(own.values())) if i is None else i]
         for name, now in (("image", wanted["image"]), ("prompt", wanted["text"])):
             if line.get(name) != now:

@@ -107,8 +107,11 @@ def checked(
 
 def _read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
     asked = read_questions(questions, limit)
-    answers = {line["question_id"]: line.get("answer") for line in asked}
-    mute = [name for name, answer in answers.items() if not isinstance(answer, str) or not answer.strip()]
+    mute = [
+        line["question_id"]  # which may have several questions
+        for line in asked
+        if not isinstance(line.get("answer"), str) or not line["answer"].strip()
+    ]
     if mute or not asked:
         reason = f"question {mute[0]!r} has no answer" if mute else "there is no question"
         raise ValueError(f"{questions}: {reason}. Lines are of question_id, image, text and answer.")

@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("output", "submission", "answers"):
         file = getattr(args, name, None)
         if isinstance(file, Path):  # before the model is loaded, not after it has answered
-            if file.is_dir():
+            if file.is_dir() and args.run is not _report:  # of a report it is how the names begin
                 raise IsADirectoryError(21, f"--{name} is a folder: name a file", str(file))
             file.parent.mkdir(parents=True, exist_ok=True)
             writable(file.parent)
@@ -250,14 +250,14 @@ def _cost(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace) -> None:
     from .answers import DENSE, Answerer, answer_questions, read_questions
 
-    asked = read_questions(args.questions, args.limit)
+    asked = read_questions(args.questions)
     if args.k and len(args.k) > 1:
         raise ValueError("eval answer writes one file: give one --k.")
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
         k = DENSE if args.from_base else ks[0]
-        done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model))
+        done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model), args.limit)
         return {"evaluator": "answer", "k": k or "dense", **done}, {}
 
     _evaluate(args, run, json.dumps)
@@ -271,7 +271,8 @@ def _compositionality(args: argparse.Namespace) -> None:
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
-        return {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}, passed
+        told = {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}
+        return {**told, "image_of_item": [" ".join(path.name for path in item.images) for item in tests.items]}, passed
 
     _evaluate(args, run)
 
@@ -280,10 +281,11 @@ def _score(args: argparse.Namespace) -> None:
     function = scorers.scorer(args.benchmark)
     _, _, truth, needs_questions = scorers.SCORERS[args.benchmark]
     given: dict[str, Any] = {}
-    for name, needed in (("ground_truth", truth is not None), ("questions", needs_questions)):
+    # VQAv2's test splits: their questions, and the answers its server alone has
+    by_server = args.benchmark == "vqav2" and args.submission and args.ground_truth is None
+    needs_truth, needs_questions = truth is not None and not by_server, needs_questions or by_server
+    for name, needed in (("ground_truth", needs_truth), ("questions", needs_questions)):
         value = getattr(args, name)
-        if value is None and args.submission and args.benchmark == "vqav2":  # its test splits, for the server alone
-            continue
         if needed and value is None:
             raise ValueError(
                 f"{args.benchmark} needs --{name.replace('_', '-')}" + f" ({truth})" * (name[0] == "g") + "."
@@ -309,6 +311,8 @@ def _score(args: argparse.Namespace) -> None:
     if args.submission:
         if found.submission is None:
             raise ValueError(f"{args.benchmark} has no submission of its own.")
+        if found.note:
+            print(f"fwd2bot: {args.benchmark}: {found.note}", file=sys.stderr)
         if found.submission_lines:
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.submission]
             write_text(args.submission, "".join(lines))

@@ -105,6 +105,8 @@ def _coco(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, list[
     """COCO's and NoCaps'."""
     said: dict[Any, list[str]] = {}
     images = field_of(data, "images", list, str(file))
+    if split != "test":
+        images = _of_split(images, "domain", file, split)
     for number, image in enumerate(images, 1):
         where = f"{file}, image {number}"
         field_of(image, "file_name", str, where)
@@ -114,12 +116,8 @@ def _coco(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, list[
         said[name] = []
     for number, entry in enumerate(field_of(data, "annotations", list, str(file)), 1):
         where = f"{file}, annotation {number}"
-        name = _id(entry, "image_id", where)
-        if name not in said:
-            raise ValueError(f"{where} is of image {name!r}, which 'images' does not have: is the file whole?")
-        said[name].append(field_of(entry, "caption", str, where))
-    if split != "test":
-        images = _of_split(images, "domain", file, split)
+        if (name := _id(entry, "image_id", where)) in said:  # a part of the images may stand beside all annotations
+            said[name].append(field_of(entry, "caption", str, where))
     return [(image["file_name"], said[image["id"]]) for image in images]
 
 
@@ -138,9 +136,10 @@ def _karpathy(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, l
 
 
 def _of_split(images: list[dict[str, Any]], name: str, file: Path, split: str) -> list[dict[str, Any]]:
-    chosen = [image for image in images if image.get(name) == split]
+    known = [image for image in images if isinstance(image, dict) and name in image]
+    chosen = [image for image in known if image[name] == split]
     if images and not chosen:
-        there = ", ".join(dict.fromkeys(str(image[name]) for image in images if name in image))
+        there = ", ".join(dict.fromkeys(str(image[name]) for image in known))
         raise ValueError(f"{file} has no image in split {split!r}; its splits: {there or 'none, leave out --split'}.")
     return chosen
 

@@ -33,7 +33,8 @@ def whole_lines(
     Raises:
         ValueError: it is not such a file, and is left as it is.
     """
-    content = file.read_bytes() if file.is_file() else b""
+    there = file.read_bytes() if file.is_file() else b""
+    content = there.rstrip(b"\0")  # a power cut may leave a file its length without what was in it
     end = content.rfind(b"\n") + 1
     tail, start = content[end:], begins.encode()
     records = parse_records(content[:end], file, lines=True) if end else []
@@ -47,11 +48,11 @@ def whole_lines(
         raise ValueError(f"{file} is a file of something else, and was left as it is: name another one.")
     for record in records if ours is not None else ():
         ours(record)
-    if tail:
+    if tail or len(content) < len(there):
         with file.open("r+b") as kept:
             kept.truncate(len(content) if whole else end)
             kept.seek(0, os.SEEK_END)
-            kept.write(b"\n" if whole else b"")
+            kept.write(b"\n" if tail and whole else b"")
             os.fsync(kept.fileno())
     return records
 

@@ -40,10 +40,13 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
         bases = [r for r in own if base in (None, r.model) and r.k == DENSE]
         if base is not None and not bases:  # a base that is itself made of summaries
             bases = [r for r in own if r.model == base]
-        if len(bases) > 1:
-            raise ValueError(f"{name} has several bases: {', '.join(str(r.source) for r in bases)}. Name one: --base.")
-        reference = bases[0] if bases else None
-        for result in sorted(own, key=lambda r: (r is not reference, r.model, -_tokens(r.k))):
+        by_limit: dict[int | None, Result] = {}
+        for result in bases:
+            if (other := by_limit.setdefault(result.limit, result)) is not result:
+                raise ValueError(f"{name} has several bases: {other.source}, {result.source}. Name one: --base.")
+        alone = bases[0] if len(bases) == 1 else None  # another --limit than its own is an error, not left out
+        for result in sorted(own, key=lambda r: (not any(r is base for base in bases), r.model, -_tokens(r.k))):
+            reference = by_limit.get(result.limit, alone)
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
             if result.is_mean:
@@ -66,14 +69,15 @@ def _tokens(k: int | str) -> float:
 def sign_flips(
     ours: Sequence[float],
     theirs: Sequence[float],
-    groups: Sequence[int] | None = None,
+    groups: Sequence[Any] | None = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> float:
     """How often a mean difference this large comes up when every item's (or group's) may as well be its opposite."""
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     if groups is not None:
-        difference = np.bincount(groups, weights=difference)
+        _, group = np.unique(np.asarray(groups), return_inverse=True)
+        difference = np.bincount(group, weights=difference)
     difference = difference[difference != 0]
     if not len(difference):
         return 1.0

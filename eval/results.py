@@ -48,7 +48,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         if not path.exists():
             raise FileNotFoundError(2, "There is no such result file or folder", str(path))
         files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    files = list(dict.fromkeys(files))
+    files = list({file.resolve(): file for file in files}.values())
     found: list[Result] = []
     for file in files:
         content = read_any_json(file)
@@ -115,7 +115,7 @@ def _result(
     k = k if k == DENSE else int(k)
     if content.get("quantised"):
         model += f" ({content['quantised']})"
-    groups = content.get("image_of_item") if content.get("evaluator") in (None, "retrieval") else None
+    groups = content.get("image_of_item")
     own = (content.get("limit"), groups, content.get("of"), file)
     return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
 

@@ -5,7 +5,9 @@ Shapes: N images, C captions, k tokens, D hidden size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # (images […N], captions […C]) → [N, C]
 TIE = 1e-6
+PAIRS = 2**14  # compared one by one at once
 BLOCK = 4 * 2**20  # scores of one tile: few enough to stay in a processor's cache while they are counted
 
 
@@ -28,7 +31,12 @@ def unit_tokens(summary: Tensor) -> Tensor:
 
 
 def ranks(
-    images: Tensor, captions: Tensor, owner: Tensor, scores: Scores = cosine, block: int = BLOCK
+    images: Tensor,
+    captions: Tensor,
+    owner: Tensor,
+    scores: Scores = cosine,
+    block: int = BLOCK,
+    screen: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How many stand before the right one: of images for each caption [C], of captions for each image [N].
 
@@ -37,6 +45,8 @@ def ranks(
 
     Args:
         owner: the image of each caption, [C]; every image has one at least, or its own rank says nothing.
+        screen: compare in bfloat16 first, and again those alone that its rounding leaves open: the same ranks. Default:
+            in a large search of vectors, if products in bfloat16 are measured to be faster here.
 
     Raises:
         ValueError: an embedding is not finite, which would compare as if nothing stood before it.
@@ -50,32 +60,100 @@ def ranks(
         raise ValueError("Some embeddings are not finite: the model, or what was kept of it, is damaged.")
     best = torch.full((count,), float("-inf")).scatter_reduce(0, owner, own, "amax")  # [N]
     t2i, i2t = _Before(own), _Before(best)
+    large = len(owner) * count * cost > 64 * block
+    if screen is None:
+        screen = large and images.dim() == 2 and _bfloat16_pays(images[:1024], captions[:1024], scores)
+    rough = _Rough(images) if screen else None
     steps = range(0, len(owner), side)
-    for at in tqdm(steps, desc="search", unit="block", disable=len(owner) * count * cost <= 64 * block):
-        mine = owner[at : at + side]
+    for at in tqdm(steps, desc="search", unit="block", disable=not large):
+        part, mine = captions[at : at + side], owner[at : at + side]
+        rough_part = _Rough(part) if rough is not None else None
         for row in range(0, count, side):
-            found = scores(images[row : row + side], captions[at : at + side])  # [n, c]
+            rows = slice(row, row + side)
             # a pair can differ in the last bit from tile to tile: the right one is not compared with itself
             here = ((mine >= row) & (mine < row + side)).nonzero()[:, 0]
+            if rough is not None:
+                found, error = scores(rough.values[rows], rough_part.values), rough.error(rough_part)  # [n, c]
+                found[mine[here] - row, here] = float("-inf")
+                looks = t2i.look(found.T, at, error), i2t.look(found, row, error)
+                # one by one, a pair costs as much as a hundred in a product
+                if sum(look.unsure for look in looks) <= found.numel() / 64:
+                    t2i.settle(looks[0], part, images[rows])
+                    i2t.settle(looks[1], images[rows], part)
+                    continue
+                rough = None  # embeddings so much alike will be so in other tiles, too
+            found = scores(images[rows], part)  # [n, c]
             found[mine[here] - row, here] = float("-inf")
-            t2i.add(found.T, at)
-            i2t.add(found, row)
+            t2i.settle(t2i.look(found.T, at))
+            i2t.settle(i2t.look(found, row))
     return t2i.ranks(), i2t.ranks()
+
+
+def _bfloat16_pays(images: Tensor, captions: Tensor, scores: Scores) -> bool:
+    """Where there is no instruction for them, products in bfloat16 take longer than in float32."""
+    took = []
+    for one, other in ((images, captions), (images.bfloat16(), captions.bfloat16())):
+        scores(one, other)
+        start = time.perf_counter()
+        scores(one, other)
+        took.append(time.perf_counter() - start)
+    return took[1] < took[0] / 1.5
+
+
+class _Rough:
+    """Vectors in bfloat16, and by how much a product of two can be off."""
+
+    def __init__(self, exact: Tensor) -> None:
+        self.values = exact.bfloat16()  # [.., D]
+        kept = self.values.float()
+        self.norm, self.lost = kept.norm(dim=1).max().item(), (exact - kept).norm(dim=1).max().item()
+
+    def error(self, other: _Rough) -> float:
+        """Cauchy and Schwarz, for what both have lost; then rounding, of the sum at each step and of the result."""
+        inputs = self.norm * other.lost + self.lost * other.norm + self.lost * other.lost
+        return inputs + self.norm * other.norm * (self.values.shape[1] * 2**-24 + 2**-8)
+
+
+@dataclass
+class _Look:
+    at: int  # the first right one of the tile
+    rows: Tensor  # [r] those of the tile in which something may stand before the right one
+    scores: Tensor  # [r, c] of these
+    limits: Tensor  # [2, r, 1] above the first a score surely stands before, above the second perhaps
+    counts: Tensor  # [2, r] of scores above each
+    unsure: int  # how many lie between the two
 
 
 class _Before:
     """How many scores are above each right one, and how many as high; of scores that come tile by tile."""
 
     def __init__(self, right: Tensor) -> None:
-        self.limits = torch.stack([right + TIE, right - TIE])[..., None]  # [2, R, 1]
+        self.limits = torch.stack([right + TIE, right - TIE])  # [2, R]
         self.above = torch.zeros(2, len(right), dtype=torch.long)
 
-    def add(self, found: Tensor, at: int) -> None:
-        """Scores [r, c] of right ones `at` and on."""
-        ones, rows = torch.ones(found.shape[1]), slice(at, at + found.shape[0])
-        for limit, above in zip(self.limits, self.above, strict=True):
-            # as numbers, and by a product: sums of booleans take ten times as long; exact up to 2^24
-            above[rows] += (torch.gt(found, limit[rows], out=torch.empty_like(found)) @ ones).long()
+    def look(self, found: Tensor, at: int, error: float = 0.0) -> _Look:
+        """At scores [r, c] of right ones `at` and on, each off by `error` at most."""
+        limits = self.limits[:, at : at + len(found)] + torch.tensor([[error], [-error]])
+        rows = (found.amax(1) > limits[1]).nonzero()[:, 0]  # often few: the others cost one look
+        scores, limits, ones = found[rows].float(), limits[:, rows, None], torch.ones(found.shape[1])
+        # as numbers, and by a product: sums of booleans take ten times as long; exact up to 2^24
+        counts = torch.stack([torch.gt(scores, limit, out=torch.empty_like(scores)) @ ones for limit in limits]).long()
+        return _Look(at, rows, scores, limits, counts, int((counts[1] - counts[0]).sum()))
+
+    def settle(self, look: _Look, right: Tensor | None = None, others: Tensor | None = None) -> None:
+        """Count what was seen: as it is, or where it is not sure by the vectors of the tile, [r, D] and [c, D]."""
+        if right is None:
+            self.above[:, look.at + look.rows] += look.counts
+            return
+        self.above[:, look.at + look.rows] += look.counts[0]
+        some = (look.counts[1] > look.counts[0]).nonzero()[:, 0]
+        scores, (high, low) = look.scores[some], look.limits[:, some]
+        pairs = ((scores > low) & (scores <= high)).nonzero()  # [p, 2]
+        for row, column in (part.T for part in pairs.split(PAIRS)):
+            row = look.rows[some[row]]
+            now = (right[row] * others[column]).sum(1)
+            for limit, above in zip(self.limits[:, look.at + row], self.above, strict=True):
+                above.index_add_(0, look.at + row, (now > limit).long())
 
     def ranks(self) -> Tensor:
         return self.above[0] + (self.above[1] - self.above[0]) // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,16 +177,32 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 @contextmanager
 def write_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A new folder beside `path`, which takes its place when all is written; after an error nothing is left of it."""
-    path = Path(path).absolute()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A new folder beside `path`, which takes its place when all is written; after an error nothing is left of it.
+
+    Raises:
+        NotADirectoryError: `path` is a file. OSError: it cannot be replaced; it is as it was, and the message says
+            where the new one lies.
+    """
+    path = Path(path).resolve()  # a link to a folder keeps leading to what it leads to
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(20, "There is a file where a folder is to be written", str(path))
+    beside = path.with_name(
+        f".{path.name}.{secrets.token_hex(4)}.tmp"
+    )  # process numbers are not unique on shared disks
+    before = beside.with_suffix(".old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
+    except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        raise
+    try:
+        if path.exists():
+            os.rename(path, before)
+        os.rename(beside, path)
+    except OSError as error:
+        if before.exists():
+            os.rename(before, path)
+        raise OSError(error.errno, f"{error.strerror}; what was written for it lies in {beside}", str(path)) from error
+    shutil.rmtree(before, ignore_errors=True)

@@ -58,6 +58,8 @@ def test_one_image_has_several_questions(tmp_path):
     answers.write_text(answer(0, "blue?", "im"))
     assert _done(answers, ABOUT, lines) == {1}
     assert _done(answers, ABOUT, [*lines, {**lines[0], "text": "green?"}]) == {1}
+    with pytest.raises(ValueError, match="about the prompt 'blue\\?', and now 'red\\?' is asked"):
+        _done(answers, ABOUT, [lines[0], {**lines[1], "text": "green?"}])  # a prompt was changed
     file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
     with pytest.raises(ValueError, match="'im' twice, with the same text"):
         read_questions(file)
@@ -71,3 +73,6 @@ def test_lines_of_scores_go_on(tmp_path):
     assert whole_lines(file) == []
     file.write_text('{"scores": [1]}\n{"sco')
     assert whole_lines(file) == [{"scores": [1]}] and file.read_text() == '{"scores": [1]}\n'
+    for lost in (b"\0" * 20, b'{"sc\0\0'):  # what a power cut may leave
+        file.write_bytes(b'{"scores": [1]}\n' + lost)
+        assert whole_lines(file) == [{"scores": [1]}] and file.read_text() == '{"scores": [1]}\n'

@@ -1,6 +1,7 @@
 """Fwd2BotConfig: every number is explained, and none that makes no sense gets through."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -61,3 +62,28 @@ def test_a_folder_takes_the_place_of_another_only_when_it_is_whole(tmp_path):
     with write_folder(target) as beside:
         (beside / "b").write_text("2")
     assert [p.name for p in target.iterdir()] == ["b"]
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with write_folder(link) as beside:
+        (beside / "c").write_text("3")
+    assert link.is_symlink() and [p.name for p in target.iterdir()] == ["c"]
+    with pytest.raises(NotADirectoryError), write_folder(target / "c"):
+        pytest.fail("nothing may be made for a place that cannot be had")
+
+
+def test_a_folder_that_cannot_be_put_in_place_costs_neither_the_old_nor_the_new(tmp_path, monkeypatch):
+    """Half an hour of training may lie in the one, and be what the other is for."""
+    target, rename = tmp_path / "base", os.rename
+    target.mkdir()
+    (target / "a").write_text("1")
+
+    def fails(one, other):
+        if ".tmp" in str(one):
+            raise OSError(5, "Input/output error")
+        rename(one, other)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(OSError, match="what was written for it lies in") as raised, write_folder(target) as beside:
+        (beside / "b").write_text("2")
+    assert (target / "a").read_text() == "1" and (beside / "b").read_text() == "2"
+    assert str(beside) in str(raised.value) and len(list(tmp_path.iterdir())) == 2

@@ -205,6 +205,31 @@ def test_search_in_blocks_is_the_whole_search():
     assert bottleneck.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
+@pytest.mark.parametrize("noise, alike, screened", [(3, 0, True), (4, 0, True), (3, 5, False), (3, 60, False)])
+def test_a_search_screened_in_bfloat16_has_the_same_ranks(noise, alike, screened):
+    """What rounding leaves open is looked at exactly; where that is too much, all is, and nothing is screened."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(200).repeat_interleave(3)
+    images = torch.randn(200, 256, generator=generator) + alike * torch.randn(256, generator=generator)
+    images = torch.nn.functional.normalize(images, dim=1)
+    captions = images[owner] + noise * torch.randn(600, 256, generator=generator) / 16
+    captions = torch.nn.functional.normalize(captions, dim=1)
+    captions[7] = captions[8] = images[4]  # a tie, which rounding must not break
+    seen = []
+
+    def scores(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        seen.append(one.dtype)
+        return one @ other.T
+
+    for block in (2**10, 2**22):
+        expected = search.ranks(images, captions, owner, block=block, screen=False)
+        seen.clear()
+        found = search.ranks(images, captions, owner, scores, block, screen=True)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert seen[0] == torch.bfloat16 and (torch.float32 in seen) != screened
+    assert len(expected[0].unique()) > 3  # not trivial
+
+
 def test_answers_are_compared_as_people_read_them():
     assert metrics.exact(["A night stand.", "lamp, bed", "two"], ["night stand", "bed, lamp", "three"]) == [1, 1, 0]
     found = metrics.yes_no(["Yes", "No.", "there is no dog", "yes"], ["yes", "no", "yes", "no"])
@@ -368,13 +393,13 @@ def test_qbench_refuses_what_would_be_another_score():
     """A record answered twice or not at all, or an option without a letter, moved the accuracy and showed nowhere."""
     suite = runpy.run_path(str(QBENCH))
     assert suite["chosen"]("A bit dark", ["Dark", "Bright"]) is None
-    assert [suite["chosen"](text, ["x", "y"]) for text in ("A", "(B)", "A. x", "B: y", "B, y", "C")] == [
-        *(0, 1, 0, 1, 1, None)
+    said = ("A", "(B)", "A. x", "B: y", "B, y", "C", "B\nIt is.", "A - x", "B y", "A;", "A B", "Ay", "")
+    assert [suite["chosen"](text, ["x", "y"]) for text in said] == [
+        *(0, 1, 0, 1, 1, None, 1, 0, 1, 0, None, None, None)
     ]
     record = {"img_path": "a", "question": "q", "candidates": ["Good", "Bad"], "correct_ans": "Good"}
     for lines, message in (
         ([(0, "A"), (0, "B")], "Record 0 has two answers"),
-        ([(0, " ")], "1 of 1 answers are empty, the first: records 0"),
         ([(0, "A"), (7, "A")], "Answer 2 is to question 7; records are 0 to 0"),
         ([("0", "A")], "Answer 1 is to question '0'"),
         ([(0, None)], "must be a text, not None"),
@@ -401,6 +426,10 @@ def test_qbench_by_command(tmp_path, monkeypatch, capsys):
     answers.write_text('{"question_id": 0, "text": "A. Good\u2028."}\n', encoding="utf-8")
     main()
     assert capsys.readouterr().out == "accuracy: 1.0000\n"
+    answers.write_text('{"question_id": 0, "text": " "}\n', encoding="utf-8")
+    main()  # greedy decoding would say nothing again: it counts as LLaVA's own scorers count it, and is told
+    told = capsys.readouterr()
+    assert told.out == "accuracy: 0.0000\n" and "1 of 1 answers are empty, and wrong; the first: records 0" in told.err
     answers.write_text('{"question_id": 0, "te')
     with pytest.raises(SystemExit):
         main()

@@ -77,7 +77,7 @@ def test_bad_data_sets_are_named(captioned, change, message):
         ("captions.json", lambda d: d["images"][1].pop("file_name"), "image 2 has no 'file_name'"),
         ("captions.json", lambda d: d["annotations"][2].update(caption=None), "annotation 3: 'caption' must be a text"),
         ("captions.json", lambda d: d["annotations"][2].update(caption=" "), "annotation 3: 'caption' must be a text"),
-        ("captions.json", lambda d: d["annotations"][2].update(image_id=9), "annotation 3 is of image 9, which"),
+        ("captions.json", lambda d: d["annotations"].clear(), "6 images have no caption, the first: 0.png"),
         ("captions.json", lambda d: d["annotations"].append(3), "annotation 13 needs 'image_id'"),
         ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("split"), "image 2 has no 'split'"),
         ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("sentences"), "1.png has no 'sentences'"),
@@ -404,7 +404,8 @@ def test_codecs_look_at_what_is_given_first(captioned):
         checked(None, questions=questions)
     line = {"question_id": 1, "image": "0.png", "text": "red?"}
     for answer in ({}, {"answer": " "}):  # an empty one would be what an empty answer is compared with
-        questions.write_text(json.dumps({**line, **answer}) + "\n")
+        several = [{**line, **answer}, {**line, "text": "blue?", "answer": "yes"}]
+        questions.write_text("".join(json.dumps(one) + "\n" for one in several))
         with pytest.raises(ValueError, match="question 1 has no answer"):
             checked(None, questions=questions, images=captioned / "images")
     questions.write_text(json.dumps({**line, "answer": "yes"}) + "\n")
@@ -450,6 +451,9 @@ def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
     answers.write_text("".join(line + "\n" for line in whole[:1]))
     assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")["answered_before"] == 1
     assert sizes == [4, 2] and sorted(answers.read_text().splitlines()) == whole
+    kept = answers.read_bytes()  # of all, and now only the first are wanted
+    assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m", 2)["answered_before"] == 2
+    assert answers.read_bytes() == kept
 
 
 def test_captions_of_another_split_are_their_own(run, checkpoint, captioned):

@@ -80,6 +80,28 @@ def test_a_named_base_is_its_dense_row(tmp_path):
     assert len(compare(read_results([tmp_path]), "m")) == 4
 
 
+def test_a_base_of_the_first_items_stands_beside_the_whole_one(tmp_path):
+    """Each result is compared with the base of its own --limit; a file named twice is one."""
+    for limit in (None, 5):
+        scored(tmp_path, f"base{limit}", "m", "dense", [1] * (limit or 10), limit=limit)
+        scored(tmp_path, f"ours{limit}", "m", 8, [0] + [1] * ((limit or 10) - 1), limit=limit)
+    twice = tmp_path / ".." / tmp_path.name / "ours5.json"
+    rows = compare(read_results([tmp_path, twice]))
+    assert [(row["limit"], row.get("retention")) for row in rows if not row["base"]] == [(5, 0.8), (None, 0.9)]
+    assert [row["base"] for row in rows] == [True, True, False, False]
+    scored(tmp_path, "again", "n", "dense", [1] * 10)
+    with pytest.raises(ValueError, match="several bases"):
+        compare(read_results([tmp_path]))
+
+
+def test_images_are_known_by_names(tmp_path):
+    """TextVQA's and GQA's are; signs are flipped by image, and an image's questions agree here: 2 of 2^4 patterns."""
+    images = [f"n{i}" for i in range(4) for _ in range(3)]
+    scored(tmp_path, "base", "m", "dense", [1] * 12, image_of_item=images)
+    scored(tmp_path, "ours", "m", 8, [0] * 12, image_of_item=images)
+    assert compare(read_results([tmp_path]))[1]["p"] == pytest.approx(1 / 8, abs=0.02)
+
+
 def test_captions_of_one_image_are_drawn_together(tmp_path):
     """Five captions of an image hit or miss together: taken for independent, the interval would be half as wide."""
     ranks = [rank for i in range(40) for rank in [i % 2] * 5]
@@ -156,6 +178,9 @@ def test_the_report_by_command(tmp_path, capsys):
     text = (tmp_path / "out" / "r.html").read_text()
     assert "data:image/png;base64" in text and "http" not in text.split("base64,")[1][:100]
     assert "<td>88.9 %</td>" in text
+    (tmp_path / "report").mkdir()  # NAME is how the files' names begin: a folder may have it
+    assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_what_others_published_stands_beside_the_same_metric_alone(tmp_path):

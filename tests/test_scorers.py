@@ -80,9 +80,18 @@ def test_vqav2_is_submitted_without_ground_truth(tmp_path, capsys):
     said = write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "The cat."}, {"question_id": 2, "text": "two"}])
     argv = ["eval", "score", "vqav2", "--answers", str(said)]
     assert main(argv) == 1 and "vqav2 needs --ground-truth" in capsys.readouterr().err
-    assert main([*argv, "--submission", str(tmp_path / "s.json")]) == 0 and "offline" in capsys.readouterr().out
-    submitted = json.loads((tmp_path / "s.json").read_text())
-    assert submitted == [{"question_id": 1, "answer": "cat"}, {"question_id": 2, "answer": "2"}]
+    argv += ["--submission", str(tmp_path / "s.json")]
+    assert main(argv) == 1 and "vqav2 needs --questions" in capsys.readouterr().err
+    asked = write(tmp_path / "test2015.jsonl", [{"question_id": i, "image": "a.jpg", "text": "?"} for i in (3, 1, 2)])
+    assert main([*argv, "--questions", str(asked)]) == 0
+    told = capsys.readouterr()
+    assert "offline" in told.out and "2 of 3 questions are answered" in told.err
+    submitted = json.loads((tmp_path / "s.json").read_text())  # of the whole split, as LLaVA's script writes it
+    assert submitted == [{"question_id": i, "answer": text} for i, text in ((3, ""), (1, "cat"), (2, "2"))]
+    write(asked, [{"question_id": 1, "image": "a.jpg", "text": "?"}])
+    assert (
+        main([*argv, "--questions", str(asked)]) == 1 and "1 of 2 answers are to questions" in capsys.readouterr().err
+    )
 
 
 def test_vizwiz_scores_and_submits(tmp_path, capsys):
@@ -155,6 +164,17 @@ def test_scienceqa_is_llavas_script(tmp_path, capsys, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         runpy.run_module("llava.eval.eval_science_qa", run_name="__main__")
     assert f"Accuracy: {found['accuracy']:.2f}%, IMG-Accuracy: {found['image']:.2f}%" in out.getvalue()
+
+
+def test_scienceqa_of_our_own_answers(tmp_path):
+    """They name the image, and their prompt has no placeholder: the headline was the accuracy over all questions."""
+    problems = {"1": {"answer": 0, "choices": ["x", "y"], "image": "i.png"}, "2": {"answer": 0, "choices": ["x", "y"]}}
+    (tmp_path / "problems.json").write_text(json.dumps(problems))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["1", "2"]}))
+    said = [{"question_id": "1", "text": "A", "prompt": "Which?", "image": "i.png", "model_id": "m"}]
+    answers = scorers.read_answers([write(tmp_path / "a.jsonl", said)])
+    found = scorers.scorer("scienceqa")(answers, ground_truth=tmp_path)
+    assert found.figures == {"image": 100.0, "accuracy": 50.0} and found.per_item == {"1": 1.0}
 
 
 def test_mme_counts_a_pair_once_more(tmp_path, capsys):

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,19 @@ def chosen(response: str, candidates: list[str]) -> int | None:
     exact = [i for i, text in enumerate(candidates) if text.strip().rstrip(".").lower() == said]
     if len(exact) == 1:  # first: "A lot" is a text, not the letter A
         return exact[0]
-    letter = re.match(r"\(?([A-H])(?:$|[.):,])", response.strip())  # "A bit dark" names none
-    return LETTERS.index(letter[1]) if letter and LETTERS.index(letter[1]) < len(candidates) else None
+    letter = re.match(r"\(?([A-H])\b(.*)", response.strip(), re.DOTALL)
+    if letter is None or (choice := LETTERS.index(letter[1])) >= len(candidates):
+        return None
+    # "B", "B.", "B - dark", "B\nbecause …" and "B Dark" name B; "A bit dark" names none
+    ends = re.match(r"$|[.):;,]|\s*\n|\s+-", letter[2])
+    return choice if ends or letter[2].strip().lower().startswith(candidates[choice].strip().lower()) else None
 
 
 def submission(records: list[dict], answers: list[dict]) -> tuple[list[dict], float | None]:
     """Q-Bench's records with "response", and the accuracy where the right answers are known (the dev split).
 
     Raises:
-        ValueError: a record has no answer, two or an empty one; an answer is to no record, or no text.
+        ValueError: a record has no answer, or two; an answer is to no record, or no text.
     """
     said: dict[int, str] = {}
     for number, answer in enumerate(answers, 1):
@@ -77,10 +82,6 @@ def submission(records: list[dict], answers: list[dict]) -> tuple[list[dict], fl
         if not isinstance(text, str):
             raise ValueError(f"The answer to record {name} must be a text, not {text!r}.")
         said[name] = text
-    empty = [i for i, text in sorted(said.items()) if not text.strip()]
-    if empty:
-        shown = ", ".join(map(str, empty[:3]))
-        raise ValueError(f"{len(empty)} of {len(records)} answers are empty, the first: records {shown}. Answer again.")
     missing = [i for i in range(len(records)) if i not in said]
     if missing:
         raise ValueError(f"{len(missing)} of {len(records)} records have no answer, the first is record {missing[0]}.")
@@ -110,6 +111,11 @@ def main() -> None:
         if args.answers:
             lines, accuracy = submission(records, read_records(args.answers, lines=True))
             _write(args.submission, lines)
+            empty = [i for i, line in enumerate(lines) if not line["response"].strip()]
+            if empty:
+                shown = ", ".join(map(str, empty[:3]))
+                told = f"{len(empty)} of {len(lines)} answers are empty, and wrong; the first: records {shown}"
+                print(f"{parser.prog}: {told}", file=sys.stderr)
             print("accuracy: the right answers are not public" if accuracy is None else f"accuracy: {accuracy:.4f}")
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")

@@ -39,6 +39,7 @@ class Score:
     groups: list[Any] | None = None  # of each item, its image, where an image has several: they are not independent
     submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
     submission_lines: bool = False  # whether it takes JSON lines, not one JSON
+    note: str | None = None  # what whoever sends the submission should know
 
 
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record

@@ -49,7 +49,9 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
         letter = letter_of(record["text"])
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
         per_item[name] = float(chosen == problems[name]["answer"])
-        if "<image>" in record["prompt"]:
+        if "<image>" in record["prompt"] or record.get(
+            "image"
+        ):  # LLaVA's script writes the one, `eval answer` the other
             with_image[name] = per_item[name]
     figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
     return Score(figures | {"accuracy": 100 * mean(list(per_item.values()))}, with_image or per_item)
@@ -82,7 +84,8 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
         by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
         by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    return Score(with_groups(figures, (by_data, by_kind), source), per_item, None, submission, submission_lines=True)
+    groups = [str(question.get("data_id", name)) for name, question in asked.items()]
+    return Score(with_groups(figures, (by_data, by_kind), source), per_item, groups, submission, submission_lines=True)
 
 
 def _id(name: Any) -> int | str:

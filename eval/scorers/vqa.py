@@ -114,17 +114,25 @@ def _question_of(prompt: str) -> str:
     raise ValueError(f"This is no prompt of LLaVA's for TextVQA: {prompt!r}")
 
 
-def vqav2(answers: Answers, ground_truth: Path | None = None) -> Score:
+def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | None = None) -> Score:
     """VQAv2's accuracy in percent, of answers as LLaVA submits them; by type of answer as well; and its submission.
 
     As the official script, people's answers are made alike only where they differ.
 
     Args:
         ground_truth: None for the test splits, whose answers its server alone has.
+        questions: of a test split: the server takes it whole. LLaVA answers test-dev, a part of test, and leaves the
+            other answers empty.
     """
-    submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     if ground_truth is None:
-        return Score({}, submission=submission)
+        asked = [line["question_id"] for line in read_records(questions, lines=True)]
+        once(asked, str(questions))
+        strangers(answers, set(asked), str(questions))
+        texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in asked}
+        note = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
+        submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
+        return Score({}, submission=submission, note=note)
+    submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
     once(names, str(ground_truth))
