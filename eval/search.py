@@ -62,7 +62,7 @@ def ranks(
     t2i, i2t = _Before(own), _Before(best)
     large = len(owner) * count * cost > 64 * block
     if screen is None:
-        screen = large and images.dim() == 2 and _bfloat16_pays(images[:1024], captions[:1024], scores)
+        screen = large and images.dim() == 2 and _bfloat16_pays(images[:512], captions[:512], scores)
     rough = _Rough(images) if screen else None
     steps = range(0, len(owner), side)
     for at in tqdm(steps, desc="search", unit="block", disable=not large):

@@ -103,3 +103,15 @@ def test_what_a_cache_costs(on_disk, processor, tmp_path, monkeypatch):
     found = bench_fill.measure(str(tmp_path / "m"), [str(tmp_path)], "int4", rounds=2, batch_size=2)
     assert found["images"] == 3 and all(len(rounds) == 2 for rounds in found["seconds"].values())
     assert all(math.isfinite(x) and x > 0 for x in numbers(found["fill_over_model"]))
+
+
+def test_what_an_exact_search_costs(monkeypatch):
+    """Both ways find the same, by the products that are named."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    pytest.importorskip("lancedb")
+    import bench_search
+
+    found = {screen: bench_search.measure(60, 2, 32, screen) for screen in ("yes", "no", "auto")}
+    assert found["yes"]["products"] == {"bfloat16": 1} and found["no"]["products"] == {"float32": 1}
+    assert found["auto"]["products"] == {"float32": 1}  # too small to be worth a look
+    assert len({(one["t2i_r1"], one["i2t_r1"]) for one in found.values()}) == 1
