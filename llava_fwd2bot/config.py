@@ -186,9 +186,8 @@ def write_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path).resolve()  # a link to a folder keeps leading to what it leads to
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(20, "There is a file where a folder is to be written", str(path))
-    beside = path.with_name(
-        f".{path.name}.{secrets.token_hex(4)}.tmp"
-    )  # process numbers are not unique on shared disks
+    # process numbers are not unique on shared disks
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     before = beside.with_suffix(".old")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.mkdir()

@@ -205,23 +205,23 @@ def test_search_in_blocks_is_the_whole_search():
     assert bottleneck.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
-@pytest.mark.parametrize("noise, alike, screened", [(3, 0, True), (4, 0, True), (3, 5, False), (3, 60, False)])
-def test_a_search_screened_in_bfloat16_has_the_same_ranks(noise, alike, screened):
+@pytest.mark.parametrize("alike, screened", [(0, True), (5, False), (60, False)])
+def test_a_search_screened_in_bfloat16_has_the_same_ranks(alike, screened):
     """What rounding leaves open is looked at exactly; where that is too much, all is, and nothing is screened."""
     generator = torch.Generator().manual_seed(0)
     owner = torch.arange(200).repeat_interleave(3)
     images = torch.randn(200, 256, generator=generator) + alike * torch.randn(256, generator=generator)
     images = torch.nn.functional.normalize(images, dim=1)
-    captions = images[owner] + noise * torch.randn(600, 256, generator=generator) / 16
+    images[5] = images[4]  # ties, which rounding must not break
+    captions = images[owner] + 3 * torch.randn(600, 256, generator=generator) / 16
     captions = torch.nn.functional.normalize(captions, dim=1)
-    captions[7] = captions[8] = images[4]  # a tie, which rounding must not break
     seen = []
 
     def scores(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         seen.append(one.dtype)
         return one @ other.T
 
-    for block in (2**10, 2**22):
+    for block in (2**14, 2**22):
         expected = search.ranks(images, captions, owner, block=block, screen=False)
         seen.clear()
         found = search.ranks(images, captions, owner, scores, block, screen=True)

@@ -49,9 +49,8 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
         letter = letter_of(record["text"])
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
         per_item[name] = float(chosen == problems[name]["answer"])
-        if "<image>" in record["prompt"] or record.get(
-            "image"
-        ):  # LLaVA's script writes the one, `eval answer` the other
+        # LLaVA's script writes the one, `eval answer` the other
+        if "<image>" in record["prompt"] or record.get("image"):
             with_image[name] = per_item[name]
     figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
     return Score(figures | {"accuracy": 100 * mean(list(per_item.values()))}, with_image or per_item)

@@ -129,9 +129,9 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
         once(asked, str(questions))
         strangers(answers, set(asked), str(questions))
         texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in asked}
-        note = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
-        return Score({}, submission=submission, note=note)
+        told = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
+        return Score({}, submission=submission, note=told if len(answers) < len(asked) else None)
     submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
