@@ -39,13 +39,15 @@ BASE = "base"
 
 @dataclass
 class Row:
-    """`method` is one of eval/rivals.py; `captions`: which of a scene's are learned from: short, long or both."""
+    """`method` is one of eval/rivals.py; `captions`: which of a scene's are learned from: short, long or both; `seeds`:
+    its own instead of the study's, as a close comparison needs more."""
 
     name: str
     k: list[int]
     arguments: str = ""
     method: str = "fwd2bot"
     captions: str = "both"
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -82,6 +84,9 @@ class Study:
         for row in rows.values():
             if row.method not in RIVALS or row.captions not in ("short", "long", "both") or row.name == BASE:
                 raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a taken name.")
+        for seeds in (study.seeds, *(row.seeds for row in rows.values())):
+            if not isinstance(seeds, list) or not all(isinstance(x, int) for x in seeds) or len({*seeds}) < len(seeds):
+                raise ValueError(f"{file}: seeds must be whole numbers, each once, not {seeds}.")
         if unknown := {*study.capacity} - {*rows}:
             raise ValueError(f"{file}: capacity is about {sorted(unknown)}, which is not there.")
         for claim in claims:
@@ -91,6 +96,11 @@ class Study:
                     f"{file}: {claim.says!r} is about {sorted(unknown) or claim.figure}, which is not there."
                 )
         return study
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Row and seed of all runs: the base's, then those of all rows with a seed before the next seed."""
+        runs = [(row.name, seed) for row in self.rows.values() for seed in row.seeds or self.seeds]
+        return [(BASE, 0), *sorted(runs, key=lambda run: run[1])]
 
     def command(self, row: Row) -> list[str]:
         """The training arguments of a row; of one that is given twice the row's own counts."""
@@ -212,8 +222,7 @@ def run(
         only: these rows alone. after: called after each run.
     """
     prepare(study, work)
-    rows = [name for name in study.rows if not only or name in only]
-    runs = [(BASE, 0), *((name, seed) for seed in study.seeds for name in rows)]
+    runs = [(name, seed) for name, seed in study.runs() if not only or name in (BASE, *only)]
     todo = [one for one in runs if done(study, work, *one) is None]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = []

@@ -20,13 +20,12 @@ ROUNDS = 2000
 def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
     """The results of each row that has any, in the order of the seeds; the base's first."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, seeds in ((BASE, [0]), *((row, study.seeds) for row in study.rows)):
-        results = [done(study, work, name, seed) for seed in seeds]
-        if any(results):
-            found[name] = [result for result in results if result is not None]
+    for name, seed in study.runs():
+        if (result := done(study, work, name, seed)) is not None:
+            found.setdefault(name, []).append(result)
     if not found:
         raise ValueError(f"There is no result in {work}: run the study first.")
-    return found
+    return {name: found[name] for name in (BASE, *study.rows) if name in found}
 
 
 def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -> np.ndarray | None:

@@ -35,8 +35,7 @@ def gather(study: Study, work: Path, output: Path) -> None:
     Raises:
         ValueError: what is there is of another base, or a result of other questions.
     """
-    rows = [(BASE, 0), *((name, seed) for name in study.rows for seed in study.seeds)]
-    files = {(name, seed): folder_of(work, name, seed) / "result.json" for name, seed in rows}
+    files = {(name, seed): folder_of(work, name, seed) / "result.json" for name, seed in study.runs()}
     files = {row: file for row, file in files.items() if file.exists()}
     if not files:
         return

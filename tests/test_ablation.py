@@ -114,6 +114,18 @@ def test_two_do_not_train_in_one_folder(tmp_path):
     assert [file.name for file in folder.iterdir() if file.name != "lock"] == ["result.json"]
 
 
+def test_a_row_can_have_seeds_of_its_own(tmp_path):
+    """A close comparison needs more of them; one that is named twice would be averaged in twice."""
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("captions: short}", "captions: short, seeds: [0, 1]}"))
+    row = "answer alone"
+    assert Study.read(file).runs() == [("base", 0), (row, 0), ("both", 1), (row, 1), ("one forward", 1)]
+    for seeds in ("[0, 0]", "2", "[one]"):
+        file.write_text(STUDY.replace("captions: short}", f"captions: short, seeds: {seeds}}}"))
+        with pytest.raises(ValueError, match="seeds must be whole numbers, each once"):
+            Study.read(file)
+
+
 def test_short_captions_alone(study):
     """The row learns from one caption of each scene: the short one where there is one."""
     file, work = study

@@ -1,4 +1,4 @@
-"""`fwd2bot eval retrieval` and `compositionality`: formats, figures by hand, going on after a stop."""
+"""`fwd2bot eval` retrieval, captioning, answer, codec and cost: figures by hand, going on after a stop."""
 
 from __future__ import annotations
 
@@ -12,112 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.eval.compositionality import about, judge, read_items
 from llava_fwd2bot.eval.datasets import read_captioned
 from llava_fwd2bot.eval.encode import CHUNK, Encoder
-from llava_fwd2bot.eval.likelihood import likelihood
-
-
-@pytest.fixture
-def captioned(tmp_path):
-    """Six pictures with two captions each, in all formats that are read."""
-    images = tmp_path / "images"
-    images.mkdir()
-    entries = []
-    for i, colour in enumerate(("red", "green", "blue", "white", "black", "grey")):
-        Image.new("RGB", (40, 30 + 5 * i), colour).save(images / f"{i}.png")
-        entries.append({"image": f"{i}.png", "captions": [f"a {colour} picture", f"{colour} all over"]})
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    (tmp_path / "own.json").write_text(json.dumps(entries))
-    said = [{"filename": e["image"], "sentences": [{"raw": c} for c in e["captions"]]} for e in entries]
-    karpathy = {"images": [{**image, "split": "test" if i < 4 else "val"} for i, image in enumerate(said)]}
-    (images / "dataset_flickr30k.json").write_text(json.dumps(karpathy))
-    coco = {"images": [{"id": i, "file_name": e["image"], "domain": "in-domain"} for i, e in enumerate(entries)]}
-    coco["annotations"] = [{"image_id": i, "caption": c} for i, e in enumerate(entries) for c in e["captions"]]
-    (tmp_path / "captions.json").write_text(json.dumps(coco))
-    return tmp_path
-
-
-def test_one_data_set_in_every_format(captioned):
-    own = read_captioned(str(captioned / "own.jsonl"))
-    assert len(own) == 6 and own.captions[0] == ["a red picture", "red all over"]
-    for file in ("own.json", "captions.json"):
-        assert read_captioned(str(captioned / file)).captions == own.captions
-    flickr = read_captioned("flickr30k", captioned / "images")
-    assert flickr.paths == own.paths[:4] and flickr.captions == own.captions[:4]
-    assert len(read_captioned("flickr30k", captioned / "images", split="val")) == 2
-    nocaps = {"images": captioned / "images", "annotations": captioned / "captions.json", "split": "in-domain"}
-    assert len(read_captioned("nocaps", **nocaps)) == 6
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda entries: entries[0].update(image="gone.png"), "1 of 6 images of"),
-        (lambda entries: entries[0].update(image="1.png"), "1 images are there twice, the first: 1.png"),
-        (lambda entries: entries[0].update(captions=[]), "1 images have no caption, the first: 0.png"),
-        (lambda entries: entries[0].update(captions=["a", " "]), "must be texts that are not empty"),
-        (lambda entries: entries[0].pop("image"), "a record has no 'image'"),
-    ],
-)
-def test_bad_data_sets_are_named(captioned, change, message):
-    """A hole in the data would move every rank, and show in no figure."""
-    entries = json.loads((captioned / "own.json").read_text())
-    change(entries)
-    (captioned / "own.json").write_text(json.dumps(entries))
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_captioned(str(captioned / "own.json"))
-
-
-@pytest.mark.parametrize(
-    "file, change, message",
-    [
-        ("captions.json", lambda d: d.pop("images"), "captions.json has no 'images'"),
-        ("captions.json", lambda d: d["images"][1].update(id=0), "image 2: the id 0 is that of another"),
-        ("captions.json", lambda d: d["images"][1].pop("file_name"), "image 2 has no 'file_name'"),
-        ("captions.json", lambda d: d["annotations"][2].update(caption=None), "annotation 3: 'caption' must be a text"),
-        ("captions.json", lambda d: d["annotations"][2].update(caption=" "), "annotation 3: 'caption' must be a text"),
-        ("captions.json", lambda d: d["annotations"].clear(), "6 images have no caption, the first: 0.png"),
-        ("captions.json", lambda d: d["annotations"].append(3), "annotation 13 needs 'image_id'"),
-        ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("split"), "image 2 has no 'split'"),
-        ("images/dataset_flickr30k.json", lambda d: d["images"][1].pop("sentences"), "1.png has no 'sentences'"),
-        ("images/dataset_flickr30k.json", lambda d: d["images"][1]["sentences"][0].update(raw=""), "1.png: 'raw' must"),
-        ("images/dataset_flickr30k.json", lambda d: d.update(images=3), "'images' must be a list, not 3"),
-    ],
-)
-def test_bad_coco_and_karpathy_files_are_named(captioned, file, change, message):
-    """The place and the field, where there was a traceback, or a caption that was silently lost."""
-    content = json.loads((captioned / file).read_text())
-    change(content)
-    (captioned / file).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        read_captioned(str(captioned / file), captioned / "images")
-
-
-@pytest.mark.parametrize("content", ["3", "null", '"images"'])
-def test_json_of_no_data_set_is_named(captioned, content):
-    (captioned / "own.json").write_text(content)
-    with pytest.raises(ValueError, match="own.json is neither Karpathy's, COCO's nor a list"):
-        read_captioned(str(captioned / "own.json"))
-
-
-def test_a_split_that_is_not_there_is_no_other_split(captioned):
-    """All images under the name of a part of them: a figure of another set, with nothing to show it."""
-    for file in ("own.json", "own.jsonl"):
-        with pytest.raises(ValueError, match="is a list, which has no splits: leave out --split val"):
-            read_captioned(str(captioned / file), split="val")
-    coco = captioned / "captions.json"
-    with pytest.raises(ValueError, match="no image in split 'out-domian'; its splits: in-domain"):
-        read_captioned(str(coco), split="out-domian")
-    with pytest.raises(ValueError, match="no image in split 'tset'; its splits: test, val"):
-        read_captioned("flickr30k", captioned / "images", split="tset")
-    content = json.loads(coco.read_text())
-    for image in content["images"]:
-        del image["domain"]
-    coco.write_text(json.dumps(content))
-    assert len(read_captioned(str(coco))) == 6
-    with pytest.raises(ValueError, match="its splits: none, leave out --split"):
-        read_captioned(str(coco), split="in-domain")
 
 
 def test_retrieval_by_command(run, checkpoint, captioned):
@@ -180,130 +76,6 @@ def test_texts_come_back_in_their_order(checkpoint, captioned):
     for text, summary in zip(texts, found, strict=True):
         ids = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         torch.testing.assert_close(summary.float(), model.compress_text(ids)[0], atol=1e-2, rtol=1e-2)
-
-
-def test_likelihood_is_the_answer_loss(checkpoint, processor):
-    """Per answer, of any length, minus the loss that training would see for it."""
-    from llava_fwd2bot.conversation import ConversationFormatter
-    from llava_fwd2bot.data import with_labels
-
-    model, processor = load_fwd2bot(checkpoint)
-    summary = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    answers = ["a cat", "two red dogs on the mat"]
-    found = likelihood(model, processor, summary, answers, "what is it?")
-    for answer, score in zip(answers, found, strict=True):
-        turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": answer}]
-        ids, labels = with_labels(processor.tokenizer, *ConversationFormatter(processor)(turns))
-        loss = model(input_ids=ids[None], labels=labels[None], summary=summary[None]).answer_loss
-        assert score.item() == pytest.approx(-loss.item(), abs=1e-5)
-
-
-def test_what_passes_a_test():
-    """The benchmarks' own definitions, by hand."""
-    assert judge("sugarcrepe", torch.tensor([[0.5, 0.5]])) == {"accuracy": False}
-    scores, texts = torch.tensor([[0.6, 0.4, 0.5]]), torch.tensor([[1, 0.9, 0.8], [0.9, 1, 0.95], [0.8, 0.95, 1]])
-    assert judge("sugarcrepe++", scores, texts) == {"itt": False, "tot": False}
-    assert judge("sugarcrepe++", scores.sort(descending=True).values, texts.clamp(max=0.85) + torch.eye(3)) == {
-        "itt": True,
-        "tot": False,
-    }
-    assert judge("winoground", torch.tensor([[0.9, 0.1], [0.8, 0.85]])) == {"group": True, "text": True, "image": True}
-    assert judge("winoground", torch.tensor([[0.9, 0.1], [0.95, 0.99]])) == {
-        "group": False,
-        "text": True,
-        "image": False,
-    }
-
-
-def test_compositionality_by_command(run, checkpoint, captioned):
-    """SugarCrepe's files; a test without its image is an error, or left out and counted."""
-    folder = captioned / "sugarcrepe"
-    folder.mkdir()
-    record = {"filename": "COCO_0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
-    (folder / "swap_att.json").write_text(json.dumps({"0": record, "1": {**record, "filename": "gone.png"}}))
-    (folder / "add_obj.json").write_text(json.dumps({"0": {**record, "filename": "1.png"}}))
-    argv = ["eval", "compositionality", "--model", checkpoint, "--tests", folder, "--images", captioned / "images"]
-    argv += ["--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu"]
-    code, _, err = run(*argv)
-    assert code == 1 and "gone.png" in err and "--skip-missing" in err
-    assert run(*argv, "--skip-missing")[0] == 0
-    result = json.loads((captioned / "r.json").read_text())
-    assert (result["benchmark"], result["tests"], result["missing"]) == ("sugarcrepe", 2, 1)
-    assert [row["by"] for row in result["rows"]] == ["embedding", "likelihood"]
-    assert {"add_obj (1)", "swap_att (1)", "accuracy"} <= set(result["rows"][0])
-
-    kept = next((captioned / "work").glob("likelihood-k4-*.jsonl"))  # stopped within the second line: the same result
-    whole = kept.read_text()
-    kept.write_text(whole[:-5])
-    assert run(*argv, "--skip-missing")[0] == 0 and kept.read_text() == whole
-    assert json.loads((captioned / "r.json").read_text())["per_item"] == result["per_item"]
-
-
-def test_kept_likelihoods_are_of_the_same_pictures(run, checkpoint, captioned):
-    """A picture replaced under its name had the likelihoods of the one before it."""
-    tests, images = captioned / "swap.json", captioned / "images"
-    record = {"filename": "0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
-    tests.write_text(json.dumps([record]))
-    argv = ["eval", "compositionality", "--model", checkpoint, "--tests", tests, "--images", images, "--device", "cpu"]
-    argv += ["--work", captioned / "work", "--k", 4]
-    for count in (1, 1, 2):  # the second time it is kept
-        if count == 2:
-            Image.effect_noise((64, 64), 90).save(images / "0.png")
-        assert run(*argv)[0] == 0
-        kept = [file.read_text() for file in (captioned / "work").glob("likelihood-*")]
-        assert len(set(kept)) == len(kept) == count
-
-
-def test_results_of_the_same_tests_are_known_wherever_these_lie(captioned):
-    """By images, texts and kinds: a result of another subset is not to be compared."""
-    record = {"filename": "0.png", "caption": "a red picture", "negative_caption": "a blue picture"}
-    (captioned / "swap.json").write_text(json.dumps([record, {**record, "filename": "gone.png"}]))
-    found = about(read_items(captioned / "swap.json", captioned / "images", skip_missing=True))
-    assert {name: found[name] for name in ("benchmark", "tests", "missing")} == {
-        "benchmark": "sugarcrepe",
-        "tests": 1,
-        "missing": 1,
-    }
-    (captioned / "images").rename(captioned / "moved")
-    (captioned / "swap.json").write_text(json.dumps({"0": record}))
-    assert about(read_items(captioned / "swap.json", captioned / "moved"))["of"] == found["of"]
-    for change in ({"filename": "1.png"}, {"caption": "red"}):
-        (captioned / "swap.json").write_text(json.dumps([{**record, **change}]))
-        assert about(read_items(captioned / "swap.json", captioned / "moved"))["of"] != found["of"]
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ({"7": {"caption": "a", "negative_caption": "b"}}, "t.json, test 7 has no 'filename'"),
-        ([{"filename": "0.png", "caption": None, "negative_caption": "b"}], "test 1: 'caption' must be a text"),
-        ([{"filename": "0.png", "caption": "a", "negative_caption": " "}], "test 1: 'negative_caption' must be a text"),
-        ([{"caption_0": "a", "caption_1": "b", "image_0": "0"}], "test 1 has no 'image_1'"),
-        ([1, 2], "test 1 must be an object, not 1"),
-        (3, "t.json must hold a list or an object of tests, not 3"),
-        ([], "must hold a list or an object of tests"),
-        ({}, "must hold a list or an object of tests"),
-    ],
-)
-def test_tests_of_a_wrong_shape_are_named(captioned, content, message):
-    """By file, place and field: they were tracebacks, or were said to be images that are missing."""
-    (captioned / "t.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        read_items(captioned / "t.json", captioned / "images")
-
-
-def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
-    images = captioned / "images"
-    tests = captioned / "examples.jsonl"
-    tests.write_text(json.dumps({"image_0": "0", "image_1": "1", "caption_0": "a b", "caption_1": "b a"}) + "\n")
-    found = read_items(tests, images)
-    assert found.kind == "winoground" and found.items[0].images == [images / "0.png", images / "1.png"]
-    record = {"filename": "0.png", "caption": "a", "caption2": "b", "negative_caption": "c"}
-    (captioned / "replace.json").write_text(json.dumps([record]))
-    assert read_items(captioned / "replace.json", images).kind == "sugarcrepe++"
-    (captioned / "replace.json").write_text(json.dumps([{"x": 1}]))
-    with pytest.raises(ValueError, match="no known benchmark, with the fields x"):
-        read_items(captioned / "replace.json", images)
 
 
 def test_answers_go_on_where_they_were(run, checkpoint, captioned):
@@ -466,15 +238,6 @@ def test_captions_of_another_split_are_their_own(run, checkpoint, captioned):
         assert run(*argv, "--split", split, "--output", captioned / "new" / f"{split}.v1.json")[0] == 0
     assert len(list((captioned / "work").glob("captions-*"))) == 2
     assert (captioned / "new" / "val.v1.json").is_file()  # its folder was made before the model was opened
-
-
-def test_two_ways_with_figures_of_their_own_are_one_table():
-    """SugarCrepe++ by likelihood has no text-only figure; the table came after the whole run, and failed."""
-    from llava_fwd2bot.eval.retrieval import table
-
-    rows = [{"k": 4, "by": "embedding", "itt": 0.5, "tot": 0.25, "replace_rel (2)": 1.0}]
-    rows += [{"k": 4, "by": "likelihood", "itt": 0.75, "replace_rel (2)": 1.0}]
-    assert "| itt | tot | replace_rel (2) |" in table(rows) and "| likelihood | 75.0 |  | 100.0 |" in table(rows)
 
 
 def test_cost_against_the_base(run, checkpoint, captioned):

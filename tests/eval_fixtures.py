@@ -1,0 +1,28 @@
+"""What evaluators are given."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Six pictures with two captions each, in all formats that are read."""
+    images = tmp_path / "images"
+    images.mkdir()
+    entries = []
+    for i, colour in enumerate(("red", "green", "blue", "white", "black", "grey")):
+        Image.new("RGB", (40, 30 + 5 * i), colour).save(images / f"{i}.png")
+        entries.append({"image": f"{i}.png", "captions": [f"a {colour} picture", f"{colour} all over"]})
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    (tmp_path / "own.json").write_text(json.dumps(entries))
+    said = [{"filename": e["image"], "sentences": [{"raw": c} for c in e["captions"]]} for e in entries]
+    karpathy = {"images": [{**image, "split": "test" if i < 4 else "val"} for i, image in enumerate(said)]}
+    (images / "dataset_flickr30k.json").write_text(json.dumps(karpathy))
+    coco = {"images": [{"id": i, "file_name": e["image"], "domain": "in-domain"} for i, e in enumerate(entries)]}
+    coco["annotations"] = [{"image_id": i, "caption": c} for i, e in enumerate(entries) for c in e["captions"]]
+    (tmp_path / "captions.json").write_text(json.dumps(coco))
+    return tmp_path
