@@ -160,7 +160,7 @@ def cost(
 
 
 def _memory(runs: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
-    """Bytes above what was there before, at the most, of each side; on CPU the allocator's own savings blur it."""
+    """Bytes above what was there before, at the most, of each side."""
     memory, found = PeakMemory(device), {}
     for name, run in runs.items():
         memory.reset()
