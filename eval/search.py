@@ -5,9 +5,10 @@ Shapes: N images, C captions, k tokens, D hidden size.
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,15 +93,10 @@ def ranks(
 
 def _bfloat16_pays(images: Tensor, captions: Tensor, scores: Scores) -> bool:
     """Where there is no instruction for them, products in bfloat16 take longer than in float32."""
-    took = []
-    for one, other in ((images, captions), (images.bfloat16(), captions.bfloat16())):
-        times = []
-        for _ in range(5):  # the first prepares, and another program can be in the way of any
-            start = time.perf_counter()
-            scores(one, other)
-            times.append(time.perf_counter() - start)
-        took.append(min(times))
-    return took[1] < took[0] / 1.5
+    sides = (images, captions), (images.bfloat16(), captions.bfloat16())
+    # the first prepares, and another program can be in the way of any
+    exact, rough = (min(timeit.repeat(partial(scores, *side), number=1, repeat=5)) for side in sides)
+    return rough < exact / 1.5
 
 
 class _Rough:
