@@ -39,15 +39,19 @@ def test_search_in_blocks_is_the_whole_search():
     assert bottleneck.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
-@pytest.mark.parametrize("alike, screened", [(0, True), (5, False), (60, False)])
-def test_a_search_screened_in_bfloat16_has_the_same_ranks(alike, screened):
-    """What rounding leaves open is looked at exactly; where that is too much, all is, and nothing is screened."""
+@pytest.mark.parametrize("alike, since, screened", [(0, 0, True), (5, 0, False), (60, 0, False), (60, 150, False)])
+def test_a_search_screened_in_bfloat16_has_the_same_ranks(alike, since, screened):
+    """What rounding leaves open is looked at exactly; where that is too much, all that follows is, and is not screened.
+
+    Of images that are alike since the 150th, some tiles are screened before it is given up: each counts once.
+    """
     generator = torch.Generator().manual_seed(0)
     owner = torch.arange(200).repeat_interleave(3)
-    images = torch.randn(200, 256, generator=generator) + alike * torch.randn(256, generator=generator)
+    images = torch.randn(200, 256, generator=generator)
+    images[since:] += alike * torch.randn(256, generator=generator)
     images = torch.nn.functional.normalize(images, dim=1)
     images[5] = images[4]  # ties, which rounding must not break
-    captions = images[owner] + 3 * torch.randn(600, 256, generator=generator) / 16
+    captions = images[owner] + 3.5 * torch.randn(600, 256, generator=generator) / 16
     captions = torch.nn.functional.normalize(captions, dim=1)
     seen = []
 
@@ -55,12 +59,14 @@ def test_a_search_screened_in_bfloat16_has_the_same_ranks(alike, screened):
         seen.append(one.dtype)
         return one @ other.T
 
-    for block in (2**14, 2**22):
+    for block in (2**16, 2**22):
         expected = search.ranks(images, captions, owner, block=block, screen=False)
         seen.clear()
         found = search.ranks(images, captions, owner, scores, block, screen=True)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
         assert seen[0] == torch.bfloat16 and (torch.float32 in seen) != screened
+        if since and block == 2**16:
+            assert seen.count(torch.bfloat16) > 1  # given up on the way
     assert len(expected[0].unique()) > 3  # not trivial
 
 
