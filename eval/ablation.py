@@ -47,7 +47,7 @@ class Row:
     arguments: str = ""
     method: str = "fwd2bot"
     captions: str = "both"
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] | None = None
 
 
 @dataclass
@@ -84,9 +84,9 @@ class Study:
         for row in rows.values():
             if row.method not in RIVALS or row.captions not in ("short", "long", "both") or row.name == BASE:
                 raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a taken name.")
-        for seeds in (study.seeds, *(row.seeds for row in rows.values())):
+            row.seeds = seeds = study.seeds if row.seeds is None else row.seeds
             if not isinstance(seeds, list) or not all(isinstance(x, int) for x in seeds) or len({*seeds}) < len(seeds):
-                raise ValueError(f"{file}: seeds must be whole numbers, each once, not {seeds}.")
+                raise ValueError(f"{file}: row {row.name!r}: seeds must be whole numbers, each once, not {seeds}.")
         if unknown := {*study.capacity} - {*rows}:
             raise ValueError(f"{file}: capacity is about {sorted(unknown)}, which is not there.")
         for claim in claims:
@@ -99,7 +99,7 @@ class Study:
 
     def runs(self) -> list[tuple[str, int]]:
         """Row and seed of all runs: the base's, then those of all rows with a seed before the next seed."""
-        runs = [(row.name, seed) for row in self.rows.values() for seed in row.seeds or self.seeds]
+        runs = [(row.name, seed) for row in self.rows.values() for seed in row.seeds]
         return [(BASE, 0), *sorted(runs, key=lambda run: run[1])]
 
     def command(self, row: Row) -> list[str]:

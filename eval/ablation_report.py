@@ -253,7 +253,8 @@ def report(study: Study, work: Path, output: Path | None) -> str:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: study.settings(row) for name, row in study.rows.items()}
-        content = {"date": str(date.today()), "seeds": study.seeds, "settings": settings, "rows": lines}
+        seeds = {name: row.seeds for name, row in study.rows.items()}
+        content = {"date": str(date.today()), "seeds": seeds, "settings": settings, "rows": lines}
         write_json(beside(output, ".json"), {**content, "claims": verdicts, "capacity": curves})
         write_text(beside(output, ".md"), text)
         write_bytes(beside(output, ".png"), picture(lines, curves))
