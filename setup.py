@@ -13,13 +13,12 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=[
-        *find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]),
-        "llava_fwd2bot.eval",
-        "llava_fwd2bot.eval.scorers",
-    ],
-    package_dir={"llava_fwd2bot.eval": "eval"},
-    package_data={"llava_fwd2bot.smol": ["weights/**/*"], "llava_fwd2bot.eval": ["published.json"]},
+    packages=find_packages(include=["llava_fwd2bot", "llava_fwd2bot.*"]),
+    package_data={
+        "llava_fwd2bot": ["py.typed"],
+        "llava_fwd2bot.smol": ["weights/**/*"],
+        "llava_fwd2bot.evaluation": ["published.json"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -63,7 +62,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["fwd2bot=llava_fwd2bot.cli:main"],
-        "lmms_eval.models": ["llava_fwd2bot=llava_fwd2bot.lmms:MANIFESTS"],
+        "console_scripts": ["fwd2bot=llava_fwd2bot.cli.main:main"],
+        "lmms_eval.models": ["llava_fwd2bot=llava_fwd2bot.evaluation.lmms:MANIFESTS"],
     },
 )

@@ -1,1 +1,1 @@
-"""Benchmarks. Importable as `llava_fwd2bot.eval` once the package is installed; each file is also a script."""
+"""Benchmark scripts and studies that use the package. They run from a checkout: `python -m eval.studies.NAME`."""

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .checkpoint.load import load_fwd2bot as load_fwd2bot
+    from .checkpoint.load import register as register
     from .config import Fwd2BotConfig as Fwd2BotConfig
     from .hosts import add_fwd2bot as add_fwd2bot
-    from .load import load_fwd2bot as load_fwd2bot
-    from .load import register as register
-    from .trainer import Fwd2BotTrainer as Fwd2BotTrainer
-    from .trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
-    from .trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
+    from .training.trainer import Fwd2BotTrainer as Fwd2BotTrainer
+    from .training.trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
+    from .training.trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
 
 _WHERE = {
     "Fwd2BotConfig": ".config",
     "add_fwd2bot": ".hosts",
-    "load_fwd2bot": ".load",
-    "register": ".load",
-    "Fwd2BotTrainer": ".trainer",
-    "Fwd2BotTrainerMixin": ".trainer",
-    "Fwd2BotTrainingArguments": ".trainer",
+    "load_fwd2bot": ".checkpoint.load",
+    "register": ".checkpoint.load",
+    "Fwd2BotTrainer": ".training.trainer",
+    "Fwd2BotTrainerMixin": ".training.trainer",
+    "Fwd2BotTrainingArguments": ".training.trainer",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attach import Fwd2BotAttachMixin
 from .bottleneck import Collapsed, collapse, compress_pass, embed, nested_averages
-from .generation import Fwd2BotGenerationMixin
-from .objective import Batch, Fwd2BotLossMixin
+from .modeling.attach import Fwd2BotAttachMixin
+from .modeling.generation import Fwd2BotGenerationMixin
+from .modeling.objective import Batch, Fwd2BotLossMixin
 
 
 class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin):
@@ -303,7 +303,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
             is_main_process: False on the ranks that do not write.
             state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
         """
-        from .checkpoint import save_checkpoint
+        from .checkpoint.files import save_checkpoint
 
         if not kwargs.get("is_main_process", True):
             return

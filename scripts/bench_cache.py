@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_fwd2bot.cache import SummaryCache
-from llava_fwd2bot.cache_format import ABOUT, CacheSettings
-from llava_fwd2bot.cache_tools import index, vacuum
+from llava_fwd2bot.cache.format import ABOUT, CacheSettings
+from llava_fwd2bot.cache.maintenance import index, vacuum
+from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.config import read_any_json, read_json, write_json
 
 BATCH = 20_000

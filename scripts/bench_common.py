@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
-from llava_fwd2bot.eval.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
+from llava_fwd2bot.evaluation.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
 
 __all__ = ["MALLOC", "PeakMemory", "in_turn", "quartiles", "ratio", "summarize"]  # for the benchmarks beside this file
 

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.cache import SummaryCache
-from llava_fwd2bot.cache_format import CacheSettings
-from llava_fwd2bot.codecs import CODECS
-from llava_fwd2bot.compress import find_images
-from llava_fwd2bot.compressor import Compressor
+from llava_fwd2bot.cache.codecs import CODECS
+from llava_fwd2bot.cache.compressor import Compressor
+from llava_fwd2bot.cache.fill import fill
+from llava_fwd2bot.cache.format import CacheSettings
+from llava_fwd2bot.cache.reader import SummaryCache
+from llava_fwd2bot.cache.summary_file import find_images
 from llava_fwd2bot.config import write_json
-from llava_fwd2bot.eval.measure import environment, ratio
-from llava_fwd2bot.fill import fill
+from llava_fwd2bot.evaluation.measure import environment, ratio
 
 
 def measure(model_name: str, given: list[str], codec: str, rounds: int, batch_size: int) -> dict[str, object]:

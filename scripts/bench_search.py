@@ -21,7 +21,7 @@ import torch
 from bench_cache import Source, peak_bytes
 
 from llava_fwd2bot.config import write_json
-from llava_fwd2bot.eval import search
+from llava_fwd2bot.evaluation import search
 
 SCREEN = {"yes": True, "no": False, "auto": None}
 

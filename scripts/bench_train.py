@@ -45,7 +45,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from llava_fwd2bot import Fwd2BotConfig
-from llava_fwd2bot.adapters import lora_target
+from llava_fwd2bot.modeling.adapters import lora_target
 
 SIDES = ("host", "fwd2bot", "fwd2bot_contrastive")
 

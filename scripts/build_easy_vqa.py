@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from llava_fwd2bot.eval.tiny_llava import Log, Rows, answer_loss, batches, build_model, optimizer, write_base
+from eval.studies.tiny_llava import Log, Rows, answer_loss, batches, build_model, optimizer, write_base
 
 TEXT_STEPS, TOWER_EPOCHS, JOINT_EPOCHS = 450, 8, 4
 BATCH, TURNS = 32, 5

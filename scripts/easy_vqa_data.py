@@ -9,7 +9,7 @@ from pathlib import Path
 from easy_vqa import get_test_image_paths, get_test_questions, get_train_image_paths, get_train_questions
 from transformers import LlavaProcessor
 
-from llava_fwd2bot.eval import tiny_llava
+from eval.studies import tiny_llava
 
 SIZE, PATCH = 64, 8
 TURNS = 3

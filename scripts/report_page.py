@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.search import thumbnail
+from llava_fwd2bot.cache.search import thumbnail
 
 Example = tuple[Path, list[tuple[str, str, str, str]]]  # picture; question, truth, base's answer, ours
 

@@ -23,15 +23,15 @@ from PIL import Image
 from report_page import print_table, write_html
 from safetensors.torch import load_file
 
+from eval.studies.readers import BaseReader, SummaryReader
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.cli import main as fwd2bot
+from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.config import read_json, write_json
-from llava_fwd2bot.data import read_records
-from llava_fwd2bot.eval.metrics import yes_no
-from llava_fwd2bot.eval.readers import BaseReader, SummaryReader
-from llava_fwd2bot.eval.search import ranks, recalls
+from llava_fwd2bot.evaluation.metrics import yes_no
+from llava_fwd2bot.evaluation.search import ranks, recalls
 from llava_fwd2bot.smol import instructions as make
-from llava_fwd2bot.train import train
+from llava_fwd2bot.training.command import train
+from llava_fwd2bot.training.data import read_records
 
 K, NESTED = 16, (1, 2, 4, 8, 16)
 MODEL = "smol-llava"

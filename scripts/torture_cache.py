@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from llava_fwd2bot.cache import SummaryCache
-from llava_fwd2bot.cache_format import CacheSettings
-from llava_fwd2bot.cache_tools import index, verify
+from llava_fwd2bot.cache.format import CacheSettings
+from llava_fwd2bot.cache.maintenance import index, verify
+from llava_fwd2bot.cache.reader import SummaryCache
 
 K, D, ROWS = 6, 32, 16  # of a summary; rows of a commit
 SETTINGS = CacheSettings("f" * 64, K, D, "float16", "mean")

@@ -25,7 +25,7 @@ def start(command: list[str], work: Path, output: Path) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "llava_fwd2bot.cli",
+        "llava_fwd2bot.cli.main",
         "eval",
         *command,
         "--work",

@@ -23,10 +23,10 @@ from report_page import print_table, write_html
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.cli import main as fwd2bot
+from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.config import write_json
-from llava_fwd2bot.conversation import ConversationFormatter
-from llava_fwd2bot.train import train
+from llava_fwd2bot.processing.conversation import ConversationFormatter
+from llava_fwd2bot.training.command import train
 
 K, NESTED = 4, (1, 2, 4)
 BATCH = 256

@@ -5,7 +5,7 @@
 #
 #     bash scripts/train_smol_llava.sh DATA [WORK [rivals|rivals-only]]
 #
-# DATA holds flickr8k/{train,dev}.jsonl and daquar/train.jsonl with their images (see eval/smol_splits.py). A stopped run goes on where it was.
+# DATA holds flickr8k/{train,dev}.jsonl and daquar/train.jsonl with their images (see eval/studies/smol_splits.py). A stopped run goes on where it was.
 # Two CPU cores take four to six hours, and two for the rivals: two processes of one thread each do more than one process of two. On a GPU set
 # PROCESSES=1 THREADS=8 DEVICE_ARGS="--per_device_train_batch_size 32".
 set -euo pipefail
@@ -20,14 +20,14 @@ train() { # NAME ARGUMENTS…: skipped when its result is there
     [ -e "$work/$name.done" ] && return
     # bfloat16 is 1.8 times as fast as float32 on a CPU that has it (AVX512-BF16); eager attention beats the fused kernel
     # there at these lengths
-    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m ${MODULE:-llava_fwd2bot.train} \
+    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m ${MODULE:-llava_fwd2bot.training.command} \
         --image_folder "$data" --output_dir "$work/$name" --bf16 True --attn_implementation "${ATTENTION:-eager}" \
         --lr_scheduler_type cosine --warmup_steps 20 --logging_steps 20 --save_strategy steps --save_steps 50 \
         --save_total_limit 1 --report_to none --disable_tqdm True --ddp_find_unused_parameters False "$@" ${DEVICE_ARGS:-}
     touch "$work/$name.done"
 }
 
-python -m llava_fwd2bot.eval.smol_splits --data "$data" --output "$work/data"
+python -m eval.studies.smol_splits --data "$data" --output "$work/data"
 # of Fwd2Bot; eval/results/recipe.md says what each of these settings gave
 weights=(--fwd2bot_answer_weight 0.5 --fwd2bot_distill_weight 2)
 answers=(--data_path "$work/data/stage2.json" "${weights[@]}")
@@ -64,7 +64,7 @@ fi
 # 4. rivals and ablations: as many rows for all. Those that make no vector of a text have the answer loss alone.
 short() { # NAME METHOD ARGUMENTS…
     local name=$1
-    MODULE="llava_fwd2bot.eval.rivals $2"
+    MODULE="eval.studies.rivals $2"
     shift 2
     # some have parameters that take no part: a second adapter, a temperature
     train "$name" "${method[@]}" --max_steps "${SHORT_STEPS:-60}" --ddp_find_unused_parameters True "$@"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 
 from llava_fwd2bot import add_fwd2bot
-from llava_fwd2bot.cli import main
+from llava_fwd2bot.cli.main import main
 
 QUESTION = "how many dogs are there"
 SHORT = ("--max-new-tokens", "12", "--device", "cpu")

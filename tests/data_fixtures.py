@@ -8,8 +8,8 @@ import data_toys
 import pytest
 from PIL import Image
 
-from llava_fwd2bot.batching import IGNORE_INDEX
-from llava_fwd2bot.data import LlavaDataset
+from llava_fwd2bot.training.collator import IGNORE_INDEX
+from llava_fwd2bot.training.data import LlavaDataset
 
 PROCESSORS = {
     "v1-llama": data_toys.llava(),

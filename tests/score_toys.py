@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llava_fwd2bot.cli import main
-from llava_fwd2bot.eval import scorers
+from llava_fwd2bot.cli.main import main
+from llava_fwd2bot.evaluation import scorers
 
 
 def as_lines(records: list[dict]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_fwd2bot.config import read_any_json
-from llava_fwd2bot.data import read_records
+from llava_fwd2bot.training.data import read_records
 
 LETTERS = "ABCDEFGH"
 ASK = "Answer with the option's letter from the given choices directly."

@@ -15,9 +15,9 @@ HOSTS = {
     "LlavaForConditionalGeneration": ("llava", "Fwd2BotLlava"),
     "LlavaNextForConditionalGeneration": ("llava_next", "Fwd2BotLlavaNext"),
     "LlavaOnevisionForConditionalGeneration": ("llava_onevision", "Fwd2BotLlavaOnevision"),
-    "LlavaLlamaForCausalLM": ("original", "Fwd2BotLlavaLlama"),
-    "LlavaMistralForCausalLM": ("original", "Fwd2BotLlavaMistral"),
-    "LlavaQwenForCausalLM": ("original", "Fwd2BotLlavaQwen"),
+    "LlavaLlamaForCausalLM": ("original.model", "Fwd2BotLlavaLlama"),
+    "LlavaMistralForCausalLM": ("original.model", "Fwd2BotLlavaMistral"),
+    "LlavaQwenForCausalLM": ("original.model", "Fwd2BotLlavaQwen"),
 }
 
 

@@ -56,7 +56,7 @@ class TransformersHost(Fwd2BotMixin):
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, *args: Any, config: Any = None, **loading: Any) -> nn.Module:
         """Opens a Fwd2Bot checkpoint: its base (or `base=`), then what was trained. Other arguments load the base."""
-        from ..load import open_checkpoint
+        from ..checkpoint.load import open_checkpoint
 
         attention = getattr(config, "_attn_implementation_internal", None)  # where AutoConfig puts the argument
         if attention is not None:
@@ -69,7 +69,7 @@ class _BaseProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> Any:
-        from ..load import base_of
+        from ..checkpoint.load import base_of
 
         return AutoProcessor.from_pretrained(base_of(path), **kwargs)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint import file_hash
+from ..checkpoint.files import file_hash
 from ..config import write_folder
 from . import NAME, tower
 

@@ -1,0 +1,261 @@
+"""The table, the claims and the picture of an ablation study, out of its runs' result files."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_fwd2bot.config import write_bytes, write_json, write_text
+from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.results import DENSE, beside
+
+from .ablation import BASE, FEW, Claim, Study, done
+
+ROUNDS = 2000
+
+
+def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of each row that has any, in the order of the seeds; the base's first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, seed in study.runs():
+        if (result := done(study, work, name, seed)) is not None:
+            found.setdefault(name, []).append(result)
+    if not found:
+        raise ValueError(f"There is no result in {work}: run the study first.")
+    return {name: found[name] for name in (BASE, *study.rows) if name in found}
+
+
+def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -> np.ndarray | None:
+    """[seeds, items] of a figure at the row's largest k, or at `k`; None where the row has no such figure."""
+    if figure == "attention":
+        values = [result.get("attention") for result in results]
+    else:
+        values = []
+        for result in results:
+            part = result["answers"]["k"] if figure in ("answers", "few") else result.get(figure)
+            if part is None or (k is not None and str(k) not in part):
+                values.append(None)
+                continue
+            own = part[str(k) if k is not None else max(part, key=int)]
+            if figure == "few":
+                own = [x for x, count in zip(own, result["answers"]["objects"], strict=True) if count <= FEW]
+            values.append([x for kind in own.values() for x in kind] if figure == "hard" else own)
+    return None if any(v is None for v in values) else np.asarray(values, dtype=float)
+
+
+def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
+    """The picture of each item of a figure, [items]: questions about one picture are not independent."""
+    if figure in ("answers", "few"):
+        answers = results[0]["answers"]
+        few = [figure == "answers" or count <= FEW for count in answers["objects"]]
+        return np.asarray(answers["images"])[few]
+    if figure == "hard":
+        return np.asarray([i for own in results[0]["hard_images"].values() for i in own])
+    return np.arange(items_of(results, figure).shape[1])
+
+
+def interval(
+    ours: np.ndarray, theirs: np.ndarray, pictures: np.ndarray, rounds: int = ROUNDS, ratio: bool = False
+) -> tuple[float, float]:
+    """The 95 % interval of the difference, or ratio, of two means: seeds of both and pictures are drawn anew.
+
+    Draws in which `theirs` is 0 have no ratio, and are left out.
+
+    Args:
+        ours, theirs: [seeds, items] of the same items. pictures: [items], what is drawn together.
+    """
+    _, group = np.unique(pictures, return_inverse=True)
+    sums = [
+        np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)
+    ]  # [seeds, pictures]
+    counts, rng, found = np.bincount(group), np.random.default_rng(0), []
+    for _ in range(rounds):
+        picked = rng.integers(0, len(counts), len(counts))
+        a, b = (_drawn(x, rng)[picked].sum() / counts[picked].sum() for x in sums)
+        if not ratio or b > 0:
+            found.append(a / b if ratio else a - b)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mean of seeds drawn anew, [pictures]; of one seed that seed, of few with their spread made up for."""
+    count, mean = len(sums), sums.mean(0)
+    if count == 1:
+        return mean
+    return mean + (count / (count - 1)) ** 0.5 * (sums[rng.integers(0, count, count)].mean(0) - mean)
+
+
+def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the runs say of a claim: it holds, is refuted, or is open."""
+    verdict: dict[str, Any] = {"claim": claim.says, "figure": claim.figure, "better": claim.better, "than": claim.than}
+    sides = [items_of(found[name], claim.figure) if name in found else None for name in (claim.better, claim.than)]
+    if sides[0] is None or sides[1] is None:
+        return {**verdict, "verdict": "not measured"}
+    ours, theirs = sides
+    low, high = interval(ours, theirs, pictures_of(found[claim.better], claim.figure))
+    verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
+    holds, refuted = low > -claim.margin, high < -claim.margin
+    return {
+        **verdict,
+        "verdict": "holds" if holds else "refuted" if refuted else "open",
+        "seeds": [len(ours), len(theirs)],
+    }
+
+
+def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A line for each row and k: means over seeds and items, and the spread of the seeds."""
+    base = found.get(BASE)
+    lines = []
+    for name, results in found.items():
+        for k in sorted(map(int, results[0]["answers"]["k"])):
+            each = items_of(results, "answers", k).mean(1)
+            line: dict[str, Any] = {
+                "row": name,
+                "k": k or "dense",
+                "seeds": len(results),
+                "answers": float(each.mean()),
+            }
+            line["answers_spread"] = [float(each.min()), float(each.max())]
+            if base is not None and name != BASE:
+                for figure, title in (("answers", "retention"), ("few", "retention_few")):
+                    ours, theirs = items_of(results, figure, k), items_of(base, figure)
+                    if not theirs.any():
+                        continue
+                    line[title] = float(ours.mean() / theirs.mean())
+                    pictures = pictures_of(results, figure)
+                    line[f"{title}_interval"] = interval(ours, theirs, pictures, ratio=True)
+            kinds = results[0]["answers"]["kinds"]
+            all_items = items_of(results, "answers", k).mean(0)
+            for kind in dict.fromkeys(kinds):
+                line[kind] = float(np.mean([x for x, own in zip(all_items, kinds, strict=True) if own == kind]))
+            for figure in ("t2i", "t2i_hard", "hard"):
+                values = items_of(results, figure, k)
+                if values is not None:
+                    line[figure] = float(values.mean())
+            lines.append(line)
+    return lines
+
+
+def capacity(found: dict[str, list[dict[str, Any]]], row: str) -> dict[str, dict[int, float]]:
+    """Accuracy by number of objects, for each k of a row: {"row, k = …": {objects: accuracy}}."""
+    results = found[row]
+    counts = np.asarray(results[0]["answers"]["objects"])
+    curves = {}
+    for k in sorted(map(int, results[0]["answers"]["k"])):
+        items = items_of(results, "answers", k).mean(0)
+        curves[f"{row}, k = {k}" if k else DENSE] = {
+            int(n): float(items[counts == n].mean()) for n in np.unique(counts)
+        }
+    return curves
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def markdown(
+    lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves: dict[str, Any], about: str = ""
+) -> str:
+    text = [
+        "# Ablation on scenes",
+        "",
+        f"{date.today()}. Percent; means over items and seeds. In brackets: of answers the seeds' range, of retention "
+        "(the share of the base's answers, on all pictures and on those of few objects) the 95 % interval, pictures "
+        "and seeds drawn anew; of one seed the pictures alone, so that what another seed would give is not in it; of "
+        "few seeds it is rather too narrow. With hard negatives: each picture has one beside it that differs in one "
+        "object.",
+        "",
+    ]
+    text += [
+        f"| row | k | seeds | answers | of base | of base, ≤ {FEW} objects | attribute | count | existence | relation "
+        "| text→image R@1 | with hard negatives | hard captions |"
+    ]
+    text += ["|---" * 13 + "|"]
+    for line in lines:
+        low, high = line["answers_spread"]
+        spread = f" [{_percent(low)}, {_percent(high)}]" if line["seeds"] > 1 else ""
+        cells = [line["row"], str(line["k"]), str(line["seeds"]), _percent(line["answers"]) + spread]
+        for name in ("retention", "retention_few"):
+            drawn = " [{}, {}]".format(*map(_percent, line[f"{name}_interval"])) if name in line else ""
+            cells.append(_percent(line.get(name)) + drawn)
+        names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
+        text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
+    text += ["", about.strip()] if about else []
+    text += ["", "## Claims", "", "| claim | seeds | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
+    for v in verdicts:
+        points = v["figure"] != "attention"
+        shown = (
+            ""
+            if "difference" not in v
+            else f"{100 * v['difference']:+.2f}" + (" points" if points else " % of attention")
+        )
+        span = "" if "interval" not in v else "[{:+.2f}, {:+.2f}]".format(*(100 * x for x in v["interval"]))
+        allowed = f", margin {100 * v['margin']:.1f}" if v.get("margin") else ""
+        text.append(
+            f"| {v['claim']}: {v['better']} against {v['than']}, {v['figure']} "
+            f"| {' against '.join(map(str, v.get('seeds', [])))} | {shown} | {span} | {v['verdict']}{allowed} |"
+        )
+    if curves:
+        counts = sorted({n for curve in curves.values() for n in curve})
+        text += ["", "## Answers by number of objects", "", "| row | " + " | ".join(map(str, counts)) + " |"]
+        text += ["|---" * (len(counts) + 1) + "|"]
+        text += [
+            f"| {name} | " + " | ".join(_percent(curve.get(n)) for n in counts) + " |" for name, curve in curves.items()
+        ]
+    return "\n".join(text) + "\n"
+
+
+def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> bytes:
+    """Rows as bars with the seeds' range, and the capacity curves: a PNG."""
+    plt = pyplot()
+    shown = [line for line in lines if line["row"] != BASE]
+    figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])
+    names = [f"{line['row']}, k = {line['k']}" for line in shown]
+    places = range(len(shown))
+    for axis, name, title in ((axes[0], "answers", "answers"), (axes[1], "t2i", "text→image R@1")):
+        values = [100 * line.get(name, float("nan")) for line in shown]
+        axis.barh(places, values, color="#4878a8", height=0.7)
+        axis.set_yticks(places, names if name == "answers" else [""] * len(names), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("%")
+    for place, line in zip(places, shown, strict=True):
+        axes[0].plot([100 * x for x in line["answers_spread"]], [place, place], color="black", linewidth=1.5)
+    for line in lines:
+        if line["row"] == BASE:
+            axes[0].axvline(100 * line["answers"], color="black", linestyle="--", linewidth=1, label="base")
+            axes[0].legend(fontsize=8, frameon=False)
+    for name, curve in curves.items():
+        style = {"color": "black", "linestyle": "--"} if name == DENSE else {"marker": "o", "markersize": 4}
+        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=name, **style)
+    axes[2].set(xlabel="objects in the picture", ylabel="answers right, %")
+    axes[2].set_title("how much a summary holds", fontsize=10)
+    axes[2].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return png(figure)
+
+
+def report(study: Study, work: Path, output: Path | None) -> str:
+    """The Markdown; with `output`, also OUTPUT.json, .md and .png."""
+    found = collect(study, work)
+    lines = rows_of(found)
+    verdicts = [judge(claim, found) for claim in study.claims]
+    curves: dict[str, dict[int, float]] = {}
+    for row in (BASE, *study.capacity):
+        curves |= capacity(found, row) if row in found else {}
+    text = markdown(lines, verdicts, curves, study.about)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: study.settings(row) for name, row in study.rows.items()}
+        seeds = {name: row.seeds for name, row in study.rows.items()}
+        content = {"date": str(date.today()), "seeds": seeds, "settings": settings, "rows": lines}
+        write_json(beside(output, ".json"), {**content, "claims": verdicts, "capacity": curves})
+        write_text(beside(output, ".md"), text)
+        write_bytes(beside(output, ".png"), picture(lines, curves))
+    return text

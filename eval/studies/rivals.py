@@ -1,0 +1,184 @@
+"""The field's other ways to make k tokens of an image, on the same base, data, steps and budget.
+
+    python -m eval.studies.rivals METHOD --fwd2bot 16 …      (the arguments of `fwd2bot train`)
+
+Each is Fwd2Bot's host class with its compress pass replaced, so that data, trainer, losses and checkpoints are the same
+code; each has the answer pass with its own LoRA. They are written anew from the papers' ideas, at the smallest size
+that keeps the idea, and are no re-implementations of the papers' systems.
+
+pool     average pooling of the grid (Matryoshka Multimodal Models, arXiv 2405.17430)
+query    a query transformer whose first k queries are used (MQT-LLaVA, arXiv 2405.19315)
+kv       the summary tokens' keys and values of every layer, not their outputs (VoCo-LLaMA, arXiv 2406.12275)
+shared   Fwd2Bot with one adapter for both passes (`--fwd2bot_adapters shared`; the paper's ablation): no class
+mean     for retrieval: the mean of the dense tokens, and of the text's states, through a learned head each
+last     for retrieval: the last token's state after the prompt, one adapter (VladVA, arXiv 2412.04378)
+
+Pruning by attention, which needs no training, is in readers.py.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from llava_fwd2bot.bottleneck import Collapsed
+from llava_fwd2bot.hosts.llava import Fwd2BotLlava
+
+
+class _ImagesAlone(Fwd2BotLlava):
+    """A rival that has no way to make a text's vector: train it with `--fwd2bot_contrastive_weight 0`."""
+
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        if prompt_ids is self.fwd2bot.text_prompt_ids:
+            raise ValueError(f"{type(self).__name__} compresses images alone: set --fwd2bot_contrastive_weight 0.")
+        return self._condense(contexts, num_tokens or self.fwd2bot_config.num_summary_tokens)
+
+    def _condense(self, dense: list[Tensor], k: int) -> Tensor:
+        """M × [n, D] → [M, k, D]"""
+        raise NotImplementedError
+
+
+class PooledLlava(_ImagesAlone):
+    def _condense(self, dense: list[Tensor], k: int) -> Tensor:
+        side = math.isqrt(len(dense[0]))
+        rows = max(r for r in range(1, math.isqrt(k) + 1) if k % r == 0)  # the squarest grid of k cells
+        grid = torch.stack(dense).mT.unflatten(2, (side, side))  # [M, D, side, side]
+        return F.adaptive_avg_pool2d(grid, (rows, k // rows)).flatten(2).mT  # [M, k, D]
+
+
+class QueryTransformer(nn.Module):
+    """Learned queries attend to the dense tokens, through one block; the first k give the first k outputs.
+
+    Queries do not see each other, so a prefix of the outputs is the output of the prefix.
+    """
+
+    def __init__(self, size: int, queries: int, places: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(0.02 * torch.randn(queries, size))
+        self.places = nn.Parameter(0.02 * torch.randn(places, size))
+        self.norm_in, self.norm_query, self.norm_out = nn.LayerNorm(size), nn.LayerNorm(size), nn.LayerNorm(size)
+        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.feed_forward = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+
+    def forward(self, dense: Tensor, k: int) -> Tensor:
+        values = self.norm_in(dense)
+        queries = self.queries[:k].expand(len(dense), -1, -1)
+        seen, _ = self.attention(self.norm_query(queries), values + self.places, values, need_weights=False)
+        out = queries + seen
+        return out + self.feed_forward(self.norm_out(out))
+
+
+class QueryLlava(_ImagesAlone):
+    def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_fwd2bot(*args, **kwargs)
+        size = self.fwd2bot.tokens.shape[1]
+        # within the module of Fwd2Bot's own parameters, so that it is trained, saved and loaded with them
+        self.fwd2bot.resampler = QueryTransformer(
+            size, self.fwd2bot_config.num_summary_tokens, self.config.image_seq_length, max(size // 64, 1)
+        )
+
+    def _condense(self, dense: list[Tensor], k: int) -> Tensor:
+        resampler = self.fwd2bot.resampler
+        return resampler(torch.stack(dense).to(resampler.queries.dtype), k)
+
+
+class KeyValueLlava(_ImagesAlone):
+    """What passes from stage to stage is, of each layer, keys and values at R: [M, k, layers · 2 · heads · size].
+
+    R stands at positions 0 … k-1 and the image before it, at negative ones: the keys are turned already as the answer
+    pass, which has its text from position k on, needs them. One image in a row, put before its text.
+    """
+
+    def _condense(self, dense: list[Tensor], k: int) -> Tensor:
+        with self._stages.use("compress"):
+            prompt = self.get_input_embeddings()(self.fwd2bot.image_prompt_ids)
+            tail = torch.cat([prompt, self.fwd2bot.tokens[:k].to(prompt.dtype)])
+            rows = torch.stack([torch.cat([v.to(tail.dtype), tail]) for v in dense])  # [M, L, D]
+            places = torch.arange(rows.shape[1], device=rows.device) + k - rows.shape[1]
+            past = DynamicCache()
+            self._language_model()(
+                inputs_embeds=rows, position_ids=places[None], use_cache=True, **{self.past_name: past}
+            )
+            kept = [x[:, :, -k:] for layer in past.layers for x in (layer.keys, layer.values)]
+            return torch.stack(kept, dim=1).permute(0, 3, 1, 2, 4).flatten(2)  # [M, k, layers · 2 · heads · size]
+
+    def stored(self, summary: Tensor) -> DynamicCache:
+        """[M, k, …] → the cache that the answer pass goes on from."""
+        config = self.config.text_config
+        heads = config.num_key_value_heads
+        parts = summary.unflatten(2, (config.num_hidden_layers, 2, heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        return DynamicCache(ddp_cache_data=[(keys, values) for keys, values in parts])  # each [M, heads, k, size]
+
+    def _answer_hidden(self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None) -> Tensor:
+        if summary is None or not torch.equal(plan.image_row, torch.arange(len(plan.lengths), device=input_ids.device)):
+            raise ValueError("KeyValueLlava takes rows with exactly one image.")
+        k = summary.shape[1]
+        text = ~plan.is_summary
+        words = self.get_input_embeddings()(input_ids.flatten()[plan.origin[text]])
+        own = Collapsed(plan.origin[text], plan.is_summary[text], plan.lengths - k, plan.image_row)
+        rows, mask = own.pad(words)
+        places = k + torch.arange(rows.shape[1], device=rows.device)[None]
+        past = {self.past_name: self.stored(summary)}
+        out = self._language_model()(inputs_embeds=rows, position_ids=places, **past)
+        hidden = rows.new_zeros(len(text), rows.shape[-1])
+        return hidden.masked_scatter(text[:, None], out.last_hidden_state[mask].to(hidden.dtype))
+
+
+class MeanPooledLlava(Fwd2BotLlava):
+    def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_fwd2bot(*args, **kwargs)
+        size = self.fwd2bot.tokens.shape[1]
+        self.fwd2bot.image_head, self.fwd2bot.text_head = nn.Linear(size, size), nn.Linear(size, size)
+
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        if prompt_ids is not self.fwd2bot.text_prompt_ids:
+            head, means = self.fwd2bot.image_head, torch.stack([v.float().mean(0) for v in contexts])
+            return head(means.to(head.weight.dtype))[:, None]  # [M, 1, D]
+        with self._stages.use(None), torch.no_grad():
+            rows = pad_sequence(contexts, batch_first=True)
+            hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state.float()
+        head = self.fwd2bot.text_head
+        means = torch.stack([h[: len(c)].mean(0) for h, c in zip(hidden, contexts, strict=True)])
+        return head(means.to(head.weight.dtype))[:, None]
+
+
+class LastTokenLlava(Fwd2BotLlava):
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        with self._stages.use("compress"):
+            prompt = self.get_input_embeddings()(prompt_ids)
+            rows = pad_sequence([torch.cat([c.to(prompt.dtype), prompt]) for c in contexts], batch_first=True)
+            hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state
+        last = torch.tensor([len(c) + len(prompt) - 1 for c in contexts], device=hidden.device)
+        return hidden[torch.arange(len(contexts), device=hidden.device), last][:, None]  # [M, 1, D]
+
+
+RIVALS: dict[str, type | None] = {
+    "fwd2bot": None,
+    "shared": None,
+    "pool": PooledLlava,
+    "query": QueryLlava,
+    "kv": KeyValueLlava,
+    "mean": MeanPooledLlava,
+    "last": LastTokenLlava,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from llava_fwd2bot.training.command import train
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in RIVALS:
+        raise SystemExit(f"{__doc__}\nThe first argument is the method: {', '.join(RIVALS)}.")
+    train(argv[1:], host=RIVALS[argv[0]])
+
+
+if __name__ == "__main__":
+    main()

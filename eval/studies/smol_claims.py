@@ -1,0 +1,107 @@
+"""What the table says of the method's claims: paired differences between two methods on the same items, with intervals.
+
+All methods here had the same short schedule (smol_report.py says which), so that only the method differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava_fwd2bot.evaluation.metrics import bootstrap
+
+OURS = "fwd2bot-short"
+ANSWERED, SEARCHED = ("caption", "exists", "daquar"), ("retrieval", "coco", "sugarcrepe")
+RIVALS = ("pool", "query", "kv", "prune")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That OURS is ahead of each of `others`, on `tasks`; with `factor` 2, against twice as many tokens."""
+
+    name: str
+    others: tuple[str, ...]
+    tasks: tuple[str, ...]
+    factor: int = 1
+    ratio: bool = False
+
+
+CLAIMS = (
+    Claim("Against the rivals, at as many tokens", RIVALS, ANSWERED),
+    Claim("Against the rivals at twice as many tokens (in the columns: ours)", RIVALS, ANSWERED, factor=2),
+    Claim("Both losses against the answer loss alone", ("fwd2bot-answer",), ANSWERED),
+    Claim("Both losses against the contrastive loss alone", ("fwd2bot-contrastive",), SEARCHED),
+    Claim("Two adapters against one shared", ("shared",), ANSWERED + SEARCHED),
+    Claim(
+        "Averages as residual, the first token as vector (ours) against no residual and the mean",
+        ("fwd2bot-plain",),
+        ANSWERED + SEARCHED,
+    ),
+    Claim("Retrieval over that of the baselines, as a ratio", ("mean", "last"), ("retrieval", "coco"), ratio=True),
+)
+
+
+def compare(results: Any, claim: Claim, images_of: Callable[[str], Sequence[Any]]) -> list[dict[str, Any]]:
+    """One entry per task, rival and k that both have: difference (or ratio) of the headline figures, and its interval.
+
+    Args:
+        results: task → method → k → result, as `smol_report.read_results` gives them.
+        images_of: of a task, the image of each item; all items of an image are drawn together.
+    """
+    rows = []
+    for task in claim.tasks:
+        methods = results.get(task, {})
+        groups = images_of(task) if OURS in methods else None
+        for other in claim.others:
+            for k, mine in sorted(methods.get(OURS, {}).items()):
+                # a baseline with one vector per image has one k
+                theirs = methods.get(other, {}).get(1 if claim.ratio else k * claim.factor)
+                if theirs is None or claim.ratio and (k != 1 or not any(theirs["items"])):
+                    continue
+                a, b = mine["items"], theirs["items"]
+                if len(a) != len(b):
+                    raise ValueError(f"{task}: {OURS} has {len(a)} items, {other} {len(b)}")
+                if claim.ratio:
+                    value, interval = sum(a) / sum(b), bootstrap(a, b, groups=groups)
+                else:
+                    differences = [x - y for x, y in zip(a, b, strict=True)]
+                    value, interval = sum(differences) / len(a), bootstrap(differences, groups=groups)
+                rows.append({"task": task, "against": other, "k": k, "value": value, "interval": interval})
+    return rows
+
+
+def claims(results: Any, images_of: Callable[[str], Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every claim that there are results for."""
+    found = [{"claim": c.name, "ours": OURS, "ratio": c.ratio, "rows": compare(results, c, images_of)} for c in CLAIMS]
+    return [entry for entry in found if entry["rows"]]
+
+
+def markdown(entries: list[dict[str, Any]], titles: dict[str, str]) -> str:
+    """A table per claim; in bold what lies outside chance: an interval without 0 (a ratio's: without 1)."""
+    parts = []
+    for entry in entries:
+        ks = sorted({row["k"] for row in entry["rows"]})
+        unit = "ratio" if entry["ratio"] else "points"
+        lines = [
+            f"### {entry['claim']}",
+            "",
+            f"| `{entry['ours']}`, {unit} | against | " + " | ".join(f"k = {k}" for k in ks) + " |",
+            "|---|---|" + "---|" * len(ks),
+        ]
+        for task, other in dict.fromkeys((row["task"], row["against"]) for row in entry["rows"]):
+            mine = [row for row in entry["rows"] if (row["task"], row["against"]) == (task, other)]
+            cells = {row["k"]: _cell(row, entry["ratio"]) for row in mine}
+            lines.append(f"| {titles[task]} | `{other}` | " + " | ".join(cells.get(k, "") for k in ks) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: dict[str, Any], ratio: bool) -> str:
+    low, high = row["interval"]
+    if ratio:
+        text, certain = f"{row['value']:.2f} [{low:.2f}, {high:.2f}]", not low <= 1 <= high
+    else:
+        text = f"{100 * row['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        certain = not low <= 0 <= high
+    return f"**{text}**" if certain else text

@@ -1,0 +1,1 @@
+"""Summaries on disk: codecs, the cache and its maintenance, filling it, search."""

@@ -1,0 +1,119 @@
+"""Search in a cache: by words, by an image, or by one of its own; a table and a contact sheet of what is found.
+
+Shapes: k summary tokens, D hidden size, H hits.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bottleneck import embed, maxsim
+from ..config import write_text
+from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels
+from .format import ABOUT
+from .reader import SummaryCache
+
+WIDER = 10  # how many times `top` candidates MaxSim chooses from
+THUMBNAIL = 240  # pixels of the longer side
+
+
+@torch.inference_mode()
+def summary_of_text(model: nn.Module, processor: Any, text: str, k: int) -> Tensor:
+    """[k, D]; ValueError if the text is empty."""
+    if not text.strip():
+        raise ValueError("The text to search for is empty.")
+    ids = processor.tokenizer(text.strip(), return_tensors="pt", add_special_tokens=False)
+    return model.compress_text(ids["input_ids"].to(model.device), num_tokens=k)[0].cpu()
+
+
+@torch.inference_mode()
+def summary_of_image(model: nn.Module, processor: Any, path: str | os.PathLike, k: int) -> Tensor:
+    """[k, D]"""
+    pixels = [prepare_pixels(processor, model, [open_image(path)])]
+    return model.compress(**join_pixels(pixels, model.get_input_embeddings().weight), num_tokens=k)[0].cpu()
+
+
+def search(
+    cache: SummaryCache,
+    query: Tensor,
+    top: int = 10,
+    where: str | None = None,
+    exact: bool | None = None,
+    rerank: bool = False,
+) -> list[dict[str, Any]]:
+    """The images nearest to a summary.
+
+    Args:
+        query: the summary of a text or an image, [k, D], with the cache's k.
+        where, exact: see SummaryCache.search.
+        rerank: choose among WIDER times as many by MaxSim over the k summary tokens (late interaction, ColBERT, arXiv
+            2004.12832), which reads the summaries of the candidates; `score` is then MaxSim's.
+    """
+    vector = embed(query[None], cache.settings.pooling)[0]
+    hits = cache.search(vector, top * WIDER if rerank else top, where, exact, ABOUT)
+    if not rerank or not hits:
+        return hits
+    stored = F.normalize(cache.get([hit["id"] for hit in hits]), dim=-1)  # [H, k, D]
+    scores = maxsim(stored, F.normalize(query.float(), dim=-1)[None])[:, 0]  # [H]
+    order = scores.argsort(descending=True)[:top]
+    return [{**hits[i], "score": float(scores[i])} for i in order.tolist()]
+
+
+def table(hits: Sequence[dict[str, Any]]) -> str:
+    """One line per hit: rank, score, id, size."""
+    width = max((len(hit["id"]) for hit in hits), default=2)
+    lines = [f"{'':>4} {'score':>6}  {'id':<{width}}  pixels"]
+    for rank, hit in enumerate(hits, 1):
+        lines.append(f"{rank:>4} {hit['score']:6.3f}  {hit['id']:<{width}}  {hit['width']}x{hit['height']}")
+    return "\n".join(lines)
+
+
+def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.PathLike) -> Path:
+    """Writes one HTML page with a small picture of each hit within it; one whose file is gone is a named frame."""
+    cards = []
+    for rank, hit in enumerate(hits, 1):
+        picture = thumbnail(hit["source"])
+        shown = (
+            f'<img alt="{html.escape(hit["id"])}" src="data:image/jpeg;base64,{picture}">'
+            if picture
+            else '<div class="gone">the file is not there any more</div>'
+        )
+        said = f"<b>{rank}</b> {html.escape(hit['id'])} <span>{hit['score']:.3f}</span>"
+        cards.append(f"<figure>{shown}<figcaption>{said}</figcaption></figure>")
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222}main{display:flex;flex-wrap:wrap;gap:1rem}"
+        "figure{margin:0;width:15rem}img,.gone{width:15rem;height:11rem;object-fit:cover;border-radius:6px}"
+        ".gone{background:#eee;color:#888;display:flex;align-items:center;justify-content:center;text-align:center}"
+        "figcaption{font-size:13px;overflow-wrap:anywhere}span{color:#888}"
+    )
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    )
+    body = f"<h1>{html.escape(title)}</h1><main>{''.join(cards)}</main>"
+    text = f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>\n"
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
+
+
+def thumbnail(source: str) -> str | None:
+    """A small picture of a file as a JPEG in base64, for pages that carry all with them; None where it is gone."""
+    try:
+        picture = open_image(source)
+    except ImageError:
+        return None
+    picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # twice, for fine screens
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80)
+    return base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,261 @@
+"""Summaries of many images in one safetensors file, and back.
+
+Tensors: "summary" [N, k, D] in the dtype asked for, "embedding" [N, D] float32 of unit length. Metadata: ids and
+skipped images as JSON lists, k, the fingerprint of the checkpoint, the version. All is held in memory until written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import glob
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..config import CONFIG_NAME
+from ..version import __version__
+from .compressor import Compressor
+
+SPELLED = 50_000  # ids among which the likeliest is looked for
+
+
+def fingerprint_of(checkpoint: str | os.PathLike) -> str:
+    """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
+    return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
+
+
+def find_images(given: Sequence[str], empty: bool = False) -> tuple[dict[str, Path], list[dict[str, str]]]:
+    """The images in folders (recursively, in sorted order), files, patterns, and lists (.txt, a path in each line).
+
+    Args:
+        empty: whether it is right that there is none yet.
+
+    Returns:
+        ({id: path}, folders that could not be read). An id is the path below the folder that was given, a file's its
+        name; where two would be the same, the path as given.
+
+    Raises:
+        ValueError: there is no image file.
+    """
+    Image.init()
+    extensions = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: dict[str, tuple[str, Path]] = {}  # path as given → (short id, path)
+    unreadable: list[dict[str, str]] = []
+
+    def refused(error: OSError) -> None:
+        unreadable.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
+
+    for start in map(Path, _spelled_out(given)):
+        if not start.is_dir():  # also one that is not there, which is told with the other bad images
+            found[start.as_posix()] = (start.name, start)
+            continue
+        below = (Path(folder, name) for folder, _, names in os.walk(start, onerror=refused) for name in names)
+        for path in sorted(p for p in below if p.suffix.lower() in extensions):
+            found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
+    if not found and not empty:
+        raise ValueError(f"There is no image file in {', '.join(given)}. Files are found by extension (.jpg, .png, …).")
+    times = Counter(short for short, _ in found.values())
+    images = {short if times[short] == 1 else full: path for full, (short, path) in found.items()}
+    if len(images) < len(found):  # a path as given is the short id of another image
+        images = {full: path for full, (_, path) in found.items()}
+    return images, unreadable
+
+
+def _spelled_out(given: Sequence[str]) -> Iterator[str]:
+    """Patterns and lists as the paths they stand for; names in a list are relative to it."""
+    for name in given:
+        path = Path(name)
+        if path.suffix == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            yield from (str(path.parent / line.strip()) for line in lines if line.strip())
+        elif not path.exists() and any(sign in name for sign in "*?["):
+            yield from sorted(glob.glob(name, recursive=True))
+        else:
+            yield name
+
+
+def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
+    """`output`, once it is known that it can be written; its folder is made.
+
+    Raises:
+        OSError: it exists (and `overwrite` is False), is a folder, or its folder cannot be written.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "--output is a folder: name a file", str(output))
+    if output.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "--output exists: choose another name, or pass --overwrite", str(output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _beside(output).touch()
+        _beside(output).unlink()
+    except OSError as error:
+        reason = f"--output cannot be written ({error.strerror}): choose another place"
+        raise OSError(error.errno, reason, str(output)) from error
+    return output
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.{os.getpid()}.tmp")
+
+
+def compress_images(
+    model: nn.Module,
+    processor: Any,
+    images: dict[str, Path],
+    output: Path,
+    *,
+    fingerprint: str,
+    skipped: Sequence[dict[str, str]] = (),
+    num_tokens: int | None = None,
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+    store_dtype: str = "float16",
+) -> dict[str, Any]:
+    """Compresses `images` and writes `output`; images that cannot be read are named on stderr, recorded, and left out.
+
+    Raises:
+        ValueError: not one image could be read; nothing is written.
+        OSError: the file could not be written; what was there before is unchanged.
+    """
+    started, dtype = time.perf_counter(), getattr(torch, store_dtype)
+    compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels)
+    k, size = compressor.k, compressor.words.shape[1]
+    summaries = torch.empty(len(images), k, size, dtype=dtype)  # [N, k, D]
+    embeddings = torch.empty(len(images), size)  # [N, D]
+    ids: list[str] = []
+    skipped = list(skipped)
+    with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
+        for entry in skipped:
+            bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
+        for name, made in compressor.each(images):
+            bar.update()
+            if not isinstance(made, Exception):
+                summaries[len(ids)], embeddings[len(ids)] = made[1:]
+                if torch.isfinite(summaries[len(ids)]).all():
+                    ids.append(name)
+                    continue
+                made = ValueError(f"{images[name]}: its summary overflows; try --dtype or --store-dtype bfloat16")
+            skipped.append({"id": name, "reason": str(made)})
+            bar.write(f"fwd2bot: skipped {made}", file=sys.stderr)
+    if not ids:
+        raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
+    write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint)
+    return {
+        "output": str(output),
+        "images": len(ids),
+        "skipped": skipped,
+        "k": k,
+        "dim": size,
+        "dtype": store_dtype,
+        "bytes": output.stat().st_size,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def write_summaries(
+    summary: Tensor, embedding: Tensor, output: Path, ids: list[str], skipped: list[dict[str, str]], fingerprint: str
+) -> None:
+    """The file that SummaryFile reads: `summary` [N, k, D], `embedding` [N, D]."""
+    metadata = {
+        "ids": json.dumps(ids),
+        "skipped": json.dumps(skipped),
+        "k": str(summary.shape[1]),
+        "fingerprint": fingerprint,
+        "version": __version__,
+    }
+    write_tensors({"summary": summary, "embedding": embedding}, output, metadata)
+
+
+def write_tensors(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str] | None = None) -> None:
+    """Beside `output`, then renamed: a full disk leaves what was there before."""
+    try:
+        save_file(tensors, _beside(output), metadata=metadata)
+        os.replace(_beside(output), output)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        code = getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, f"The summaries could not be written ({reason})", str(output)) from error
+    finally:
+        _beside(output).unlink(missing_ok=True)
+
+
+class SummaryFile:
+    """A file of `fwd2bot compress`; only the rows that are asked for are read.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not one of `fwd2bot compress`, or of another model.
+    """
+
+    def __init__(self, path: str | os.PathLike, fingerprint: str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "There is no such file of summaries", str(path))
+        with self._open() as file:
+            meta = file.metadata() or {}
+        if not {"ids", "skipped", "k", "fingerprint"} <= meta.keys():
+            raise ValueError(f"{path} holds no summaries: it was not written by `fwd2bot compress`.")
+        if meta["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{path} was written with another model: summaries are read only by the model that made them. "
+                "Name that one by --model, or compress the images again."
+            )
+        self.k, self.skipped = int(meta["k"]), json.loads(meta["skipped"])
+        self.place = {name: at for at, name in enumerate(json.loads(meta["ids"]))}
+
+    def row(self, name: str) -> int:
+        """Where the summary of image `name` is; ValueError if it is not."""
+        if name not in self.place:
+            raise ValueError(unknown_id(self.path, name, list(self.place), self.skipped))
+        return self.place[name]
+
+    def read(self, rows: Sequence[int], k: int | None = None) -> Tensor:
+        """The first k tokens of those rows, [M, k, D]; all stored tokens where k is None."""
+        if k is not None and not 1 <= k <= self.k:
+            raise ValueError(f"{self.path} holds {self.k} tokens per image, but --k asks for {k}.")
+        with self._open() as file:
+            stored = file.get_slice("summary")
+            return torch.cat([stored[row : row + 1] for row in rows])[:, :k]
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except SafetensorError as error:
+            reason = f"{self.path} cannot be read as safetensors ({error}): compress the images again."
+            raise ValueError(reason) from error
+
+
+def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str, k: int | None = None) -> Tensor:
+    """The stored summaries of `ids`, [M, k, D]; errors as of SummaryFile."""
+    file = SummaryFile(path, fingerprint)
+    rows = [file.row(name) for name in ids]
+    return file.read(rows, k)
+
+
+def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
+    """What to tell of an id that is not there: why it was skipped, or which ones are close."""
+    for entry in skipped:
+        if entry["id"] == name:
+            return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"
+    close = [k for k in known if name and k.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
+    alike = difflib.get_close_matches(name, known) if len(known) <= SPELLED else []  # it takes 10 s for a million
+    close = list(dict.fromkeys([*close, *alike]))[:3]
+    hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
+    return f"{path} has no id {name!r}. {hint}"

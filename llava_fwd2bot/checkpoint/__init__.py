@@ -1,0 +1,1 @@
+"""Checkpoints: the files of one, opening it, converting it."""

@@ -1,0 +1,326 @@
+"""`fwd2bot eval …`: the evaluators on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..cache.format import writable
+from ..config import write_json, write_text
+from ..evaluation import scorers
+from ..version import __version__
+from .options import checked, count, load_model, model_options, quantisation
+
+PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs one evaluator; raises ValueError or OSError with what to tell the user."""
+    parser = argparse.ArgumentParser(prog="fwd2bot eval", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="EVALUATOR", required=True)
+    score = commands.add_parser("score", help="score answers that exist, in a benchmark's official formats")
+    score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="which benchmark")
+    score.add_argument("--answers", nargs="+", required=True, type=Path, metavar="FILE", help="LLaVA's answers file(s)")
+    told = "; ".join(f"{name}: {entry[2] or 'none'}" for name, entry in scorers.SCORERS.items())
+    score.add_argument("--ground-truth", type=Path, metavar="PATH", help=told)
+    score.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, for pope and vizwiz")
+    score.add_argument(
+        "--empty-is-wrong", action="store_true", help="count empty answers as wrong; default: refuse them"
+    )
+    told = "write the answers as the benchmark's server or scorer reads them"
+    score.add_argument("--submission", type=Path, metavar="FILE", help=told)
+    score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
+    told = "from how many tokens they were answered, or dense; default: as the answers say"
+    score.add_argument("--k", type=_tokens, metavar="J", help=told)
+    score.add_argument("--json", action="store_true", help="print one JSON object")
+    score.set_defaults(run=_score)
+
+    shared = {"parents": [_evaluator_options()], "allow_abbrev": False}
+    retrieval = commands.add_parser("retrieval", help="images by captions and captions by images: R@1, 5, 10", **shared)
+    _data_options(retrieval)
+    retrieval.add_argument("--maxsim", action="store_true", help="also compare the summary tokens one by one")
+    retrieval.set_defaults(run=_retrieval)
+
+    parts = commands.add_parser("compositionality", help="SugarCrepe, SugarCrepe++ or Winoground", **shared)
+    parts.add_argument("--tests", required=True, type=Path, metavar="PATH", help="the folder of JSON files, or .jsonl")
+    parts.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    parts.add_argument("--skip-missing", action="store_true", help="leave out tests without their image; counted")
+    parts.add_argument("--no-likelihood", action="store_true", help="score by embeddings alone")
+    parts.set_defaults(run=_compositionality)
+
+    captioning = commands.add_parser("captioning", help="one sentence for each image: CIDEr, BLEU-4, SPICE", **shared)
+    _data_options(captioning)
+    captioning.add_argument("--with-base", action="store_true", help="also from the base's dense tokens")
+    captioning.add_argument("--spice", action="store_true", help="SPICE too; it needs Java, and minutes")
+    captioning.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="default: 64")
+    captioning.set_defaults(run=_captioning)
+
+    answer = commands.add_parser("answer", help="answer a file of questions, in LLaVA's format", **shared)
+    answer.add_argument(
+        "--questions", required=True, type=Path, metavar="FILE", help="lines of question_id, image, text"
+    )
+    answer.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    answer.add_argument(
+        "--answers", required=True, type=Path, metavar="FILE", help="LLaVA's answers file; gone on with"
+    )
+    answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
+    answer.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
+    answer.set_defaults(run=_answer)
+
+    codec = commands.add_parser("codec", help="what is lost where a cache keeps summaries in fewer bytes", **shared)
+    _data_options(codec, required=False)
+    codec.add_argument("--questions", type=Path, metavar="FILE", help="lines of question_id, image, text and answer")
+    codec.add_argument("--codecs", nargs="+", metavar="NAME", help="default: all")
+    codec.add_argument("--max-new-tokens", type=count, default=16, metavar="N", help="default: 16")
+    codec.set_defaults(run=_codec)
+
+    price = commands.add_parser("cost", help="time, operations, memory and bytes, against the base", **shared)
+    price.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
+    price.add_argument("--rounds", type=count, default=7, metavar="N", help="how often each side runs; default: 7")
+    price.add_argument("--new-tokens", type=count, default=16, metavar="N", help="of an answer; default: 16")
+    price.set_defaults(run=_cost)
+
+    report = commands.add_parser("report", help="base against Fwd2Bot, out of the files that --output wrote")
+    report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders of them")
+    report.add_argument("--base", metavar="MODEL", help="which model is the base; default: the one on dense tokens")
+    report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
+    report.set_defaults(run=_report)
+    args = parser.parse_args(list(argv))
+    for name in ("output", "submission", "answers"):
+        file = getattr(args, name, None)
+        if isinstance(file, Path):  # before the model is loaded, not after it has answered
+            if file.is_dir() and args.run is not _report:  # of a report it is how the names begin
+                raise IsADirectoryError(21, f"--{name} is a folder: name a file", str(file))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable(file.parent)
+    args.run(args)
+
+
+def _tokens(text: str) -> int | str:
+    return text if text == "dense" else count(text)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from ..evaluation.report import report
+
+    print(report(args.results, args.output, args.base), end="")
+
+
+def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--dataset", required=required, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
+    parser.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
+
+
+def _evaluator_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[model_options(k=False)])
+    options.add_argument("--k", type=count, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
+    options.add_argument("--limit", type=count, metavar="N", help="the first N alone, for a try; the result says so")
+    options.add_argument("--batch-size", type=count, default=16, metavar="N", help="default: 16")
+    options.add_argument(
+        "--work", type=Path, default=Path("fwd2bot-eval"), metavar="DIR", help="keeps what is compressed, to go on from"
+    )
+    options.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
+    return options
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]],
+    show: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
+    """Opens the model, runs an evaluator on its encoder, and prints and writes what it finds.
+
+    Args:
+        run: (encoder, ks) → (the result, what each item adds to it).
+        show: the result as text; default: its rows as a table.
+    """
+    from ..cache.summary_file import fingerprint_of
+    from ..evaluation.encode import Encoder
+    from ..evaluation.retrieval import table
+
+    with ExitStack() as stack:
+        if args.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        path, most = checked(args.model, *(args.k or []))
+        ks = args.k or [most]
+        model, processor = load_model(path, args)
+        quantised = quantisation(args)
+        # what is kept was made by these weights at this width, and serves no other
+        fingerprint = fingerprint_of(path)
+        known_as = " ".join(filter(None, (fingerprint, quantised)))
+        found, per_item = run(Encoder(model, processor, known_as, args.work, args.batch_size), ks)
+        about = {"model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
+        result = {**found, **about, "quantised": quantised, "limit": args.limit, **_stamp(args)}
+    if args.output:
+        write_json(args.output, {**result, "per_item": per_item})
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(show(found) if show else table(found["rows"]))
+
+
+def _stamp(args: argparse.Namespace) -> dict[str, Any]:
+    """How a result was made: every option, versions, date. Answers are greedy and search is exact: nothing is drawn."""
+    versions = {"llava_fwd2bot": __version__, **{name: version(name) for name in ("torch", "transformers", "peft")}}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "json", "output")}
+    settings = json.loads(json.dumps(settings, default=str))
+    return {"date": str(date.today()), "versions": versions, "seed": None, "settings": settings}
+
+
+def _retrieval(args: argparse.Namespace) -> None:
+    from ..evaluation import retrieval
+    from ..evaluation.datasets import read_captioned
+
+    data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
+        told = {"evaluator": "retrieval", **retrieval.about(data), "split": args.split}
+        owner = [i for i, said in enumerate(data.captions) for _ in said]
+        return {**told, "rows": rows, "image_of_item": owner}, ranks
+
+    _evaluate(args, run)
+
+
+def _captioning(args: argparse.Namespace) -> None:
+    from ..evaluation import captioning
+    from ..evaluation.answers import Answerer
+    from ..evaluation.datasets import read_captioned
+    from ..evaluation.retrieval import about
+
+    data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        rows, cider = captioning.captioning(answerer, data, ks, args.work, str(args.model), args.with_base, args.spice)
+        return {"evaluator": "captioning", **about(data), "split": args.split, "rows": rows}, cider
+
+    _evaluate(args, run)
+
+
+def _codec(args: argparse.Namespace) -> None:
+    from ..cache.codecs import CODECS
+    from ..evaluation import codec
+    from ..evaluation.answers import Answerer
+    from ..evaluation.datasets import read_captioned
+
+    data = None
+    if args.dataset:
+        data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+
+    names = args.codecs or list(CODECS)
+    codec.checked(data, names, args.questions, args.images, args.limit)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
+        return {"evaluator": "codec", "dataset": data and data.name, "rows": rows}, items
+
+    _evaluate(args, run, codec.table)
+
+
+def _cost(args: argparse.Namespace) -> None:
+    from ..evaluation import cost
+    from ..processing.images import open_image
+
+    image = None if args.image is None else open_image(args.image)
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = cost.cost(
+            encoder.model, encoder.processor, ks, image, args.rounds, (1, args.batch_size), new_tokens=args.new_tokens
+        )
+        return {"evaluator": "cost", **found}, {}
+
+    _evaluate(args, run, cost.table)
+
+
+def _answer(args: argparse.Namespace) -> None:
+    from ..evaluation.answers import DENSE, Answerer, answer_questions, read_questions
+
+    asked = read_questions(args.questions)
+    if args.k and len(args.k) > 1:
+        raise ValueError("eval answer writes one file: give one --k.")
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
+        k = DENSE if args.from_base else ks[0]
+        done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model), args.limit)
+        return {"evaluator": "answer", "k": k or "dense", **done}, {}
+
+    _evaluate(args, run, json.dumps)
+
+
+def _compositionality(args: argparse.Namespace) -> None:
+    from ..evaluation import compositionality
+
+    tests = compositionality.read_items(args.tests, args.images, args.skip_missing)
+    tests.items = tests.items[: args.limit]
+
+    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
+        told = {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}
+        return {**told, "image_of_item": [" ".join(path.name for path in item.images) for item in tests.items]}, passed
+
+    _evaluate(args, run)
+
+
+def _score(args: argparse.Namespace) -> None:
+    function = scorers.scorer(args.benchmark)
+    _, _, truth, needs_questions = scorers.SCORERS[args.benchmark]
+    given: dict[str, Any] = {}
+    # VQAv2's test splits: their questions, and the answers its server alone has
+    by_server = args.benchmark == "vqav2" and args.submission and args.ground_truth is None
+    needs_truth, needs_questions = truth is not None and not by_server, needs_questions or by_server
+    for name, needed in (("ground_truth", needs_truth), ("questions", needs_questions)):
+        value = getattr(args, name)
+        if needed and value is None:
+            raise ValueError(
+                f"{args.benchmark} needs --{name.replace('_', '-')}" + f" ({truth})" * (name[0] == "g") + "."
+            )
+        if needed:
+            given[name] = value
+    key = "question_id+prompt" if args.benchmark in PROMPT_KEYS else "question_id"
+    answers = scorers.read_answers(args.answers, key, args.empty_is_wrong)
+    metadata = next(iter(answers.values())).get("metadata")
+    k = metadata.get("k") if isinstance(metadata, dict) else None
+    if None not in (k, args.k) and k != args.k:
+        raise ValueError(f"The answers say that they are from k = {k} tokens, and --k says {args.k}: leave out --k.")
+    found = function(answers, **given)
+    result = {
+        "benchmark": args.benchmark,
+        "figures": found.figures,
+        "items": len(found.per_item),
+        "model": next(iter(answers.values())).get("model_id"),
+        "k": k or args.k,
+        "answers": [str(path) for path in args.answers],
+        **_stamp(args),
+    }
+    if args.submission:
+        if found.submission is None:
+            raise ValueError(f"{args.benchmark} has no submission of its own.")
+        if found.note:
+            print(f"fwd2bot: {args.benchmark}: {found.note}", file=sys.stderr)
+        if found.submission_lines:
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.submission]
+            write_text(args.submission, "".join(lines))
+        else:
+            write_json(args.submission, found.submission)
+    if args.output:
+        write_json(args.output, {**result, "per_item": found.per_item, "image_of_item": found.groups})
+    if args.json:
+        print(json.dumps(result))
+    elif not found.figures:
+        print(f"{args.benchmark}: no figure can be had offline" + "; see --submission" * (args.submission is None))
+    else:
+        width = max(map(len, found.figures))
+        for name, value in found.figures.items():
+            print(f"{name:<{width}}  {value:.4f}" if args.benchmark == "pope" else f"{name:<{width}}  {value:.2f}")

@@ -1,0 +1,107 @@
+"""The options of every command that loads a model, and the model that they name.
+
+torch and transformers are imported inside the functions, so that `fwd2bot --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{name} of at least {least} is needed, not {text!r}")
+        return value
+
+    return convert
+
+
+count = number(int, 1, "a whole number")
+
+
+def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentParser:
+    """The options of every command that loads a model; `k`: with --k J; `required`: a cache cannot tell the model."""
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("model")
+    told = "the Fwd2Bot checkpoint: a folder or a hub name" + (
+        "" if required else "; default: the one that filled --cache"
+    )
+    group.add_argument("--model", required=required, metavar="CKPT", help=told)
+    group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
+    width = group.add_mutually_exclusive_group()
+    width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
+    width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
+    if k:
+        group.add_argument("--k", type=count, metavar="J", help="use the first J summary tokens; default: all")
+    options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    return options
+
+
+def folder_of(name: str) -> Path:
+    from ..checkpoint.load import local_folder
+
+    try:
+        return local_folder(name, {})
+    except (ValueError, OSError) as error:  # the hub's own words leave out that no such folder is here
+        raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
+
+
+def checked(name: str, *ks: int | None) -> tuple[Path, int]:
+    """The checkpoint's folder and its k, once what costs nothing to check is checked: it is one, and each --k fits."""
+    from ..checkpoint.files import read_checkpoint
+
+    path = folder_of(name)
+    most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+    if not all(k is None or 1 <= k <= most for k in ks):
+        raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
+    return path, most
+
+
+def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
+    """(model, processor) on the device and in the precision asked for."""
+    import torch
+
+    from ..checkpoint.load import load_fwd2bot
+    from ..config import read_json
+
+    device = _device(args.device)
+    loading: dict[str, Any] = {"dtype": "auto" if args.dtype == "auto" else getattr(torch, args.dtype)}
+    if not (args.load_4bit or args.load_8bit):
+        model, processor = load_fwd2bot(path, args.base, **loading)
+        return model.to(device), processor
+    loading["device_map"] = {"": device}
+    if args.load_4bit:
+        if args.dtype == "auto":  # bitsandbytes computes in float32 unless it is told
+            loading["dtype"] = getattr(torch, str(read_json(path / "config.json").get("dtype") or "float16"))
+    return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
+
+
+def quantisation(args: argparse.Namespace) -> str | None:
+    """The width that --load-4bit or --load-8bit asks for, as caches and results name it."""
+    return "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
+    return device

@@ -1,0 +1,1 @@
+"""The evaluators behind `fwd2bot eval`, official scorers, and classes for lmms-eval and VLMEvalKit."""

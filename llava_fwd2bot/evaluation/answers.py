@@ -1,0 +1,162 @@
+"""`fwd2bot eval answer`: answers to a file of questions, in LLaVA's format, from summaries or from the base.
+
+It is `llava.eval.model_vqa_loader` for models of transformers' layout: its question files in, its answers files out. A
+run that was stopped goes on where it was, with the same answers: decoding is greedy, in the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..processing.conversation import ConversationFormatter
+from ..processing.images import open_image
+from ..training.data import read_records
+from .encode import Encoder, whole_lines
+from .generate import from_base, from_summaries
+
+DENSE = 0  # the k that stands for the base and all its dense tokens
+
+
+class Answerer:
+    """Greedy answers of one model, from k summary tokens of an image, or from all its dense tokens (k = 0)."""
+
+    def __init__(self, encoder: Encoder, max_new_tokens: int = 128, batch_size: int = 16) -> None:
+        self.encoder, self.max_new_tokens, self.batch_size = encoder, max_new_tokens, batch_size
+        self.formatter = ConversationFormatter(encoder.processor)
+
+    def __call__(
+        self, paths: Sequence[Path], questions: Sequence[str], k: int, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, str]]:
+        """(place, answer) of each question about the image beside it, questions of like length together.
+
+        Args:
+            done: places that are left out. Batches are those of a run without any, as in low precision an answer can
+                depend on its company; one that is done in part is answered again, and gives what was missing.
+        """
+        order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
+        unique = list(dict.fromkeys(paths))
+        at = {path: i for i, path in enumerate(unique)}
+        states = self.encoder.images(unique) if k != DENSE and unique else None  # [images, K, D]
+        model, processor = self.encoder.model, self.encoder.processor
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            if all(i in done for i in part):
+                continue
+            prompts = [self.formatter.prompt(questions[i]) for i in part]
+            options = {"max_new_tokens": self.max_new_tokens}
+            if states is not None:
+                summary = states[[at[paths[i]] for i in part]][:, :k]
+                texts = from_summaries(model, processor, prompts, summary, **options)
+            else:
+                texts = []
+                for i, prompt in zip(part, prompts, strict=True):
+                    texts += from_base(model, processor, prompt, [open_image(paths[i])], **options)
+            yield from ((i, text) for i, text in zip(part, texts, strict=True) if i not in done)
+
+
+def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """LLaVA's question file: lines of question_id, image and text.
+
+    Raises:
+        ValueError: a field is missing or of a wrong kind, or a question is there twice. One id may have several
+            questions, as in LLaVA's files of TextVQA and MME, where it is the image's.
+    """
+    asked = read_records(file, lines=True)[:limit]
+    seen = set()
+    for number, line in enumerate(asked, 1):
+        missing = [name for name in ("question_id", "image", "text") if name not in line]
+        if missing:
+            raise ValueError(f"{file}, question {number} has no {' and no '.join(missing)}.")
+        wrong = [name for name in ("image", "text") if not isinstance(line[name], str)]
+        if wrong:
+            raise ValueError(f"{file}, question {number}: {wrong[0]} must be a text, not {line[wrong[0]]!r}.")
+        if not isinstance(line["question_id"], (str, int)):
+            raise ValueError(
+                f"{file}, question {number}: question_id must be a text or a number, not {line['question_id']!r}."
+            )
+        if (key := (line["question_id"], line["text"])) in seen:
+            raise ValueError(f"{file} holds question_id {key[0]!r} twice, with the same text. Remove one of the two.")
+        seen.add(key)
+    return asked
+
+
+def answer_questions(
+    answerer: Answerer,
+    asked: Sequence[dict[str, Any]],
+    images: Path,
+    answers: Path,
+    k: int,
+    model: str,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Answers those of `asked` that the file `answers` has no answer to yet; each is written as it is given.
+
+    Args:
+        limit: only the first so many; `answers` may be of more.
+
+    Returns:
+        {"answers": path, "questions": how many, "answered_before": how many were there}.
+
+    Raises:
+        FileNotFoundError: an image is not there. ValueError: `answers` is of another model or k.
+    """
+    whole, asked = asked, asked[:limit]
+    absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
+    if absent:
+        problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
+        raise FileNotFoundError(2, problem, str(images / absent[0]))
+    encoder = answerer.encoder
+    metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
+    about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
+    done = {i for i in _done(answers, about, whole) if i < len(asked)}
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        answers.open("a", encoding="utf-8") as file,
+        tqdm(total=len(asked), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
+    ):
+        paths = [images / line["image"] for line in asked]
+        for i, text in answerer(paths, [line["text"] for line in asked], k, done):
+            line = {"question_id": asked[i]["question_id"], "image": asked[i]["image"], "prompt": asked[i]["text"]}
+            line |= {"text": text, **about}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+    return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
+
+
+def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]]) -> set[int]:
+    """The places of `asked` that `answers` holds.
+
+    Raises:
+        ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image.
+    """
+
+    def ours(line: dict[str, Any]) -> None:
+        if "question_id" not in line or any(line.get(name) != value for name, value in about.items()):
+            raise ValueError(
+                f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "
+                f"{about['model_id']} with {about['metadata']}: name another file by --answers."
+            )
+
+    done, places = set(), {}
+    for i, line in enumerate(asked):
+        places.setdefault(line["question_id"], {})[line["text"]] = i
+    for line in whole_lines(answers, '{"question_id": ', ours):
+        own = places.get(line["question_id"])
+        if own is None:  # of a longer file of questions
+            continue
+        i = own.get(line.get("prompt"))
+        wanted = asked[next(iter(own.values())) if i is None else i]
+        for name, now in (("image", wanted["image"]), ("prompt", wanted["text"])):
+            if line.get(name) != now:
+                raise ValueError(
+                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line.get(name)!r}, and now "
+                    f"{now!r} is asked: name another file by --answers, or another --work."
+                )
+        done.add(i)
+    return done

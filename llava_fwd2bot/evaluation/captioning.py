@@ -1,0 +1,60 @@
+"""`fwd2bot eval captioning`: one sentence for each image, against what people said: CIDEr, BLEU-4, SPICE."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..training.data import read_records
+from .answers import DENSE, Answerer, answer_questions
+from .datasets import Captioned
+from .likelihood import DESCRIBE
+from .metrics import caption_scores, check_caption_scores
+
+
+def captioning(
+    answerer: Answerer,
+    data: Captioned,
+    ks: Sequence[int],
+    work: Path,
+    model: str,
+    with_base: bool = False,
+    spice: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The figures for each k, the base's first where it is asked for; and each image's CIDEr.
+
+    What was said is in `work`, a file for each k, from which a run that was stopped goes on. Images of which nothing
+    was said are scored as they are; a row counts them as `empty`, and a warning names them.
+
+    Raises:
+        ImportError, ValueError, OSError: what the scores need is not there: told before any caption is made.
+    """
+    check_caption_scores(spice)
+    rows, per_item = [], {}
+    paths = [path.resolve() for path in data.paths]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [str(path.relative_to(root)) for path in paths]
+    model_hash, *width = answerer.encoder.fingerprint.split()  # a quantised model is another
+    fingerprint = "-".join([model_hash[:12], *width])
+    told = "\n".join([str(root), str(answerer.max_new_tokens), str(answerer.encoder.model.dtype), *names])
+    items = hashlib.sha256(told.encode()).hexdigest()[:8]
+    asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
+    for k in [*([DENSE] if with_base else []), *ks]:
+        answers = work / f"captions-{data.name}-{items}-{fingerprint}-k{k}.jsonl"
+        answer_questions(answerer, asked, root, answers, k, model)
+        said = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
+        found = caption_scores([said[n] for n in range(len(data))], data.captions, spice)
+        per_item[f"k={k or 'dense'}"] = found.pop("per_image")
+        row = {"k": k or "dense", "by": "greedy", **{name: x for name, x in found.items() if x is not None}}
+        empty = [name for n, name in enumerate(names) if not said[n].strip()]
+        if empty:
+            row["empty"] = len(empty)
+            shown = ", ".join(empty[:3])
+            told = f"{len(empty)} of {len(names)} captions are empty, and count in the figures; the first: {shown}"
+            print(f"fwd2bot: k={k or 'dense'}: {told}", file=sys.stderr)
+        rows.append(row)
+    return rows, per_item

@@ -1,0 +1,186 @@
+"""What is lost where summaries are kept in fewer bytes: retrieval and answers from decoded summaries, codec by codec.
+
+Images are compressed once; captions are queries, which nobody stores, and go through no codec. float16 is what the
+others are compared with, item by item: by so much less is noise than accuracy by accuracy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..bottleneck import embed
+from ..cache.codecs import CODECS, Codec, get_codec
+from .answers import DENSE, Answerer, read_questions
+from .datasets import Captioned
+from .encode import Encoder
+from .metrics import exact
+from .search import ranks, recalls
+
+REFERENCE = "float16"
+CHUNK = 64  # images decoded at once
+
+
+class Decoded:
+    """Stands for an encoder: its summaries went through a codec."""
+
+    def __init__(self, encoder: Encoder, paths: Sequence[Path], states: Tensor, codec: Codec) -> None:
+        self.model, self.processor, self.fingerprint = encoder.model, encoder.processor, encoder.fingerprint
+        self.place, self.states, self.codec = {path: i for i, path in enumerate(paths)}, states, codec
+
+    def images(self, paths: Sequence[Path]) -> Tensor:
+        return through(self.codec, self.states[[self.place[path] for path in paths]])
+
+
+def through(codec: Codec, states: Tensor) -> Tensor:
+    """[N, k, D] → [N, k, D] float32, encoded and decoded."""
+    return torch.cat([codec.decode(codec.encode(part), states.shape[2]) for part in states.split(CHUNK)])
+
+
+def codecs(
+    answerer: Answerer,
+    data: Captioned | None,
+    ks: Sequence[int],
+    names: Sequence[str] = tuple(CODECS),
+    questions: Path | None = None,
+    images: Path | None = None,
+    limit: int | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The figures of each codec for each k.
+
+    Args:
+        data: images and captions, for retrieval and the error; None: answers alone.
+        questions: lines of question_id, image, text and answer, for answers; None: retrieval alone.
+        images: the folder of the images that are asked about.
+        limit: the first questions alone.
+
+    Returns:
+        (rows, and for each codec and k: images before the right one of each caption; whether each answer is right,
+        and whether it is float16's).
+
+    Raises:
+        ValueError, FileNotFoundError: as of `checked`; k is 0.
+    """
+    if DENSE in ks:
+        raise ValueError("Codecs are of summaries: k must be 1 at least.")
+    chosen, asked = checked(data, names, questions, images, limit)
+    size = answerer.encoder.like.shape[1]
+    rows: dict[tuple[str, int], dict[str, Any]] = {
+        (c.name, k): {"k": k, "by": c.name, "bytes_per_image": k * c.bytes_per_token(size)} for c in chosen for k in ks
+    }
+    per_item: dict[str, list[float]] = {}
+    if data is not None:
+        _retrieve(answerer.encoder, data, ks, chosen, rows, per_item)
+    if questions is not None:
+        _answer(answerer, asked, ks, chosen, rows, per_item)
+    return [rows[name, k] for k in ks for name in names], per_item
+
+
+def checked(
+    data: Captioned | None,
+    names: Sequence[str] = tuple(CODECS),
+    questions: Path | None = None,
+    images: Path | None = None,
+    limit: int | None = None,
+) -> tuple[list[Codec], list[dict[str, Any]]]:
+    """The codecs, float16 first, and the questions with their answers, `image` being a path: before a model is loaded.
+
+    Raises:
+        ValueError: neither captions nor questions are given, no such codec, or a question without an answer.
+        FileNotFoundError: no such file of questions, or no such image.
+    """
+    if data is None and questions is None:
+        raise ValueError(
+            "Codecs are compared by captions, by questions or by both: give --dataset, --questions or both."
+        )
+    chosen = [get_codec(name) for name in dict.fromkeys([REFERENCE, *names])]
+    return chosen, _read_asked(questions, images, limit) if questions is not None else []
+
+
+def _read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
+    asked = read_questions(questions, limit)
+    mute = [
+        line["question_id"]  # which may have several questions
+        for line in asked
+        if not isinstance(line.get("answer"), str) or not line["answer"].strip()
+    ]
+    if mute or not asked:
+        reason = f"question {mute[0]!r} has no answer" if mute else "there is no question"
+        raise ValueError(f"{questions}: {reason}. Lines are of question_id, image, text and answer.")
+    folder = questions.parent if images is None else images
+    asked = [{**line, "image": folder / line["image"]} for line in asked]
+    absent = [line["image"] for line in asked if not line["image"].is_file()]
+    if absent:
+        problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
+        raise FileNotFoundError(2, problem, str(absent[0]))
+    return asked
+
+
+def _retrieve(
+    encoder: Encoder, data: Captioned, ks: Sequence[int], chosen: list[Codec], rows: dict, per_item: dict
+) -> None:
+    states = encoder.images(data.paths)  # [N, K, D]
+    texts = encoder.texts([text for said in data.captions for text in said])
+    owner = torch.tensor([i for i, said in enumerate(data.captions) for _ in said])
+    pooling = encoder.model.fwd2bot_config.pooling
+    for codec in chosen:
+        decoded = through(codec, states)
+        for k in ks:
+            left, right, exactly = (embed(s[:, :k].float(), pooling) for s in (decoded, texts, states))
+            t2i, i2t = ranks(left, right, owner)
+            found = {name: value for name, value in recalls(t2i, i2t).items() if "median" not in name}
+            cosine = F.cosine_similarity(left, exactly).mean().item()
+            rows[codec.name, k] |= {"relative_error": relative_error(states[:, :k], decoded[:, :k]), "cosine": cosine}
+            rows[codec.name, k] |= found
+            per_item[f"rank {codec.name} k={k}"] = t2i.tolist()
+
+
+def relative_error(states: Tensor, decoded: Tensor) -> float:
+    """The length of the error over that of the token, by mean over tokens that are not 0."""
+    parts = zip(states.split(CHUNK), decoded.split(CHUNK), strict=True)
+    return torch.cat([(a.float() - b).norm(dim=-1) / a.float().norm(dim=-1) for a, b in parts]).nanmean().item()
+
+
+def _answer(
+    answerer: Answerer, asked: list[dict[str, Any]], ks: Sequence[int], chosen: list[Codec], rows: dict, per_item: dict
+) -> None:
+    paths, truth = [line["image"] for line in asked], [line["answer"] for line in asked]
+    unique = list(dict.fromkeys(paths))
+    states = answerer.encoder.images(unique)
+    first: dict[int, list[str]] = {}
+    bar = tqdm(total=len(chosen) * len(ks) * len(asked), desc="answer", unit="question")
+    for codec in chosen:  # float16 is the first
+        decoded = Decoded(answerer.encoder, unique, states, codec)
+        one = Answerer(decoded, answerer.max_new_tokens, answerer.batch_size)
+        for k in ks:
+            said = [""] * len(asked)
+            for i, text in one(paths, [line["text"] for line in asked], k):
+                said[i] = text
+                bar.update()
+            empty = [str(line["question_id"]) for line, text in zip(asked, said, strict=True) if not text.strip()]
+            if empty:
+                told = f"{len(empty)} of {len(asked)} answers are empty, and wrong; the first: {', '.join(empty[:3])}"
+                bar.write(f"fwd2bot: {codec.name} k={k}: {told}", file=sys.stderr)
+            hits, reference = exact(said, truth), first.setdefault(k, said)
+            same = [float(a == b) for a, b in zip(said, reference, strict=True)]
+            per_item[f"accuracy {codec.name} k={k}"], per_item[f"same {codec.name} k={k}"] = hits, same
+            rows[codec.name, k] |= {"accuracy": sum(hits) / len(hits), "same_answers": sum(same) / len(same)}
+    bar.close()
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows as Markdown: bytes, and all else in percent."""
+    names = [name for name, value in found["rows"][0].items() if isinstance(value, float)]
+    heads = [name.replace("_r", " R@").replace("2", "→") if "2" in name else name.replace("_", " ") for name in names]
+    lines = ["| k | by | bytes | " + " | ".join(heads) + " |", "|---" * (len(names) + 3) + "|"]
+    for row in found["rows"]:
+        cells = [str(row["k"]), row["by"], f"{row['bytes_per_image']:,}", *(f"{100 * row[n]:.2f}" for n in names)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

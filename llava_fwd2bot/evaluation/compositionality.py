@@ -1,0 +1,184 @@
+"""`fwd2bot eval compositionality`: is the true caption preferred to one with a word changed or two words swapped?
+
+SugarCrepe (arXiv 2306.14610), SugarCrepe++ (arXiv 2406.11171) and Winoground (arXiv 2204.03162). A caption is scored
+against an image in two ways: by the cosine of their embeddings, and by how likely the caption is as the answer to a
+request to describe the image (its mean log-probability per token, our choice of normalisation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..bottleneck import embed
+from ..config import read_any_json
+from ..training.data import read_records
+from .datasets import field_of
+from .encode import Encoder, whole_lines
+from .likelihood import likelihood
+
+
+@dataclass
+class Item:
+    """One test: its images, its texts (the true ones first), and its kind."""
+
+    images: list[Path]
+    texts: list[str]
+    kind: str
+
+
+@dataclass
+class Items:
+    """A benchmark's tests, and how many were left out because an image is not there."""
+
+    kind: str  # sugarcrepe, sugarcrepe++, winoground
+    items: list[Item] = field(default_factory=list)
+    missing: int = 0
+
+
+def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
+    """SugarCrepe's or SugarCrepe++'s folder of JSON files, or Winoground's examples.jsonl; told apart by their fields.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no tests in it; a record has no known fields, or one that is
+            no text; an image is missing, and not `skip_missing`.
+    """
+    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(2, "There is no JSON file of tests", str(source))
+    found = Items("")
+    for file in files:
+        content = read_records(file) if file.suffix == ".jsonl" else read_any_json(file)
+        if not isinstance(content, (dict, list)) or not content:
+            raise ValueError(f"{file} must hold a list or an object of tests, not {str(content)[:80]}")
+        for place, record in content.items() if isinstance(content, dict) else enumerate(content, 1):
+            kind, item = _item(record, file, images, f"{file}, test {place}")
+            if found.kind not in ("", kind):
+                raise ValueError(f"{source} holds tests of {found.kind} and of {kind}: score each by itself.")
+            found.kind = kind
+            absent = [path for path in item.images if not path.is_file()]
+            if absent and not skip_missing:
+                problem = f"An image of {file.name} is missing (--skip-missing leaves such tests out)"
+                raise FileNotFoundError(2, problem, str(absent[0]))
+            if absent:
+                found.missing += 1
+            else:
+                found.items.append(item)
+    if not found.items:
+        raise ValueError(f"Not one image of {source} is in {images}.")
+    return found
+
+
+def _item(record: Any, file: Path, images: Path, where: str) -> tuple[str, Item]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be an object, not {str(record)[:80]}")
+
+    def text(name: str) -> str:
+        return field_of(record, name, str, where)
+
+    if "caption_0" in record:
+        names = [text("image_0"), text("image_1")]
+        paths = [images / (name if Path(name).suffix else f"{name}.png") for name in names]
+        kind = text("collapsed_tag") if "collapsed_tag" in record else "all"
+        return "winoground", Item(paths, [text("caption_0"), text("caption_1")], kind)
+    if "negative_caption" in record:
+        path = images / text("filename")
+        if not path.is_file():  # COCO's 2017 names have no prefix
+            path = images / text("filename").rsplit("_", 1)[-1]
+        if "caption2" in record:
+            texts = [text("caption"), text("caption2"), text("negative_caption")]
+            return "sugarcrepe++", Item([path], texts, file.stem)
+        return "sugarcrepe", Item([path], [text("caption"), text("negative_caption")], file.stem)
+    raise ValueError(f"{where} is of no known benchmark, with the fields {', '.join(sorted(record)) or 'none'}.")
+
+
+def about(tests: Items) -> dict[str, Any]:
+    """`of`: by which two results are known to be of the same images and texts, wherever these lie."""
+    told = json.dumps([[[path.name for path in item.images], item.texts, item.kind] for item in tests.items])
+    found = {"benchmark": tests.kind, "tests": len(tests.items), "missing": tests.missing}
+    return {**found, "of": hashlib.sha256(told.encode()).hexdigest()[:16]}
+
+
+def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, bool]:
+    """Whether one test is passed, by each of the benchmark's measures.
+
+    Args:
+        scores: image against text, [images, texts]. texts: text against text, for SugarCrepe++'s text-only measure.
+    """
+    if kind == "sugarcrepe":
+        return {"accuracy": bool(scores[0, 0] > scores[0, 1])}
+    if kind == "sugarcrepe++":
+        passed = {"itt": bool(scores[0, :2].min() > scores[0, 2])}
+        if texts is not None:
+            passed["tot"] = bool(texts[0, 1] > max(texts[0, 2], texts[1, 2]))
+        return passed
+    text = bool(scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0])
+    image = bool(scores[0, 0] > scores[1, 0] and scores[1, 1] > scores[0, 1])
+    return {"group": text and image, "text": text, "image": image}
+
+
+def compositionality(
+    encoder: Encoder, tests: Items, ks: Sequence[int], generative: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The figures for each number of summary tokens and way of scoring; and what each test adds to the first one."""
+    paths = list(dict.fromkeys(path for item in tests.items for path in item.images))
+    texts = list(dict.fromkeys(text for item in tests.items for text in item.texts))
+    images, words = encoder.images(paths), encoder.texts(texts)
+    at_image = {path: i for i, path in enumerate(paths)}
+    at_text = {text: i for i, text in enumerate(texts)}
+    pooling, rows, per_item = encoder.model.fwd2bot_config.pooling, [], {}
+    for k in ks:
+        left, right = (embed(s[:, :k].float(), pooling) for s in (images, words))
+        passed = []
+        for item in tests.items:
+            own = right[[at_text[t] for t in item.texts]]
+            passed.append(judge(tests.kind, left[[at_image[p] for p in item.images]] @ own.T, own @ own.T))
+        rows.append({"k": k, "by": "embedding", **_figures(tests, passed)})
+        per_item[f"embedding k={k}"] = [float(next(iter(p.values()))) for p in passed]
+        if generative:
+            states = [images[[at_image[p] for p in item.images]][:, :k] for item in tests.items]
+            passed = [judge(tests.kind, scores) for scores in _likelihoods(encoder, tests.items, states, k)]
+            rows.append({"k": k, "by": "likelihood", **_figures(tests, passed)})
+            per_item[f"likelihood k={k}"] = [float(next(iter(p.values()))) for p in passed]
+    return rows, per_item
+
+
+def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
+    """[images, texts] of each test; kept line by line, so that a run that is stopped goes on."""
+    # by the summaries, not the paths: they are all that a likelihood sees of an image, and an image that is replaced
+    # under its name has others
+    seen = [hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest() for state in states]
+    names = ["\0".join([digest, *item.texts]) for digest, item in zip(seen, items, strict=True)]
+    file = encoder.file(f"likelihood-k{k}", names, "jsonl")
+    found = [torch.tensor(line["scores"]) for line in whole_lines(file)] if file is not None else []
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(items), initial=len(found), desc=f"likelihood k={k}", unit="test"))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kept = stack.enter_context(file.open("a", encoding="utf-8"))
+        for item, state in list(zip(items, states, strict=True))[len(found) :]:
+            scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
+            found.append(scores)
+            if file is not None:
+                kept.write(json.dumps({"scores": scores.tolist()}) + "\n")
+                kept.flush()
+            bar.update()
+    return found
+
+
+def _figures(tests: Items, passed: list[dict[str, bool]]) -> dict[str, float]:
+    found = {name: sum(p[name] for p in passed) / len(passed) for name in passed[0]}
+    main = next(iter(passed[0]))
+    for kind in sorted({item.kind for item in tests.items}):
+        own = [p[main] for p, item in zip(passed, tests.items, strict=True) if item.kind == kind]
+        found[f"{kind} ({len(own)})"] = sum(own) / len(own)
+    return found

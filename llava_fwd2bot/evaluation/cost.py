@@ -1,0 +1,190 @@
+"""`fwd2bot eval cost`: what compressing, answering and keeping cost, against the base, on the user's own checkpoint.
+
+Parameters, operations (torch's counter), time and peak memory, over k, images at once and questions per image; the
+number of questions from which compressing pays; bytes per image. Ratios are of sides measured in turn.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from statistics import median_high
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from ..processing.conversation import ConversationFormatter, prompt_ids
+from ..processing.images import join_pixels, prepare_pixels
+from .measure import PeakMemory, environment, in_turn, ratio, summarize
+
+QUESTION = "What is in the picture, and where?"
+
+
+class Sides:
+    """What is measured: the base from an image, compressing, and answers from a summary."""
+
+    def __init__(self, model: nn.Module, processor: Any, image: Image.Image, new_tokens: int) -> None:
+        self.model, self.processor, self.new_tokens = model, processor, new_tokens
+        self.like = model.get_input_embeddings().weight
+        self.pixels = join_pixels([prepare_pixels(processor, model, [image])], self.like)
+        prompt = ConversationFormatter(processor).prompt(QUESTION)
+        self.prompt = prompt_ids(processor, prompt)["input_ids"].to(self.like.device)
+        with torch.no_grad(), model.fwd2bot_disabled():
+            self.dense = len(model._dense_tokens(**self.pixels)[0])
+        with torch.no_grad():
+            self.summary = model.compress(**self.pixels)  # [1, K, D]
+        one = (self.prompt[0] == model._image_token_id()).nonzero()[0, 0]
+        wide = self.dense if model.prompt_in_output else 1  # the original LLaVA has one id for an image
+        middle = self.prompt[:, one : one + 1].expand(1, wide)
+        self.wide_prompt = torch.cat([self.prompt[:, :one], middle, self.prompt[:, one + 1 :]], 1)
+
+    @torch.no_grad()
+    def compress(self, k: int, count: int = 1) -> None:
+        self.model.compress(**self._images(count), num_tokens=k)
+
+    @torch.no_grad()
+    def answer(self, k: int, new_tokens: int | None = None) -> None:
+        self._generate(new_tokens, input_ids=self.prompt, summary=self.summary[:, :k])
+
+    @torch.no_grad()
+    def base(self, new_tokens: int | None = None) -> None:
+        with self.model.fwd2bot_disabled():
+            self._generate(new_tokens, input_ids=self.wide_prompt, **self.pixels)
+
+    def _generate(self, new_tokens: int | None, **inputs: Any) -> None:
+        count = new_tokens or self.new_tokens
+        mask = torch.ones_like(inputs["input_ids"])
+        self.model.generate(
+            **inputs, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, use_cache=True
+        )
+
+    def _images(self, count: int) -> dict[str, Any]:
+        def repeated(value: Any) -> Any:
+            return value.repeat_interleave(count, 0) if isinstance(value, Tensor) else list(value) * count
+
+        return {name: repeated(value) for name, value in self.pixels.items()}
+
+
+def flops(run: Callable[[], None]) -> int:
+    """Operations of matrix products and attention, a multiplication and an addition counted as two."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def break_even(compress: float, answer: float, base: float) -> int | None:
+    """From how many questions on compressing once is cheaper than the base each time; None: never."""
+    if answer >= base:
+        return None
+    return max(1, math.floor(compress / (base - answer)) + 1)
+
+
+def bytes_per_image(model: nn.Module, image: Image.Image, dense: int, ks: Sequence[int]) -> dict[str, Any]:
+    """What is kept of an image, in float16: summaries, dense tokens, keys and values of both, and the JPEG itself."""
+    config = model._language_model().config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv = 2 * 2 * config.num_hidden_layers * heads * head  # of one token, float16
+    size = 2 * model.get_input_embeddings().weight.shape[1]
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=90)
+    found: dict[str, Any] = {"dense": dense * size, "dense_kv": dense * kv, "jpeg_q90": jpeg.tell()}
+    return found | {f"summary k={k}": k * size for k in ks} | {f"summary_kv k={k}": k * kv for k in ks}
+
+
+def cost(
+    model: nn.Module,
+    processor: Any,
+    ks: Sequence[int],
+    image: Image.Image | None = None,
+    rounds: int = 7,
+    batches: Sequence[int] = (1, 8),
+    questions: Sequence[int] = (1, 2, 4, 8),
+    new_tokens: int = 16,
+) -> dict[str, Any]:
+    """All figures of a loaded model; see the module. Without `image`, one of noise of 640 × 480.
+
+    Raises:
+        ValueError: no round, or no new token.
+    """
+    for name, value in (("rounds", rounds), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 at least, got {value}.")
+    if image is None:
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        image = Image.fromarray(noise)
+    model = model.eval()
+    sides, device = Sides(model, processor, image, new_tokens), model.get_input_embeddings().weight.device
+    own = sum(p.numel() for p in model._stages.parameters()) + sum(p.numel() for p in model.fwd2bot.parameters())
+    found: dict[str, Any] = {
+        "parameters": {"all": sum(p.numel() for p in model.parameters()), "fwd2bot": own},
+        "dense_tokens": sides.dense,
+        "new_tokens": new_tokens,
+        "prompt_tokens": sides.prompt.shape[1] - 1,
+        "bytes_per_image": bytes_per_image(model, image, sides.dense, ks),
+    }
+    runs: dict[str, Callable[[], Any]] = {"base": sides.base, "base, first token": lambda: sides.base(1)}
+    for k in ks:
+        runs[f"answer, k={k}"] = lambda k=k: sides.answer(k)
+        runs[f"answer, first token, k={k}"] = lambda k=k: sides.answer(k, 1)
+        for count in batches:
+            runs[f"compress, k={k}, {count} at once"] = lambda k=k, count=count: sides.compress(k, count)
+    found["flops"] = {name: flops(run) for name, run in tqdm(runs.items(), desc="operations", unit="side")}
+    found["peak_memory"] = _memory(runs, device)
+    seconds = in_turn(runs, rounds, device)
+    found["milliseconds"] = {name: summarize([1000 * s for s in values]) for name, values in seconds.items()}
+    rows = []
+    for k in ks:
+        answer, base = seconds[f"answer, k={k}"], seconds["base"]
+        compress = seconds[f"compress, k={k}, {batches[0]} at once"]
+        work = found["flops"]
+        by_flops = [work[f"compress, k={k}, {batches[0]} at once"], work[f"answer, k={k}"], work["base"]]
+        row: dict[str, Any] = {"k": k, "by": "time"}
+        row["first token, base over answer"] = ratio(
+            seconds["base, first token"], seconds[f"answer, first token, k={k}"]
+        )["ratio"]
+        for count in questions:
+            once = [(c / batches[0] + count * a) / count for c, a in zip(compress, answer, strict=True)]
+            row[f"{count} questions, over base"] = ratio(once, base)["ratio"]
+        row["break_even"] = break_even(median_high(compress) / batches[0], median_high(answer), median_high(base))
+        row["break_even_flops"] = break_even(by_flops[0] / batches[0], by_flops[1], by_flops[2])
+        rows.append(row)
+    return {**found, "rows": rows, "environment": environment(device)}
+
+
+def _memory(runs: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+    """Bytes above what was there before, at the most, of each side."""
+    memory, found = PeakMemory(device), {}
+    for name, run in runs.items():
+        memory.reset()
+        before = memory.now()
+        run()
+        found[name] = max(0, memory.peak() - before)
+    return {"bytes": found, "exact": memory.exact}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    first = found["rows"][0]
+    columns = [name for name in first if name not in ("by",)]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in found["rows"]:
+        cells = [
+            "never" if row[c] is None else f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c])
+            for c in columns
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| what | GFLOP | ms, median | peak MB |", "|---|---|---|---|"]
+    for name, operations in found["flops"].items():
+        time, memory = found["milliseconds"][name]["median"], found["peak_memory"]["bytes"][name]
+        lines.append(f"| {name} | {operations / 1e9:.2f} | {time:.1f} | {memory / 1e6:.0f} |")
+    kept = ", ".join(f"{name} {size:,}" for name, size in found["bytes_per_image"].items())
+    lines += ["", f"{found['parameters']['fwd2bot']:,} of {found['parameters']['all']:,} parameters are Fwd2Bot's."]
+    lines.append(f"Bytes per image, float16: {kept}.")
+    return "\n".join(lines)

@@ -1,0 +1,211 @@
+"""`fwd2bot eval report`: base against Fwd2Bot, per benchmark and k, with intervals, beside what others published."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import write_bytes, write_json, write_text
+from .drawing import png, pyplot
+from .metrics import bootstrap
+from .results import DENSE, Result, beside, pair, published_of, read_results
+
+
+def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
+    """A row for each result, with its retention of the base's on the same benchmark.
+
+    Args:
+        base: the name of the base's model; default: results from dense tokens are the base's.
+
+    Returns:
+        Rows of benchmark, model, k, value, its 95 % interval, retention and its paired interval (bootstrap over items),
+        and p, the paired two-sided chance of a difference this large if there were none (sign flips, 10,000 draws).
+
+    Raises:
+        ValueError: two bases, none of the name that is given, or a base of other items.
+    """
+    if base is not None and base not in {result.model for result in results}:
+        models = ", ".join(sorted({result.model for result in results}))
+        raise ValueError(f"No result is of the base {base!r}, by --base. There are: {models}.")
+    rows = []
+    for name in dict.fromkeys(result.name for result in results):
+        own = [result for result in results if result.name == name]
+        bases = [r for r in own if base in (None, r.model) and r.k == DENSE]
+        if base is not None and not bases:  # a base that is itself made of summaries
+            bases = [r for r in own if r.model == base]
+        by_limit: dict[int | None, Result] = {}
+        for result in bases:
+            if (other := by_limit.setdefault(result.limit, result)) is not result:
+                raise ValueError(f"{name} has several bases: {other.source}, {result.source}. Name one: --base.")
+        alone = bases[0] if len(bases) == 1 else None  # another --limit than its own is an error, not left out
+        for result in sorted(own, key=lambda r: (not any(r is base for base in bases), r.model, -_tokens(r.k))):
+            reference = by_limit.get(result.limit, alone)
+            row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
+            row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
+            if result.is_mean:
+                drawn = bootstrap(list(result.items.values()), groups=result.groups)
+                row["interval"] = [result.scale * x for x in drawn]
+            if reference is not None and result is not reference and reference.value:
+                ours, theirs = pair(result, reference)
+                row["retention"] = result.value / reference.value
+                if result.is_mean and reference.is_mean:
+                    row["retention_interval"] = list(bootstrap(ours, theirs, groups=reference.groups))
+                    row["p"] = sign_flips(ours, theirs, reference.groups)
+            rows.append(row)
+    return rows
+
+
+def _tokens(k: int | str) -> float:
+    return float("inf") if k == DENSE else float(k)
+
+
+def sign_flips(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    groups: Sequence[Any] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """How often a mean difference this large comes up when every item's (or group's) may as well be its opposite."""
+    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if groups is not None:
+        _, group = np.unique(np.asarray(groups), return_inverse=True)
+        difference = np.bincount(group, weights=difference)
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 1.0
+    generator, seen = np.random.default_rng(seed), abs(difference.sum()) - 1e-12
+    flips = (abs((generator.choice((-1.0, 1.0), (1, len(difference))) * difference).sum()) for _ in range(draws))
+    return (1 + sum(total >= seen for total in flips)) / (draws + 1)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table per benchmark; what others published on it below."""
+    told = "Intervals are of 95 %, by bootstrap over items (those of one image together); retention is paired."
+    parts = ["# Retention report", f"{date.today()}. {told}"]
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == name]
+        lines = [
+            f"## {name}",
+            "",
+            "| model | k | value | interval | retention | interval | p |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in own:
+            mark = f"**{row['model']}** (base)" if row["base"] else row["model"]
+            mark += f", the first {row['limit']} items alone" if row["limit"] else ""
+            cells = [mark, str(row["k"]), _number(row["value"]), _interval(row.get("interval"))]
+            share = row.get("retention")
+            cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
+            cells.append(f"{row['p']:.4f}" if "p" in row else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        others, source = published_of(name)
+        if others and not any(row["limit"] for row in own):
+            told = [f"{m} {_number(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
+            lines += ["", f"Published by others: {'; '.join(told)}. Source: {source}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) > 2 else f"{value:.4f}"
+
+
+def _interval(values: Sequence[float] | None, scale: float = 1.0) -> str:
+    if values is None:
+        return ""
+    low, high = (scale * x for x in values)
+    return f"[{low:.1f}, {high:.1f}]" if scale > 1 else f"[{_number(low)}, {_number(high)}]"
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Retention against tokens, a panel per benchmark, others' published retention in grey: a PNG."""
+    plt = pyplot()
+    names = [
+        n
+        for n in dict.fromkeys(r["benchmark"] for r in rows)
+        if any("retention" in r for r in rows if r["benchmark"] == n)
+    ]
+    if not names:
+        raise ValueError("There is nothing to draw: no benchmark has both a base and another result.")
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.4 * lines), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        own = [row for row in rows if row["benchmark"] == name and "retention" in row and row["k"] != DENSE]
+        for model in dict.fromkeys(row["model"] for row in own):
+            line = sorted((row for row in own if row["model"] == model), key=lambda row: row["k"])
+            values = [100 * row["retention"] for row in line]
+            spread = [row.get("retention_interval") or [row["retention"]] * 2 for row in line]
+            bars = [[v - 100 * s[0] for v, s in zip(values, spread, strict=True)]]
+            bars.append([100 * s[1] - v for v, s in zip(values, spread, strict=True)])
+            ks = [row["k"] for row in line]
+            axis.errorbar(ks, values, yerr=np.abs(bars), marker="o", markersize=4, capsize=2, label=Path(model).name)
+        others = [] if any(row["limit"] for row in own) else published_of(name)[0]
+        others = [row for row in others if row[1]]  # retrieval's have no base
+        for method in dict.fromkeys(row[0] for row in others[1:]):
+            line = sorted(row[1:] for row in others[1:] if row[0] == method)
+            shares = [100 * value / others[0][2] for _, value in line]
+            axis.plot([tokens for tokens, _ in line], shares, color="0.7", marker=".", linewidth=1)
+            axis.annotate(method, (line[-1][0], shares[-1]), fontsize=6, color="0.5")
+        axis.axhline(100, color="black", linestyle="--", linewidth=1)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
+        axis.set(title=name, xlabel="tokens per image", ylabel="retention, %")
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if own:
+            axis.legend(fontsize=7, frameon=False)
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    return png(figure)
+
+
+def page(rows: Sequence[dict[str, Any]], png: bytes | None) -> str:
+    """One HTML file that needs nothing else."""
+    drawn = "" if png is None else f'<img alt="retention" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    parts = []
+    for block in markdown(rows).split("\n\n"):
+        if block.startswith("#"):
+            level = len(block.split(" ")[0])
+            parts.append(f"<h{level}>{html.escape(block.splitlines()[0].lstrip('# '))}</h{level}>")
+            block = "\n".join(block.splitlines()[1:])
+        table = [line for line in block.splitlines() if line.startswith("|")]
+        if table:
+            cells = [[html.escape(c.strip()).replace("**", "") for c in line.strip("|").split("|")] for line in table]
+            head = "".join(f"<th>{c}</th>" for c in cells[0])
+            body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells[2:])
+            parts.append(f"<table><tr>{head}</tr>{body}</table>")
+        elif block.strip():
+            parts.append(f"<p>{html.escape(block.strip())}</p>")
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
+        "img{max-width:100%}p{color:#555}"
+    )
+    text = "\n".join(parts[:2]) + drawn + "\n".join(parts[2:])
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Retention report</title>'
+    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{text}</body></html>\n"
+
+
+def report(paths: Sequence[Path], output: Path | None, base: str | None = None) -> str:
+    """The Markdown; with `output`, also OUTPUT.json, .md, .png and .html."""
+    rows = compare(read_results(paths), base)
+    text = markdown(rows)
+    if output is not None:
+        png = picture(rows) if any("retention" in row for row in rows) else None
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(beside(output, ".json"), {"date": str(date.today()), "rows": rows})
+        write_text(beside(output, ".md"), text)
+        write_text(beside(output, ".html"), page(rows, png))
+        if png is not None:
+            write_bytes(beside(output, ".png"), png)
+    return text

@@ -1,0 +1,86 @@
+"""The original LLaVA's own evaluation programs, unchanged, with a Fwd2Bot model.
+
+    fwd2bot llava eval model_vqa_loader --model-path my-fwd2bot --question-file … --answers-file … [--k 8]
+
+The module runs as `python -m llava.eval.MODULE` would; only what it finds as `load_pretrained_model` is ours. Its
+answer files are what LLaVA's scorers read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import shims
+from .load import load_pretrained_model
+from .summaries import from_cache
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Runs `llava.eval.MODULE` on the rest of `argv`.
+
+    Raises:
+        ImportError: there is no such module, or LLaVA is not installed.
+    """
+    parser = argparse.ArgumentParser(prog="fwd2bot llava eval", allow_abbrev=False)
+    parser.add_argument("module", help="model_vqa_loader, model_vqa, model_vqa_mmbench, model_vqa_science, …")
+    parser.add_argument("--k", type=int, help="answer from the first K summary tokens; default: all")
+    parser.add_argument("--from-cache", metavar="FILE", help="summaries by `fwd2bot compress`, instead of the images")
+    own, theirs = parser.parse_known_args(list(argv))
+    from llava.model import builder
+
+    load = partial(load_pretrained_model, num_tokens=own.k)
+    load.without_fwd2bot = builder.load_pretrained_model
+    before, sys.argv = sys.argv, [f"llava/eval/{own.module}.py", *theirs]
+    try:
+        with ExitStack() as stack:
+            for block in (_without_cuda(), _initialisation_kept()):
+                stack.enter_context(block)
+            if own.from_cache:
+                load = stack.enter_context(from_cache(own.from_cache, theirs, load))
+            stack.enter_context(shims.rebound(builder, load_pretrained_model=load))
+            runpy.run_module(f"llava.eval.{own.module}", run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _initialisation_kept() -> Iterator[None]:
+    """LLaVA's programs turn off how layers are initialised, to load faster, and never turn it on again."""
+    linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+    with (
+        shims.rebound(linear, reset_parameters=linear.reset_parameters),
+        shims.rebound(norm, reset_parameters=norm.reset_parameters),
+    ):
+        yield
+
+
+@contextmanager
+def _without_cuda() -> Iterator[None]:
+    """Where there is no GPU: LLaVA's programs say `.cuda()`, `device="cuda"` and `.half()`, and have no option for it.
+
+    They leave no other way than to make those methods of Tensor stay on the CPU, in float32, while they run.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    to = torch.Tensor.to
+
+    def stay(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def here(value: Any) -> Any:
+            if isinstance(value, (str, torch.device)) and torch.device(value).type == "cuda":
+                return "cpu"
+            return torch.float32 if value is torch.float16 else value
+
+        return to(tensor, *map(here, args), **{name: here(value) for name, value in kwargs.items()})
+
+    here = {"cuda": lambda tensor, *args, **kwargs: tensor, "half": torch.Tensor.float, "to": stay}
+    with shims.rebound(torch.Tensor, **here):
+        yield

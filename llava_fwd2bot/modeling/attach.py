@@ -1,0 +1,96 @@
+"""What the mixin puts onto a loaded model: summary tokens, adapters, a projector that trains; and switching it off."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..bottleneck import SummaryTokens
+from ..config import Fwd2BotConfig
+from .adapters import SafeSwitch, StageAdapters, TrainedCopy
+from .fingerprint import fingerprint
+
+
+class Fwd2BotAttachMixin:
+    def _init_fwd2bot(
+        self,
+        config: Fwd2BotConfig,
+        image_prompt_ids: list[int],
+        text_prompt_ids: list[int],
+        train_projector: bool = False,
+    ) -> None:
+        self._base_fingerprint = fingerprint(self)
+        self.requires_grad_(False)
+        self.fwd2bot_config = config
+        self._fwd2bot_enabled = True
+        embeddings = self.get_input_embeddings().weight
+        self.fwd2bot = SummaryTokens(config, embeddings, image_prompt_ids, text_prompt_ids)
+        if embeddings.dtype == torch.float64:
+            self.fwd2bot.double()
+        self._stages = StageAdapters(self._language_model(), config)
+        if config.adapters == "none":
+            self._language_model().requires_grad_(True)
+            self.get_output_embeddings().requires_grad_(True)
+        if train_projector:
+            self._train_projector()
+        if getattr(self, "is_quantized", False):
+            self._hf_peft_config_loaded = True  # transformers' Trainer refuses a quantised model without adapters
+        for module in self.modules():
+            if module is not self and hasattr(module, "_set_gradient_checkpointing"):
+                module._set_gradient_checkpointing = SafeSwitch(self._stages, module._set_gradient_checkpointing)
+            # checkpointing that was on before
+            if getattr(module, "gradient_checkpointing", False):
+                module._gradient_checkpointing_func = self._stages.checkpoint_safe(module._gradient_checkpointing_func)
+
+    def _train_projector(self) -> None:
+        parent, name = self._projector_slot()
+        original = getattr(parent, name)
+        if not isinstance(original, TrainedCopy):
+            trained = copy.deepcopy(original)
+            trained = trained.requires_grad_(True)
+            if next(trained.parameters()).dtype != torch.float64:
+                trained = trained.float()
+            setattr(parent, name, TrainedCopy(original, trained))
+
+    def trained_projector(self) -> nn.Module | None:
+        """The projector that was trained, or None where the base's own is in use."""
+        parent, name = self._projector_slot()
+        projector = getattr(parent, name)
+        return projector.copy if isinstance(projector, TrainedCopy) else None
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        safe = self._stages.checkpoint_safe(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=safe, **kwargs)
+
+    @contextmanager
+    def fwd2bot_disabled(self) -> Iterator[None]:
+        """Within it the model is the base, bit for bit.
+
+        Raises:
+            ValueError: the language model itself was trained (`adapters="none"`), so that no base is left in it.
+        """
+        if self.fwd2bot_config.adapters == "none":
+            raise ValueError(
+                'With adapters="none" the language model itself is trained: load the base by its own name instead.'
+            )
+        parent, name = self._projector_slot()
+        projector = getattr(parent, name)
+        before = self._fwd2bot_enabled
+        self._fwd2bot_enabled = False
+        if isinstance(projector, TrainedCopy):
+            projector.enabled = False
+        try:
+            with self._stages.use(None):
+                yield
+        finally:
+            self._fwd2bot_enabled = before
+            if isinstance(projector, TrainedCopy):
+                projector.enabled = before

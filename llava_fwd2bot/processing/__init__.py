@@ -1,0 +1,1 @@
+"""Inputs of the model: images from files, conversations as prompts."""

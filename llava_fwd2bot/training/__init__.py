@@ -1,0 +1,1 @@
+"""Training: arguments, data, collator, trainer, and the command that joins them."""

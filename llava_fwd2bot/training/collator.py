@@ -1,0 +1,140 @@
+"""Rows to batches: padding, and the order that keeps batches of one modality and similar lengths together.
+
+Shapes: B rows, T tokens, L caption tokens, M pictures of a batch.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Sampler
+
+from ..processing.images import stack_pixels
+
+IGNORE_INDEX = -100
+
+
+class Fwd2BotCollator:
+    """Pads rows of `LlavaDataset` into one batch.
+
+    Args:
+        pad_token_id: fills `input_ids` and `caption_input_ids`; masks come from lengths, so it may be the eos.
+        padding_side: "right" or "left".
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str = "right"):
+        if pad_token_id is None:
+            raise ValueError("pad_token_id is None; set tokenizer.pad_token, to unk or eos if there is no other")
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side should be 'right' or 'left', not {padding_side!r}")
+        self.pad_token_id = pad_token_id
+        self.padding_side = padding_side
+        self._warned: set[str] = set()
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate B rows.
+
+        Returns:
+            input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] (and
+            image_sizes [M, 2]) in row order; where there are captions, caption_input_ids and caption_attention_mask
+            [B, L], the mask all zero for rows without one.
+
+        Raises:
+            ValueError: there is nothing to learn from in the whole batch.
+        """
+        self._check(items)
+        ids = [item["input_ids"] for item in items]
+        batch = {
+            "input_ids": self._pad(ids, self.pad_token_id),  # [B, T]
+            "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),  # [B, T]
+            "labels": self._pad([item["labels"] for item in items], IGNORE_INDEX),  # [B, T]
+        }
+        if pixels := [item["pixel_values"] for item in items if "pixel_values" in item]:
+            batch["pixel_values"] = stack_pixels(pixels)  # [M, 3, H, W]
+        if sizes := [item["image_sizes"] for item in items if "image_sizes" in item]:
+            batch["image_sizes"] = torch.cat(sizes)  # [M, 2]
+        if any("caption_ids" in item for item in items):
+            captions = [item.get("caption_ids", ids[0][:0]) for item in items]
+            batch["caption_input_ids"] = self._pad(captions, self.pad_token_id)  # [B, L]
+            batch["caption_attention_mask"] = self._pad([torch.ones_like(row) for row in captions], 0)  # [B, L]
+        return batch
+
+    def _check(self, items: Sequence[dict[str, Any]]) -> None:
+        # The loss predicts label t from token t - 1, so a label on the first token never counts.
+        idle = [
+            item["record"]
+            for item in items
+            if "caption_ids" not in item and not bool((item["labels"][1:] != IGNORE_INDEX).any())
+        ]
+        if len(idle) == len(items):
+            raise ValueError(
+                f"no token to learn from in the whole batch ({few(idle)}). Likely reasons: --model_max_length cuts "
+                "the rows before their answers; the answers are empty; or --version does not fit the model's tokenizer"
+            )
+        for name in idle:
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"{name}: no token to learn from; is it cut by --model_max_length?", stacklevel=2)
+
+    def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+        width = max(len(row) for row in rows)
+        left = self.padding_side == "left"
+        gaps = [width - len(row) for row in rows]
+        return torch.stack(
+            [F.pad(row, (gap, 0) if left else (0, gap), value=value) for row, gap in zip(rows, gaps, strict=True)]
+        )
+
+
+class ModalityLengthSampler(Sampler[int]):
+    """Indices in an order whose steps (batch_size x world_size rows) hold one modality and similar lengths.
+
+    Rows are sorted by length within mega-batches of 50 steps only, and the steps are shuffled. What fills no whole
+    step comes last. Every index comes exactly once per epoch.
+
+    Args:
+        modality_lengths: `LlavaDataset.modality_lengths`: negative for rows without a picture.
+        batch_size: rows per process and step.
+        world_size: number of processes (times accumulation steps, if those should be of one modality too).
+        seed: with the epoch decides the order, so a resumed run sees the same one.
+    """
+
+    def __init__(self, modality_lengths: Sequence[int], batch_size: int, world_size: int = 1, seed: int = 0):
+        if batch_size < 1 or world_size < 1:
+            raise ValueError(f"batch_size and world_size should be at least 1, not {batch_size} and {world_size}")
+        self.modality_lengths = list(modality_lengths)
+        self.step = batch_size * world_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose this epoch's order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.modality_lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = random.Random(f"{self.seed}-{self.epoch}")
+        steps, rest = [], []
+        for has_image in (True, False):
+            indices = [i for i, length in enumerate(self.modality_lengths) if (length > 0) == has_image]
+            chance.shuffle(indices)
+            whole = len(indices) - len(indices) % self.step
+            rest += indices[whole:]
+            for start in range(0, whole, self.step * 50):
+                mega = indices[start : min(start + self.step * 50, whole)]
+                mega.sort(key=lambda i: abs(self.modality_lengths[i]), reverse=True)
+                steps += [mega[j : j + self.step] for j in range(0, len(mega), self.step)]
+        chance.shuffle(steps)
+        for step in [*steps, rest]:
+            yield from step
+
+
+def few(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

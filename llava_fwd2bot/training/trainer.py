@@ -1,0 +1,182 @@
+"""Fwd2BotTrainer: transformers' Trainer, plus what two losses, new tokens and two adapters ask for.
+
+The methods are a mixin, so that a host's own trainer can have them too. A model without Fwd2Bot trains as the base.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..checkpoint.files import read_checkpoint, reload
+from .collator import IGNORE_INDEX, ModalityLengthSampler
+
+_METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
+
+
+@dataclass
+class Fwd2BotTrainingArguments(TrainingArguments):
+    """TrainingArguments and LLaVA's own two, and the learning rate of what is new."""
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Images are no columns of a table."})
+    summary_lr: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of summary tokens, temperature and bridge; default: --learning_rate."},
+    )
+    mm_projector_lr: float | None = field(
+        default=None, metadata={"help": "Trains the projector (a copy, with --fwd2bot) at this learning rate."}
+    )
+    group_by_modality_length: bool = field(
+        default=False, metadata={"help": "Batches of one modality and of similar lengths, as in LLaVA."}
+    )
+
+
+class _Epoch(TrainerCallback):
+    """Tells the data set its epoch: which of several captions a row gets depends on it, also after a resume."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The plain fine-tune's batch, so that the head runs only at places where some row has a label: the same loss.
+
+    Most of a LLaVA row is image placeholders, and with a small language model the head is a quarter of the work.
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        return inputs
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    places = (targets != IGNORE_INDEX).any(0).nonzero().flatten()
+    targets = targets[:, places]
+    return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
+
+
+class Fwd2BotTrainerMixin:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sums: Tensor | None = None
+        self.add_callback(_Epoch())
+        if not self.is_deepspeed_enabled and int(transformers.__version__.split(".")[0]) >= 5:
+            # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
+            self.accelerator.gradient_accumulation_steps = 1
+        if self._has_fwd2bot:
+            # both losses are means of a micro-batch: the Trainer divides their sum by the accumulation steps, once
+            self.model_accepts_loss_kwargs = False
+            self.loss_is_scaled_for_ga = False
+            if self.args.label_smoothing_factor:
+                raise ValueError("label_smoothing_factor is not supported with Fwd2Bot: the model computes its losses.")
+
+    @property
+    def _fwd2bot_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def _has_fwd2bot(self) -> bool:
+        return hasattr(self._fwd2bot_model, "fwd2bot")
+
+    @cached_property
+    def _takes_places(self) -> bool:
+        model = self._fwd2bot_model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    # ------------------------------------------------------------------ losses and their log
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        if not self._has_fwd2bot:
+            if not return_outputs and self._takes_places:
+                inputs = _head_where_labelled(inputs)
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        inputs = {**inputs, "return_logits": return_outputs}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            values = [getattr(outputs, name, None) for name in _METRICS]
+            rows = [(v.detach().float(), 1.0) if v is not None else (0.0, 0.0) for v in values]
+            step = torch.stack([torch.as_tensor(r, device=loss.device) for row in rows for r in row])
+            self._sums = step if self._sums is None else self._sums + step  # no synchronisation until it is logged
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        if ignore_keys is None and self._has_fwd2bot:
+            ignore_keys = list(_METRICS)  # compute_metrics gets the logits, as of the base
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._sums is not None and "loss" in logs:
+            sums = self.accelerator.reduce(self._sums, reduction="sum").view(-1, 2)
+            for name, (total, count) in zip(_METRICS, sums.tolist(), strict=True):
+                if count:
+                    logs[name] = round(total / count, 4)
+            self._sums = None
+        super().log(logs, *args, **kwargs)
+
+    # ------------------------------------------------------------------ optimizer, order of the data
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not fresh:
+            return optimizer
+        own: dict[str, list[nn.Parameter]] = {"summary": [], "projector": []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and "fwd2bot." in name:
+                own["summary"].append(parameter)
+            elif parameter.requires_grad and "mm_projector" in name.replace("multi_modal_projector", "mm_projector"):
+                own["projector"].append(parameter)
+        moved = {id(p) for group in own.values() for p in group}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in moved]
+        rates = {"summary": getattr(self.args, "summary_lr", None)}  # plain TrainingArguments have neither
+        rates["projector"] = getattr(self.args, "mm_projector_lr", None)
+        for name, parameters in own.items():
+            if parameters:
+                rate = self.args.learning_rate if rates[name] is None else rates[name]
+                decay = 0.0 if name == "summary" else self.args.weight_decay  # decay would pull R to no meaning
+                optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": decay})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not getattr(self.args, "group_by_modality_length", False):
+            return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
+        return ModalityLengthSampler(
+            dataset.modality_lengths,
+            batch_size=self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+
+    # ------------------------------------------------------------------ disk
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._has_fwd2bot:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        settings = read_checkpoint(resume_from_checkpoint)
+        own = self._fwd2bot_model.fwd2bot_config
+        if settings["fwd2bot"] != own:
+            theirs, ours = settings["fwd2bot"].to_dict(), own.to_dict()
+            changed = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
+            raise ValueError(f"{resume_from_checkpoint} was trained with other settings: {'; '.join(changed)}.")
+        reload(self._fwd2bot_model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not self._has_fwd2bot:
+            return super()._load_best_model()
+        reload(self._fwd2bot_model, self.state.best_model_checkpoint)
+
+
+class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):
+    """Drop-in for transformers' Trainer: logs both losses, temperature and retrieval accuracy; resumes exactly."""

@@ -1,0 +1,181 @@
+"""The command line on a toy checkpoint: usage, errors, info, and what all commands share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from cli_fixtures import QUESTION
+from conftest import DENSE
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+import llava_fwd2bot.checkpoint.load
+import llava_fwd2bot.cli.main as cli
+from llava_fwd2bot.cli.main import main
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"]])
+def test_help_is_quick(argv):
+    """Waiting seconds for torch to hear of an option's name is what makes people stop reading help."""
+    code = (
+        "import sys; from llava_fwd2bot.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert "fwd2bot" in done.stdout
+    loaded = set(done.stderr.split())
+    assert "llava_fwd2bot.cli.main" in loaded and not loaded & {"torch", "transformers", "numpy", "PIL", "safetensors"}
+
+
+def test_usage_errors_give_2(run, checkpoint, photos):
+    """Scripts tell a wrong call from failed work by the exit code."""
+    ask = ("ask", "--model", checkpoint)
+    for argv in (
+        (),
+        ("fly",),
+        ("info",),
+        (*ask, QUESTION),
+        (*ask, "--image", photos / "a.png"),
+        (*ask, "--image", photos / "a.png", photos / "b.png"),
+        (*ask, "--image", photos / "a.png", "--k", 0, QUESTION),
+        (*ask, "--image", photos / "a.png", "--temperature", -1, QUESTION),
+        (*ask, "--image", photos / "a.png", "--temperature", "nan", QUESTION),
+        (*ask, "--image", photos / "a.png", "--load-4bit", "--load-8bit", QUESTION),
+        (*ask, "--summaries", "s.safetensors", QUESTION),
+        (*ask, "--image", photos / "a.png", "--id", "a.png", QUESTION),
+        ("compress", "--model", checkpoint, "--images", photos),
+    ):
+        code, out, err = run(*argv)
+        assert (code, out) == (2, "") and "usage: fwd2bot" in err, argv
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), OSError(28, "No space left", "/x"), ImportError("bad"), FileNotFoundError("bad")]
+)
+def test_errors_are_one_line_and_give_1(run, checkpoint, monkeypatch, error):
+    """A user's mistake is told in a sentence; FWD2BOT_TRACEBACK=1 is for whoever has to find out where."""
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_info", fail)
+    code, out, err = run("info", checkpoint)
+    said = "No space left: /x" if error.args[0] == 28 else "bad"
+    assert (code, out, err) == (1, "", f"fwd2bot: error: {said}\n")
+    monkeypatch.setenv("FWD2BOT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["info", str(checkpoint)])
+
+
+def test_a_bug_keeps_its_traceback(checkpoint, monkeypatch):
+    """What is our fault must not look like the user's."""
+    monkeypatch.setattr(cli, "_info", lambda args: {}["bug"])
+    with pytest.raises(KeyError):
+        main(["info", str(checkpoint)])
+
+
+def test_ctrl_c_gives_130(run, checkpoint, monkeypatch):
+    """The shell's own convention, so that a loop around the command stops too."""
+
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", stop)
+    code, out, _ = run("info", checkpoint)
+    assert (code, out) == (130, "")
+
+
+def test_no_checkpoint_there(run, tmp_path, photos):
+    """The commonest mistake of all; also the base instead of the checkpoint."""
+    for argv in (("info", tmp_path), ("ask", "--model", tmp_path, "--image", photos / "a.png", QUESTION)):
+        code, out, err = run(*argv)
+        assert (code, out) == (1, "") and err.startswith("fwd2bot: error: There is no Fwd2Bot checkpoint here")
+
+
+def test_a_mistyped_folder_that_looks_like_a_hub_name(run, monkeypatch):
+    """`runs/chekpoint` is a possible name on the hub, whose own words do not say that no such folder is here."""
+
+    def offline(*args, **kwargs):
+        raise FileNotFoundError("the hub cannot be reached")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    code, _, err = run("info", "runs/chekpoint")
+    assert code == 1 and "no folder runs/chekpoint here" in err and "the hub cannot be reached" in err
+
+
+def test_a_device_that_is_not_there(run, checkpoint, photos):
+    """torch's own words for this are an AssertionError."""
+    for device in ("cuda:99", "toaster"):
+        code, _, err = run("ask", "--model", checkpoint, "--image", photos / "a.png", "--device", device, QUESTION)
+        assert code == 1 and f"--device {device}" in err
+
+
+def test_train_gets_its_arguments_untouched(run, monkeypatch):
+    """Its options are LLaVA's: argparse here must neither read nor abbreviate any, --help included."""
+    seen = []
+    monkeypatch.setattr("llava_fwd2bot.training.command.train", lambda argv: seen.append(argv))
+    assert run("train", "--fwd2bot", 4, "--version", "v1", "--help")[0] == 0
+    assert seen == [["--fwd2bot", "4", "--version", "v1", "--help"]]
+
+
+def test_train_help_and_errors(run, tmp_path):
+    """The training parser's own help, and its errors in the same form as all others."""
+    code, out, _ = run("train", "--help")
+    assert code == 0 and "usage: fwd2bot train" in out and "--mm_projector_lr" in out
+    code, out, err = run("train", "--output_dir", tmp_path / "out")
+    assert (code, out) == (1, "") and "fwd2bot: error: --model_name_or_path is missing" in err
+
+
+# ---------------------------------------------------------------------- info
+def test_info_loads_no_model(run, checkpoint, own_base, monkeypatch):
+    """It must answer at once, on a laptop, for a checkpoint of any size."""
+
+    def never(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(llava_fwd2bot.checkpoint.load, "open_checkpoint", never)
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", never)
+    monkeypatch.setattr("safetensors.torch.load_file", never)
+    monkeypatch.setattr("llava_fwd2bot.checkpoint.files.load_file", never)
+    code, out, _ = run("info", checkpoint, "--json")
+    info = json.loads(out)
+    assert code == 0
+    assert info["settings"]["num_summary_tokens"] == {
+        "value": 4,
+        "help": "k: how many summary tokens an image is condensed into.",
+        "source": "paper: 16 and 32",
+    }
+    assert info["base"]["found"] == str(own_base) and info["base"]["hidden_size"] == 64
+    assert info["summary"] == {"tokens": 4, "dim": 64, "bytes_float16": 4 * 64 * 2}
+    assert info["dense"] == {"tokens": DENSE, "dim": 64, "bytes_float16": DENSE * 64 * 2}
+    tensors = {name: load_file(checkpoint / name) for name in info["files"]}
+    assert set(tensors) == {f"{s}/adapter_model.safetensors" for s in ("compress", "answer")} | {"fwd2bot.safetensors"}
+    for name, file in info["files"].items():
+        assert file["trained_parameters"] == sum(x.numel() for x in tensors[name].values())
+        assert file["bytes"] == (checkpoint / name).stat().st_size
+    assert info["trained_parameters"] == sum(file["trained_parameters"] for file in info["files"].values())
+
+    code, out, _ = run("info", checkpoint)
+    assert code == 0 and "512 bytes" in out and "num_summary_tokens = 4" in out and "[paper: 16 and 32]" in out
+
+
+def test_info_says_whether_the_base_is_here(run, checkpoint, tmp_path, monkeypatch):
+    """One asks what a checkpoint needs exactly when its base, a folder or a hub name, is missing."""
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    saved = json.loads((copy / "fwd2bot_config.json").read_text())
+    cached = {"nobody/here": str(tmp_path / "snapshot" / "config.json")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: cached.get(name))
+    for name, relative, found in (
+        ("/gone/llava", "../gone", None),
+        ("nobody/there", None, None),
+        ("nobody/here", None, str(tmp_path / "snapshot")),
+    ):
+        saved["base"].update(name_or_path=name, relative_path=relative)
+        (copy / "fwd2bot_config.json").write_text(json.dumps(saved))
+        code, out, _ = run("info", copy, "--json")
+        assert code == 0 and json.loads(out)["base"]["found"] == found
+        assert ("not on this machine" in run("info", copy)[1]) == (found is None)

@@ -1,0 +1,299 @@
+"""`fwd2bot eval` retrieval, captioning, answer, codec and cost: figures by hand, going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava_fwd2bot import load_fwd2bot
+from llava_fwd2bot.evaluation.datasets import read_captioned
+from llava_fwd2bot.evaluation.encode import CHUNK, Encoder
+
+
+def test_retrieval_by_command(run, checkpoint, captioned):
+    """For every k from one encoding; by both ways; killed and begun again, the same figures."""
+    argv = [
+        "eval",
+        "retrieval",
+        "--model",
+        checkpoint,
+        "--dataset",
+        captioned / "own.jsonl",
+        "--k",
+        1,
+        2,
+        4,
+        "--maxsim",
+    ]
+    argv += ["--work", captioned / "work", "--output", captioned / "result.json", "--device", "cpu"]
+    code, out, err = run(*argv)
+    assert code == 0, err
+    result = json.loads((captioned / "result.json").read_text())
+    assert [(row["k"], row["by"]) for row in result["rows"]] == [
+        (k, by) for k in (1, 2, 4) for by in ("pooled", "maxsim")
+    ]
+    assert result["images"] == 6 and result["captions"] == 12 and result["versions"] and result["date"]
+    assert all(len(ranks) == 12 for ranks in result["per_item"].values())
+    by_hand = [rank < 1 for rank in result["per_item"]["pooled k=4"]]
+    row = next(row for row in result["rows"] if (row["k"], row["by"]) == (4, "pooled"))
+    assert row["t2i_r1"] == pytest.approx(sum(by_hand) / 12)
+    model, processor = load_fwd2bot(checkpoint)
+    pixels = processor.image_processor([Image.open(captioned / "images" / "0.png")], return_tensors="pt")
+    kept = load_file(next((captioned / "work").glob("images-*.safetensors")))["summary"]
+    torch.testing.assert_close(kept[0].float(), model.compress(**pixels)[0], atol=1e-2, rtol=1e-2)
+    for half in (captioned / "work").glob("texts-*"):
+        half.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (captioned / "work").iterdir()}
+    assert run(*argv, "--json")[0] == 0
+    again = json.loads((captioned / "result.json").read_text())
+    assert again["per_item"] == result["per_item"]
+    assert all(path.stat().st_mtime_ns == at for path, at in times.items())  # what was there was not made again
+    assert run(*argv, "--k", 9)[2].count("--k must be from 1 to this model's k = 4, got 9") == 1
+
+
+def test_another_model_does_not_take_what_is_kept(checkpoint, captioned):
+    """Summaries of another model in the same folder would be silently wrong."""
+    model, processor = load_fwd2bot(checkpoint)
+    data = read_captioned(str(captioned / "own.jsonl"))
+    files = set()
+    for fingerprint in ("one", "other"):
+        Encoder(model, processor, fingerprint, captioned / "work").images(data.paths)
+        files |= set((captioned / "work").iterdir())
+    assert len(files) == 2 and CHUNK >= 6
+
+
+def test_texts_come_back_in_their_order(checkpoint, captioned):
+    """They are sorted by length for the pass."""
+    model, processor = load_fwd2bot(checkpoint)
+    texts = ["a very long caption of a red cat", "cat", "two dogs on a mat", "cat"]
+    found = Encoder(model, processor, "x", None, batch_size=2).texts(texts)
+    for text, summary in zip(texts, found, strict=True):
+        ids = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        torch.testing.assert_close(summary.float(), model.compress_text(ids)[0], atol=1e-2, rtol=1e-2)
+
+
+def test_answers_go_on_where_they_were(run, checkpoint, captioned):
+    """Cut off in the middle of a line, begun again: the same answers, none twice; as `ask` answers; the base's too."""
+    questions, answers = captioned / "q.jsonl", captioned / "a.jsonl"
+    asked = [{"question_id": i, "image": f"{i % 6}.png", "text": ("what is it?", "a dog?")[i % 2]} for i in range(9)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    argv = ["eval", "answer", "--model", checkpoint, "--questions", questions, "--images", captioned / "images"]
+    argv += ["--answers", answers, "--work", captioned / "work", "--max-new-tokens", 6, "--device", "cpu"]
+    code, _, err = run(*argv, "--k", 2)
+    assert code == 0, err
+    whole = answers.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert sorted(line["question_id"] for line in lines) == list(range(9)) and lines[0]["metadata"]["k"] == 2
+    answers.write_text(whole[: len(whole) // 2])
+    code, out, _ = run(*argv, "--k", 2, "--json")
+    assert 0 < json.loads(out)["answered_before"] < 9
+    assert sorted(answers.read_text().splitlines()) == sorted(whole.splitlines())
+    first = next(line for line in lines if line["question_id"] == 0)
+    picture = captioned / "images" / "0.png"
+    out = run(
+        "ask", "--model", checkpoint, "--image", picture, "what is it?", "--k", 2, "--max-new-tokens", 6, "--json"
+    )[1]
+    assert json.loads(out)["answer"] == first["text"]
+    code, _, err = run(*argv, "--k", 4)
+    assert code == 1 and "name another file by --answers" in err
+    answers.unlink()
+    assert run(*argv, "--from-base")[0] == 0
+    dense = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert dense[0]["metadata"]["k"] == "dense" and {line["text"] for line in dense} != {line["text"] for line in lines}
+
+
+def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned):
+    pytest.importorskip("pycocoevalcap")
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "own.jsonl", "--with-base"]
+    argv += ["--k", 1, 4, "--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu"]
+    code, _, err = run(*argv, "--max-new-tokens", 8)
+    assert code == 0, err
+    result = json.loads((captioned / "r.json").read_text())
+    assert [row["k"] for row in result["rows"]] == ["dense", 1, 4]
+    assert all({"cider", "bleu4"} <= set(row) for row in result["rows"])
+    assert all(len(values) == 6 for values in result["per_item"].values())
+    from llava_fwd2bot.evaluation.answers import Answerer
+    from llava_fwd2bot.evaluation.captioning import captioning
+
+    model, processor = load_fwd2bot(checkpoint)  # under the name of its quantised kind: answers of its own
+    encoder = Encoder(model, processor, f"{result['fingerprint']} 4bit", captioned / "work")
+    data = read_captioned(str(captioned / "own.jsonl"))
+    captioning(Answerer(encoder, 2), data, [4], captioned / "work", str(checkpoint))
+    assert len(list((captioned / "work").glob("captions-own-*-k4.jsonl"))) == 2
+
+
+def test_empty_captions_are_counted_and_named(run, checkpoint, captioned):
+    """They are in the mean with nothing to show it; where there is none, the row is as it was."""
+    pytest.importorskip("pycocoevalcap")
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "own.jsonl", "--k", 4]
+    argv += ["--work", captioned / "work", "--output", captioned / "r.json", "--device", "cpu", "--max-new-tokens", 3]
+    assert run(*argv)[0] == 0
+    kept = next((captioned / "work").glob("captions-*"))
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    for empty in (0, 2):
+        for line in lines:
+            line["text"] = "" if line["question_id"] < empty else "a red picture"
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        code, out, err = run(*argv)
+        assert code == 0 and "| k | by | cider | bleu4 |" in out
+        row = json.loads((captioned / "r.json").read_text())["rows"][0]
+        assert row.get("empty") == (empty or None)
+        told = "k=4: 2 of 6 captions are empty, and count in the figures; the first: 0.png, 1.png"
+        assert (told in err) == bool(empty)
+    from llava_fwd2bot.evaluation.results import read_results
+
+    assert read_results([captioned / "r.json"])[0].metric == "cider"
+
+
+def test_what_captions_are_scored_by_is_looked_for_first(monkeypatch):
+    """Hours of captioning came first."""
+    from llava_fwd2bot.evaluation import metrics
+    from llava_fwd2bot.evaluation.captioning import captioning
+
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="SPICE needs Java"):
+        captioning(None, None, [1], None, "m", spice=True)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
+    with pytest.raises(ImportError, match=r"llava_fwd2bot\[eval\]"):
+        captioning(None, None, [1], None, "m")
+
+
+def test_codecs_look_at_what_is_given_first(captioned):
+    """Without a model: nothing to compare by, a codec of another name, a question without its answer."""
+    from llava_fwd2bot.evaluation.codec import checked
+
+    questions = captioned / "q.jsonl"
+    with pytest.raises(ValueError, match="give --dataset, --questions or both"):
+        checked(None)
+    with pytest.raises(FileNotFoundError):
+        checked(None, questions=questions)
+    line = {"question_id": 1, "image": "0.png", "text": "red?"}
+    for answer in ({}, {"answer": " "}):  # an empty one would be what an empty answer is compared with
+        several = [{**line, **answer}, {**line, "text": "blue?", "answer": "yes"}]
+        questions.write_text("".join(json.dumps(one) + "\n" for one in several))
+        with pytest.raises(ValueError, match="question 1 has no answer"):
+            checked(None, questions=questions, images=captioned / "images")
+    questions.write_text(json.dumps({**line, "answer": "yes"}) + "\n")
+    chosen, asked = checked(None, ["int2"], questions, captioned / "images")
+    assert [codec.name for codec in chosen] == ["float16", "int2"] and asked[0]["answer"] == "yes"
+    with pytest.raises(ValueError, match="no codec 'zip'"):
+        checked(None, ["zip"], questions, captioned / "images")
+
+
+def test_empty_answers_are_wrong_by_every_codec(checkpoint, captioned, monkeypatch, capsys):
+    """Where the right one is option A they were right; and they are named."""
+    from llava_fwd2bot.evaluation.answers import Answerer
+    from llava_fwd2bot.evaluation.codec import codecs
+
+    questions = captioned / "q.jsonl"
+    lines = [{"question_id": f"q{i}", "image": f"{i}.png", "text": "which?", "answer": "A"} for i in range(2)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(Answerer, "__call__", lambda self, paths, asked, k: enumerate(["A.", ""]))
+    answerer = Answerer(Encoder(*load_fwd2bot(checkpoint), "x"), 3)
+    rows, per_item = codecs(answerer, None, [2], ["int8"], questions, captioned / "images")
+    assert rows[0]["accuracy"] == 0.5 and per_item["accuracy int8 k=2"] == [1.0, 0.0]
+    assert "fwd2bot: int8 k=2: 1 of 2 answers are empty, and wrong; the first: q1" in capsys.readouterr().err
+
+
+def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
+    """The same id may be another question, image, split or length: what is kept must not be taken for it."""
+    from llava_fwd2bot.evaluation.answers import Answerer, answer_questions
+
+    model, processor = load_fwd2bot(checkpoint)
+    encoder, images, answers = Encoder(model, processor, "f"), captioned / "images", captioned / "a.jsonl"
+    asked = [{"question_id": i, "image": f"{i}.png", "text": f"is it {'very ' * (i % 3)}red?"} for i in range(6)]
+    answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")
+    whole = sorted(answers.read_text().splitlines())
+    for change in ({"image": "5.png"}, {"text": "is it blue?"}):
+        with pytest.raises(ValueError, match="the answer to 0 is about the"):
+            answer_questions(Answerer(encoder, 4, 4), [{**asked[0], **change}], images, answers, 2, "m")
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        answer_questions(Answerer(encoder, 5, 4), asked, images, answers, 2, "m")
+
+    # gone on with, the batches are those of a whole run
+    sizes, generate = [], model.generate
+    model.generate = lambda **given: sizes.append(len(given["input_ids"])) or generate(**given)
+    answers.write_text("".join(line + "\n" for line in whole[:1]))
+    assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m")["answered_before"] == 1
+    assert sizes == [4, 2] and sorted(answers.read_text().splitlines()) == whole
+    kept = answers.read_bytes()  # of all, and now only the first are wanted
+    assert answer_questions(Answerer(encoder, 4, 4), asked, images, answers, 2, "m", 2)["answered_before"] == 2
+    assert answers.read_bytes() == kept
+
+
+def test_captions_of_another_split_are_their_own(run, checkpoint, captioned):
+    """Images are numbered in a split: those of one must not be taken for those of the next."""
+    pytest.importorskip("pycocoevalcap")
+    images = captioned / "images"
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", "flickr30k", "--images", images, "--k", 1]
+    argv += ["--work", captioned / "work", "--max-new-tokens", 3, "--device", "cpu"]
+    for split in ("test", "val"):
+        assert run(*argv, "--split", split, "--output", captioned / "new" / f"{split}.v1.json")[0] == 0
+    assert len(list((captioned / "work").glob("captions-*"))) == 2
+    assert (captioned / "new" / "val.v1.json").is_file()  # its folder was made before the model was opened
+
+
+def test_cost_against_the_base(run, checkpoint, captioned):
+    """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
+    from llava_fwd2bot.evaluation.cost import break_even, cost
+
+    for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be 1 at least, got 0"):
+            cost(None, None, [1], **wrong)
+    argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
+    code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
+    assert code == 0, err
+    assert "parameters are Fwd2Bot's" in out and "first token, base over answer" in out
+    found = json.loads((captioned / "cost.json").read_text())
+    work = found["flops"]
+    assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
+    # but for what is computed once for a batch, such as the angles of the positions
+    assert work["compress, k=4, 2 at once"] == pytest.approx(2 * work["compress, k=4, 1 at once"], rel=1e-3)
+    assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
+    expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
+    assert found["rows"][1]["break_even_flops"] == expected
+    assert break_even(10, 1, 3) == 6 and break_even(10, 3, 3) is None and break_even(0.1, 1, 3) == 1
+
+
+def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
+    """Against a stand-in of its base class: VLMEvalKit itself is not in any registry."""
+    base = ModuleType("vlmeval.vlm.base")
+    base.BaseModel = type("BaseModel", (), {})
+    for name, module in (("vlmeval", ModuleType("vlmeval")), ("vlmeval.vlm", ModuleType("vlm")), (base.__name__, base)):
+        monkeypatch.setitem(sys.modules, name, module)
+    from llava_fwd2bot.evaluation.vlmevalkit import Fwd2Bot
+
+    pictures = [str(captioned / "images" / f"{i}.png") for i in range(2)]
+    model = Fwd2Bot(str(checkpoint), k=2, max_new_tokens=6)
+    for images in (pictures[:1], pictures):
+        message = [{"type": "image", "value": image} for image in images] + [{"type": "text", "value": "what is it?"}]
+        ask = [
+            "ask",
+            "--model",
+            checkpoint,
+            "--image",
+            *images,
+            "what is it?",
+            "--k",
+            2,
+            "--max-new-tokens",
+            6,
+            "--json",
+        ]
+        assert model.generate_inner(message) == json.loads(run(*ask, "--device", "cpu")[1])["answer"]
+    assert isinstance(model.generate_inner([{"type": "text", "value": "what is a dog?"}]), str)
+    # the base that retention is measured against, out of the same class
+    base = Fwd2Bot(str(checkpoint), max_new_tokens=6, from_base=True)
+    said = base.generate_inner([{"type": "image", "value": pictures[0]}, {"type": "text", "value": "what is it?"}])
+    prompt = base.formatter.ask([{"from": "human", "value": "<image>\nwhat is it?"}])
+    inputs = base.processor(text=prompt, images=Image.open(pictures[0]).convert("RGB"), return_tensors="pt")
+    with torch.no_grad(), base.model.fwd2bot_disabled():
+        out = base.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert said == base.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
