@@ -16,7 +16,7 @@ pytest.importorskip("lancedb")
 
 from llava_fwd2bot.cache.format import blocks  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
-from llava_fwd2bot.cache.reader import maintenance as tools
+from llava_fwd2bot.cache import maintenance as tools
 
 SCRIPTS = str(Path(__file__).parents[2] / "scripts")
 sys.path.insert(0, SCRIPTS)
