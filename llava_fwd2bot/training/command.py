@@ -10,7 +10,6 @@ accelerate launch it on several processes.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,9 +235,3 @@ def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer:
         "Learning rate": args.learning_rate,
         **{f"Last {name.replace('_', ' ')}": value for name, value in last.items() if name != "train_loss"},
     }
-
-
-if __name__ == "__main__":
-    from ..cli.main import main
-
-    raise SystemExit(main(["train", *sys.argv[1:]]))

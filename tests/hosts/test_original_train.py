@@ -18,9 +18,9 @@ from original_toys import clip_tower, conversations, on_disk  # noqa: E402
 
 from llava_fwd2bot import hosts
 from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
+from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
 from llava_fwd2bot.hosts.original import shims
-from llava_fwd2bot.hosts.original.load import load_pretrained_model  # noqa: E402
-from llava_fwd2bot.hosts.original.train import train  # noqa: E402
+from llava_fwd2bot.training.original import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
