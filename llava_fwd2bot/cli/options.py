@@ -50,7 +50,7 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
 
 
 def folder_of(name: str) -> Path:
-    from ..checkpoint.load import local_folder
+    from ..hosts.opening import local_folder
 
     try:
         return local_folder(name, {})

@@ -23,8 +23,6 @@ from ..checkpoint.files import write_card
 from ..checkpoint.load import (
     base_class_name,
     base_source,
-    is_checkpoint,
-    open_checkpoint,
     original_class_name,
     processor_source,
     quantization_config,
@@ -32,6 +30,7 @@ from ..checkpoint.load import (
 )
 from ..config import Fwd2BotConfig
 from ..hosts import add_fwd2bot, host_class
+from ..hosts.opening import is_checkpoint, open_checkpoint
 from ..modeling.adapters import lora_target
 from ..processing.conversation import V1_TEMPLATE
 from .arguments import LlavaTrainingArguments, given_settings, parse
