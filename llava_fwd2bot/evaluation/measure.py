@@ -26,11 +26,17 @@ from ..version import __version__
 
 
 def in_turn(
-    sides: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1
+    sides: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1, limit: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds that each side took in each round. The order turns round from one round to the next."""
+    """Seconds that each side took in each round. The order turns round from one round to the next.
+
+    No round begins once `limit` seconds have passed, but one is always measured.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    begin = time.monotonic()
     for turn in tqdm(range(-warmup, rounds), desc="rounds", unit="round"):  # drawn between what is timed
+        if limit is not None and turn > 0 and time.monotonic() - begin > limit:
+            break
         names = list(sides) if turn % 2 else list(reversed(sides))
         for name in names:
             _synchronize(device)
