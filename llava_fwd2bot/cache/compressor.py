@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bottleneck import embed
-from ..processing.images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels
+from ..files.images import LLAVA, Reading
+from ..processing.images import DEFAULT_MAX_PIXELS, join_pixels, open_image, prepare_pixels, prepared_size
 
 READERS = min(4, os.cpu_count() or 1)
 Made = tuple[tuple[int, int], Tensor, Tensor]  # width and height, summary [k, D], unit vector [D]
@@ -25,6 +26,7 @@ class Compressor:
     Args:
         k: summary tokens of an image; None for all that the model makes.
         max_pixels: of an image, above which it is refused; None for DEFAULT_MAX_PIXELS.
+        reading: how files become pictures; of a cache, its own settings.
     """
 
     def __init__(
@@ -34,15 +36,17 @@ class Compressor:
         k: int | None = None,
         batch_size: int = 8,
         max_pixels: int | None = None,
+        reading: Reading = LLAVA,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.k = k or model.fwd2bot_config.num_summary_tokens
         self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+        self.reading, self._prepared = reading, prepared_size(processor)
         self.words = model.get_input_embeddings().weight
 
     def prepare(self, path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
         """An image as the model takes it, and its width and height. ValueError, OSError: it cannot be used."""
-        image = open_image(path, self.max_pixels)
+        image = open_image(path, self.max_pixels, self.reading, self._prepared)
         return prepare_pixels(self.processor, self.model, [image]), image.size
 
     @torch.inference_mode()

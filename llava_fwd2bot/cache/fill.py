@@ -42,7 +42,13 @@ def fill(
 
     Raises:
         OSError: the cache cannot be written; what is committed stays.
+        ValueError: the compressor reads files otherwise than the cache's were read.
     """
+    if compressor.reading != cache.settings.reading:
+        raise ValueError(
+            f"{cache.path} was made with {cache.settings.reading}, and the compressor reads with {compressor.reading}: "
+            "make it with reading=cache.settings.reading."
+        )
     started, result = time.perf_counter(), Filled()
     with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
         todo = outdated(cache, images, retry, result, bar)

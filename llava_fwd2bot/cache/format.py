@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files.images import Reading
 from ..version import __version__
 
 FORMAT = 1  # of the tables; a later one is refused
@@ -47,8 +48,15 @@ class CacheSettings:
     pooling: str
     model: str = ""
     quantised: str = ""
+    exif_orientation: str = "off"  # on or off; caches that do not say it were made without
+    transparency: str = "hidden"  # white, or hidden: the colours that a file has where it is transparent
     version: str = __version__
     format: int = FORMAT
+
+    @property
+    def reading(self) -> Reading:
+        """How files become the pictures of this cache."""
+        return Reading(self.exif_orientation == "on", self.transparency == "white")
 
 
 def blocks(k: int) -> list[tuple[int, int]]:

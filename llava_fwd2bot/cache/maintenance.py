@@ -69,6 +69,7 @@ def stats(cache: SummaryCache) -> dict[str, Any]:
     sources = sum(rows["bytes"].combine_chunks().sum().as_py() or 0 for rows in batches(cache, ["bytes"]))
     found: dict[str, Any] = {"rows": rows, "skipped": len(cache.skipped()), "k": settings.k, "dim": settings.size}
     found |= {"codec": settings.codec, "model": settings.model, "bytes": total}
+    found |= settings.reading.told()
     found["bytes_per_image"] = settings.k * token
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)
@@ -95,7 +96,7 @@ def export(cache: SummaryCache, output: str | os.PathLike, store_dtype: str = "f
         raise ValueError(f"{cache.path} is empty: there is nothing to export.")
     skipped = [{"id": row["id"], "reason": row["reason"]} for row in cache.skipped()]
     summary, embedding = torch.cat(parts), torch.cat(vectors)
-    write_summaries(summary, embedding, Path(output), ids, skipped, cache.settings.fingerprint)
+    write_summaries(summary, embedding, Path(output), ids, skipped, cache.settings.fingerprint, cache.settings.reading)
     return {"output": str(output), "images": len(ids), "bytes": Path(output).stat().st_size}
 
 
@@ -105,7 +106,8 @@ def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
     Raises:
         ValueError: they are not of the same model, k or codec, or an id is of different images; nothing is added.
     """
-    for name in ("fingerprint", "k", "size", "codec", "pooling", "quantised"):
+    same = ("fingerprint", "k", "size", "codec", "pooling", "quantised", "exif_orientation", "transparency")
+    for name in same:
         ours, theirs = getattr(into.settings, name), getattr(other.settings, name)
         if ours != theirs:
             raise ValueError(f"{other.path} has {name} = {theirs}, {into.path} has {ours}: they cannot be joined.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint.load import load_for_inference
+from ..files.images import LLAVA, Reading
 from .compressor import Compressor
 from .reader import SummaryCache
 from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, skip, too_large
@@ -28,9 +29,18 @@ MADE, KNOWN, ABSENT, BAD = "made", "known", "absent", "bad"
 class Worker:
     """Loads the model once; reads and compresses batches of {"id", "path"}."""
 
-    def __init__(self, path: str, loading: dict[str, Any], k: int, batch_size: int, max_pixels: int | None, known: Any):
+    def __init__(
+        self,
+        path: str,
+        loading: dict[str, Any],
+        k: int,
+        batch_size: int,
+        max_pixels: int | None,
+        known: Any,
+        reading: Reading = LLAVA,
+    ):
         self.known = known
-        self.compressor = Compressor(*load_for_inference(path, **loading), k, batch_size, max_pixels)
+        self.compressor = Compressor(*load_for_inference(path, **loading), k, batch_size, max_pixels, reading)
         self.shape = (k, self.compressor.words.shape[1])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -95,10 +105,11 @@ def fill_by_ray(
                 ray.init(log_to_driver=False, include_dashboard=False)
             gpus = int(ray.cluster_resources().get("GPU", 0))
             known = {row["sha256"] for row in cache.about(["sha256"])}
+            k, reading = cache.settings.k, cache.settings.reading
             rows = ray.data.from_items([{"id": i.id, "path": str(i.path.absolute())} for i in todo])
             done = rows.map_batches(
                 worker,
-                fn_constructor_args=(str(path.absolute()), loading, cache.settings.k, batch_size, max_pixels, known),
+                fn_constructor_args=(str(path.absolute()), loading, k, batch_size, max_pixels, known, reading),
                 batch_size=batch_size,
                 concurrency=actors or max(1, gpus),
                 num_gpus=1 if gpus else 0,

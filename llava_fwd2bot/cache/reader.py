@@ -99,7 +99,7 @@ class SummaryCache(CacheWriter):
                 database.create_table(SKIPPED, schema=skipped_schema(), exist_ok=True)
                 database.create_table(IMAGES, schema=pa.schema(fields, metadata=meta))  # last: with it, it is a cache
         cache = cls.open(text, settings.fingerprint)
-        for name in ("k", "size", "codec", "pooling", "quantised"):
+        for name in ("k", "size", "codec", "pooling", "quantised", "exif_orientation", "transparency"):
             ours, theirs = getattr(cache.settings, name), getattr(settings, name)
             if ours != theirs:
                 raise ValueError(

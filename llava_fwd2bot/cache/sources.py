@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files.images import file_digest, irregular
 from .format import one_of
 from .reader import SummaryCache
 
@@ -101,7 +101,9 @@ def stat_of(name: str, path: Path) -> SourceImage:
         found = path.stat()
     except OSError as error:
         return SourceImage(name, path, 0, 0, source, f"{path}: {error.strerror}")
-    return SourceImage(name, path, found.st_size, found.st_mtime_ns, source)
+    kind = irregular(found.st_mode)  # to open it might wait for ever
+    problem = f"{path}: is {kind}, not a regular file" if kind else None
+    return SourceImage(name, path, found.st_size, found.st_mtime_ns, source, problem)
 
 
 def same(row: dict[str, Any] | None, image: SourceImage) -> bool:
@@ -137,11 +139,7 @@ def found_again(
 
 def digest_of(path: Path) -> str | OSError:
     try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+        return file_digest(path)
     except OSError as error:
         return error
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import checked, load_model, quantisation
+
+if TYPE_CHECKING:
+    from ..files.images import Reading
 
 DEFAULT_CODEC = "float16"
 
@@ -115,7 +119,7 @@ def run_search(args: argparse.Namespace) -> None:
         else:
             model, processor = load_model(path, args)
             if args.image is not None:
-                query = finder.summary_of_image(model, processor, args.image, k)
+                query = finder.summary_of_image(model, processor, args.image, k, cache.settings.reading)
             else:
                 query = finder.summary_of_text(model, processor, args.text, k)
         hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim")
@@ -155,15 +159,19 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     from ..cache.summary_file import find_images, fingerprint_of
     from ..config import CONFIG_NAME, read_json
 
-    images, refused = find_images(args.images, empty=args.watch is not None)
+    left_out: Counter[str] = Counter()
+    images, refused = find_images(args.images, args.watch is not None, left_out)
     path, most = checked(args.model, args.k)
     k = args.k or most
     saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
     size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
     name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
-    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, name, quantisation(args) or "")
-    cache = SummaryCache.create(args.cache, settings)
-    compressor = None if args.ray else Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels)
+    reading = reading_of(args)
+    own = {"model": name, "quantised": quantisation(args) or "", **reading.told()}
+    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, **own)
+    cache, compressor = SummaryCache.create(args.cache, settings), None
+    if not args.ray:
+        compressor = Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels, reading)
 
     def again(images: dict[str, Path]) -> Filled:
         if args.ray:
@@ -186,6 +194,8 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
         "renamed": result.renamed,
         "known": result.known,
         "skipped": [*refused, *skipped],
+        "left_out": dict(left_out),
+        **reading.told(),
         "k": k,
         "dim": settings.size,
         "codec": args.codec,
@@ -193,14 +203,42 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def reading_of(args: argparse.Namespace) -> Reading:
+    """How the files of --cache are read: as those that are in it; in a new one as --exif-orientation says.
+
+    Raises:
+        ValueError: --exif-orientation is not the cache's.
+    """
+    from ..cache.format import is_cache
+    from ..cache.reader import SummaryCache
+    from ..files.images import Reading
+
+    if not is_cache(args.cache):
+        return Reading(args.exif_orientation != "off", on_white=True)
+    settings = SummaryCache.open(args.cache).settings
+    if args.exif_orientation not in (None, settings.exif_orientation):
+        raise ValueError(
+            f"{args.cache} was made with --exif-orientation {settings.exif_orientation}, and its images are not mixed "
+            f"with others: leave out --exif-orientation {args.exif_orientation}, or choose another --cache."
+        )
+    if settings.reading != Reading(args.exif_orientation != "off", on_white=True):
+        kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in settings.reading.told().items())
+        print(f"fwd2bot: {args.cache} goes on as it was made ({kept})", file=sys.stderr)
+    return settings.reading
+
+
 def said(done: dict[str, Any]) -> str:
     """The figures in words; the skipped images at the end, by name."""
+    from ..files.folders import told
+
     rate = f", {done['compressed'] / done['seconds']:.1f} images/s" if done["compressed"] else ""
     text = (
         f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
         f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
     )
     hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
+    if done["left_out"]:
+        hint.append(f"  left out of the folders: {told(Counter(done['left_out']))}")
     return "\n".join([text, *(f"  skipped {entry['reason']}" for entry in done["skipped"]), *hint])
 
 
