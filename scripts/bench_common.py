@@ -12,8 +12,8 @@ import dataclasses
 import gc
 import json
 import os
-import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
-
-try:
-    from llava_fwd2bot.evaluation.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
-except ModuleNotFoundError:  # not installed: a checkout on PYTHONPATH, where the folder is not yet in the package
-    sys.path.append(str(Path(__file__).parents[1]))
-    from eval.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
+from llava_fwd2bot.evaluation.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
 
 # for the benchmarks beside this file
 __all__ = ["CAPTION_TOKENS", "LABELLED", "MALLOC", "PROMPT_TOKENS", "SHAPES", "PeakMemory", "Shape"]
@@ -140,6 +135,28 @@ class Clock:
 
     def over(self) -> bool:
         return self.left() == 0
+
+
+def clocked(side: Callable[[], Any], into: list[float]) -> Callable[[], None]:
+    """A side that notes the processor time it took, which neighbours on the machine touch less."""
+
+    def run() -> None:
+        start = time.process_time()
+        side()
+        into.append(time.process_time() - start)
+
+    return run
+
+
+def peak_of(side: Callable[[], Any], device: torch.device, times: int = 1) -> dict[str, Any]:
+    """Memory before a side runs, and at its highest while it does, of the worst of several times."""
+    memory, before, peak = PeakMemory(device), 0, 0
+    for _ in range(times):
+        memory.reset()
+        before = max(before, memory.now())
+        side()
+        peak = max(peak, memory.peak())
+    return {"before": before, "peak": peak, "exact": memory.exact}
 
 
 def achieved(operations: float, size: float, seconds: float) -> dict[str, float]:

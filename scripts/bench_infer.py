@@ -3,28 +3,29 @@
     python scripts/bench_infer.py --shape toy --k 16 4 --json
 
 The prompt is the same on all sides, one row. The base is the stock class on the same weights, with nothing of ours on
-it, and so no slower than Fwd2Bot disabled.
+it, and so no slower than Fwd2Bot disabled. A fourth side is the base on words alone, as many as summary and prompt have
+tokens: no cached summary is faster than that. Its ratio to the base depends on the machine alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from bench_common import (
     Clock,
-    PeakMemory,
     Shape,
     achieved,
     batch_of,
     build,
+    clocked,
     finish,
     free,
     in_turn,
     parser,
+    peak_of,
     prepare,
     ratio,
     shape_facts,
@@ -86,15 +87,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         per_image = {b: found["ms_per_image"] for b, found in compressing[str(k)].items()}
         result["by_k"][str(k)]["compress_ms_per_image"] = per_image
     result["compress"] = compressing
-    if not result["left_out"]:
-        del result["left_out"]
     for batch, found in result["by_batch"].items():
         _report(batch, found, options)
     for k, of in result["by_k"].items():
         compress = ", ".join(f"{ms['median']:.1f} in batches of {b}" for b, ms in of["compress_ms_per_image"].items())
         sizes = ", ".join(f"{name} {value}" for name, value in of["bytes_per_image"].items())
         print(f"k = {k}: compress, ms per image: {compress}; bytes per image: {sizes}")
-    for why in result.get("left_out", ()):
+    for why in result["left_out"]:
         print(why)
     return finish(result, options)
 
@@ -126,6 +125,11 @@ def _answers(
         for k in options.k:
             into[f"image, k = {k}"] = lambda t=new_tokens, k=k: generate(model, t, pixel_values=pixels, num_tokens=k)
             into[f"cached, k = {k}"] = lambda t=new_tokens, k=k: generate(model, t, summary=stored[:, :k])
+    for k in options.k:  # as little as a cached summary can take on this machine: words of the base in its place
+        words = prompt["input_ids"][:, -1:].repeat(1, k + text)
+        first[f"words, k = {k}"] = lambda words=words: base.generate(words, max_new_tokens=1, do_sample=False)
+    work: dict[str, list[float]] = {name: [] for name in first}
+    first = {name: clocked(side, work[name]) for name, side in first.items()}
     ttft = in_turn(first, options.rounds, options.device, warmup=2, limit=limit and limit / 3)
     whole = in_turn(decoding, max(options.rounds // 3, 1), options.device, limit=limit and limit / 2)
 
@@ -138,11 +142,19 @@ def _answers(
             "ttft_ratio": ratio(ttft["base"], ttft[f"cached, k = {k}"]),
             "ttft_ratio_image_over_cached": ratio(ttft[f"image, k = {k}"], ttft[f"cached, k = {k}"]),
             "ttft_ratio_image_over_base": ratio(ttft[f"image, k = {k}"], ttft["base"]),
+            "ttft_ratio_base_over_words": ratio(ttft["base"], ttft[f"words, k = {k}"]),
+            "ttft_ratio_cached_over_words": ratio(ttft[f"cached, k = {k}"], ttft[f"words, k = {k}"]),
         }
         for k in options.k
     }
+    if options.device.type == "cpu":
+        work = {name: values[-len(ttft[name]) :] for name, values in work.items()}  # without the warm-up
+        for k in options.k:
+            found["by_k"][str(k)]["processor_time_ratio"] = ratio(work["base"], work[f"cached, k = {k}"])
     found["ttft_ms"] = {name: summarize([1000 * s for s in values]) for name, values in ttft.items()}
     found["tokens_per_second"] = {name: summarize([batch * new / s for s in values]) for name, values in whole.items()}
+    operations = {side: shape.first_token_operations(side, text, options.k[0]) for side in ("base", "cached")}
+    found["ttft_operations_ratio"] = operations["base"] / operations["cached"]
     start = {name: statistics.median(values) for name, values in ttft.items()}
     later = {name: [s - start[name] for s in values] for name, values in whole.items()}
     # a toy's rounds may vary more than its few tokens take: no figure is better than one below zero
@@ -153,7 +165,7 @@ def _answers(
     }
     found.update(_counted(batch, found, options, shape, dtype))
     if options.device.type == "cuda":
-        found["memory"] = {name: _memory(side, options.device) for name, side in decoding.items()}
+        found["memory"] = {name: peak_of(side, options.device) for name, side in decoding.items()}
     return found
 
 
@@ -167,9 +179,9 @@ def _counted(
     for name in found["ttft_ms"]:
         side, _, k = name.partition(", k = ")
         k = int(k or 0)
-        passes, lora = (2 if side == "image" else 1), (0 if side == "base" else adapter)
+        passes, lora = (2 if side == "image" else 1), (adapter if side in ("image", "cached") else 0)
         seconds = found["ttft_ms"][name]["median"] / 1000
-        moved = shape.pass_bytes(passes, side != "cached", 1, size, lora)
+        moved = shape.pass_bytes(passes, side in ("base", "image"), 1, size, lora)
         first[name] = achieved(batch * shape.first_token_operations(side, text, k), moved, seconds)
         if name in found["ms_per_token"]:
             context = (shape.dense_tokens if side == "base" else k) + text + options.new_tokens // 2
@@ -177,14 +189,6 @@ def _counted(
             seconds = found["ms_per_token"][name]["median"] / 1000
             later[name] = achieved(batch * shape.next_token_operations(context), moved, seconds)
     return {"achieved_first": first, "achieved_later": later}
-
-
-def _memory(side: Callable[[], None], device: torch.device) -> dict[str, int]:
-    memory = PeakMemory(device)
-    memory.reset()
-    before = memory.now()
-    side()
-    return {"before": before, "peak": memory.peak()}
 
 
 def _compressing(
@@ -227,7 +231,7 @@ def _compressing(
                 "achieved": achieved(batch * shape.compress_operations(int(k)), moved, median),
             }
             if options.device.type == "cuda":
-                found[k][str(batch)]["memory"] = _memory(sides[k], options.device)
+                found[k][str(batch)]["memory"] = peak_of(sides[k], options.device)
     return found
 
 
@@ -251,14 +255,15 @@ def _parser() -> argparse.ArgumentParser:
 def _report(batch: str, result: dict[str, Any], options: argparse.Namespace) -> None:
     print(f"batch {batch}")
     speed = result["tokens_per_second"]
-    rows = [
-        [name, times["median"], times["min"], times["max"], speed[name]["median"], speed[name]["max"]]
-        for name, times in result["ttft_ms"].items()
-    ]
+    rows = []
+    for name, times in result["ttft_ms"].items():
+        tokens = [speed[name]["median"], speed[name]["max"]] if name in speed else ["", ""]
+        rows.append([name, times["median"], times["min"], times["max"], *tokens])
     table(["side", "first token ms", "min", "max", f"tokens/s over {options.new_tokens}", "max"], rows)
     for k, of in result["by_k"].items():
-        for name in ("ttft_ratio", "ttft_ratio_image_over_cached", "ttft_ratio_image_over_base"):
-            found = of[name]
+        for name, found in of.items():
+            if "ratio" not in name:
+                continue
             print(
                 f"k = {k}: {name} {found['ratio']:.3g} (quartiles {found['lower_quartile']:.3g} to "
                 f"{found['upper_quartile']:.3g}, fastest rounds {found['of_minima']:.3g})"

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +31,12 @@ from bench_common import (
     autocast,
     batch_of,
     build,
+    clocked,
     finish,
     free,
     in_turn,
     parser,
+    peak_of,
     prepare,
     ratio,
     shape_facts,
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     names = SIDES if options.contrastive else SIDES[:2]
     print(f"shape {options.shape}: n = {n}, k = {k}, text {text}, batch {options.batch}, LoRA r = {options.lora_r}")
 
-    memory = {}
+    memory: dict[int, dict[str, Any]] = {}
     if options.memory == "own-process":  # before this process takes its own
         memory = {b: {name: _memory_in_own_process(name, b, options) for name in names} for b in options.batch}
     host = build(shape, options.device, dtype)
@@ -109,12 +110,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not result["by_batch"]:
         raise SystemExit("Nothing was measured: " + "; ".join(result["left_out"]))
     result.update(next(iter(result["by_batch"].values())))  # those of the first batch once more, under their old names
-    if not result["left_out"]:
-        del result["left_out"]
-    print("shares of the base's forward: " + ", ".join(_share(name, result) for name in result["shares"]))
+    shares, full = result["shares"], result["shares_7b"]
+    print("shares of the base's forward: " + ", ".join(f"{n} {shares[n]:.1%} (7B {full[n]:.1%})" for n in shares))
     for found in result["by_batch"].values():
         _report(found)
-    for why in result.get("left_out", ()):
+    for why in result["left_out"]:
         print(why)
     return finish(result, options)
 
@@ -135,7 +135,7 @@ def _of_batch(
         memory = {name: _memory_beside(name, batch, models, options, shape, dtype) for name in names}
     steps = {name: _step(name, model, batch, options, shape, dtype) for name, model in models.items()}
     work: dict[str, list[float]] = {name: [] for name in steps}  # processor time, which neighbours touch less
-    sides = {name: _clocked(step, work[name]) for name, step in steps.items()}
+    sides = {name: clocked(step, work[name]) for name, step in steps.items()}
     seconds = in_turn(sides, options.steps, options.device, limit=clock.share(share))
     work = {name: values[-len(seconds[name]) :] for name, values in work.items()}
 
@@ -224,23 +224,9 @@ def _step(
     return step
 
 
-def _clocked(step: Callable[[], None], into: list[float]) -> Callable[[], None]:
-    def clocked() -> None:
-        start = time.process_time()
-        step()
-        into.append(time.process_time() - start)
-
-    return clocked
-
-
 # ---------------------------------------------------------------------- memory
 def _memory_beside(
-    side: str,
-    rows: int,
-    models: dict[str, nn.Module],
-    options: argparse.Namespace,
-    shape: Shape,
-    dtype: torch.dtype,
+    side: str, rows: int, models: dict[str, nn.Module], options: argparse.Namespace, shape: Shape, dtype: torch.dtype
 ) -> dict[str, int]:
     """For a GPU, whose allocator tells each byte: beside the other sides, whose own bytes are taken off again."""
     for model in models.values():
@@ -280,16 +266,9 @@ def _measure_memory(options: argparse.Namespace, shape: Shape, dtype: torch.dtyp
 def _peak(
     side: str, model: nn.Module, rows: int, options: argparse.Namespace, shape: Shape, dtype: torch.dtype
 ) -> dict[str, int]:
-    memory = PeakMemory(options.device)
     step = _step(side, model, rows, options, shape, dtype)
     step()  # the optimizer's state is part of "before"
-    before, peak = 0, 0
-    for _ in range(2):
-        memory.reset()
-        before = max(before, memory.now())
-        step()
-        peak = max(peak, memory.peak())
-    return {"before": before, "peak": peak, "exact": memory.exact}
+    return peak_of(step, options.device, times=2)
 
 
 def _above(memory: dict[str, int], start: str) -> int:
@@ -297,10 +276,6 @@ def _above(memory: dict[str, int], start: str) -> int:
 
 
 # ---------------------------------------------------------------------- printing
-def _share(name: str, result: dict[str, Any]) -> str:
-    return f"{name} {result['shares'][name]:.1%} (7B {result['shares_7b'][name]:.1%})"
-
-
 def _report(result: dict[str, Any]) -> None:
     print(f"batch {result['batch']}" + ", gradient checkpointing" * result["gradient_checkpointing"])
     expected = ", ".join(f"{name} {value:.3f}" for name, value in result["operations_ratio"].items())

@@ -71,6 +71,7 @@ def _train(result: dict[str, Any], peak: dict[str, Any]) -> list[list[str]]:
 def _infer(result: dict[str, Any], peak: dict[str, Any]) -> list[list[str]]:
     rows = []
     names = {"base": "base from the image", "image": "Fwd2Bot from the image", "cached": "Fwd2Bot from the summary"}
+    names["words"] = "base on as many words"
     for batch, found in result["by_batch"].items():
         for what, times, achieved in (
             ("first token", found["ttft_ms"], found["achieved_first"]),

@@ -129,6 +129,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "instructions": _instructions(),
         "threads": torch.get_num_threads(),
         "llava_fwd2bot": __version__,
         "torch": torch.__version__,
@@ -144,3 +145,12 @@ def _processor() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The widest vector and matrix instructions of the processor: they decide how much of a pass is computing."""
+    try:
+        flags = set(re.search(r"flags\s*:(.+)", Path("/proc/cpuinfo").read_text()).group(1).split())
+    except (OSError, AttributeError):
+        return platform.machine()
+    return " ".join(name for name in ("avx2", "avx512f", "amx_tile") if name in flags) or platform.machine()
