@@ -5,9 +5,10 @@ from __future__ import annotations
 import string
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 WORDS = "what is in the picture and how many dogs are there two red a cat on mat yes no USER ASSISTANT".split()
 
@@ -102,3 +103,20 @@ def llava_next(tokenizer=None) -> LlavaNextProcessor:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
+
+
+class _WithoutVideos(LlavaOnevisionProcessor):
+    """Its video processor needs torchvision, which the tests do without."""
+
+    def check_argument_for_proper_class(self, name, argument):
+        return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)
+
+
+def llava_onevision(tokenizer=None) -> LlavaOnevisionProcessor:
+    """LLaVA-OneVision in small: an image is cropped only where it is alone in its row."""
+    image_processor = LlavaOnevisionImageProcessorPil(
+        size={"height": 28, "width": 28}, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]
+    )
+    tokenizer = tokenizer or llama_tokenizer()
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
+    return _WithoutVideos(image_processor, tokenizer, num_image_tokens=4, vision_feature_select_strategy="full")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..hosts import host_class, install
 from .files import load_weights, read_checkpoint
 from .load import base_class_name, register
@@ -28,8 +29,11 @@ def convert(checkpoint: str | os.PathLike, base: str | os.PathLike, output: str 
         output: the folder to write.
 
     Raises:
-        ValueError: `base` is another model than the one that the checkpoint was trained on, or of the same layout.
+        ValueError: `base` is another model than the one that the checkpoint was trained on, or of the same layout;
+            `output` overlaps with one of the two.
     """
+    refuse_overlap("--output", output, models={"CKPT": checkpoint, "--base": base})
+    refuse_whole_model("--output", output)
     register()
     checkpoint, output = Path(checkpoint), Path(output)
     settings = read_checkpoint(checkpoint)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import CONFIG_NAME, Fwd2BotConfig, read_json, write_json
+from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..version import __version__
 from .fingerprint import fingerprint
 
@@ -43,8 +44,12 @@ def save_checkpoint(
 
     Raises:
         OSError: it cannot be written; what was in `directory` is as it was.
+        ValueError: `directory` is the base's own, lies in it, or holds another whole model.
     """
     directory = Path(directory).absolute()
+    if not Path(model.name_or_path or ".").resolve().is_relative_to(directory.resolve() / "base"):  # a part of its own
+        refuse_overlap("save_pretrained:", directory, models={"the base": model.name_or_path or None}, holding=True)
+    refuse_whole_model("save_pretrained:", directory)
     try:
         if directory.exists() and not directory.is_dir():
             raise NotADirectoryError(20, "a file is in the way")
@@ -208,7 +213,8 @@ def reload(model: nn.Module, directory: str | os.PathLike) -> None:
     """`load_weights`, and with adapters="none" the language model too: all that a trainer goes on with."""
     load_weights(model, directory)
     if model.fwd2bot_config.adapters == "none":
-        trained = type(model).base_class.from_pretrained(Path(directory) / "base", dtype=model.dtype)
+        dtype = next(model._language_model().parameters()).dtype  # float32, whatever the rest of the model is
+        trained = type(model).base_class.from_pretrained(Path(directory) / "base", dtype=dtype)
         model._language_model().load_state_dict(type(model)._language_model(trained).state_dict())
         model.get_output_embeddings().load_state_dict(trained.get_output_embeddings().state_dict())
 

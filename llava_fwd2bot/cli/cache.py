@@ -68,12 +68,14 @@ def run_cache(args: argparse.Namespace) -> int:
     from ..cache import maintenance as tools
     from ..cache.reader import SummaryCache
     from ..cache.summary_file import check_output
+    from ..files.outputs import refuse_overlap
 
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
         cache = SummaryCache.open(args.cache)
         if args.action == "export":
+            refuse_overlap("--output", args.output, models={"the cache": args.cache})
             found = tools.export(cache, check_output(args.output, args.overwrite))
         elif args.action == "merge":
             others = [SummaryCache.open(other, cache.settings.fingerprint) for other in args.others]
@@ -158,7 +160,11 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     from ..cache.reader import SummaryCache
     from ..cache.summary_file import find_images, fingerprint_of
     from ..config import CONFIG_NAME, read_json
+    from ..files.outputs import refuse_overlap
 
+    models = {"--model": args.model, "--base": args.base}
+    folders = {f"--images {name}": name for name in args.images if Path(name).is_dir()}
+    refuse_overlap("--cache", args.cache, models=models, images=folders, inside_images=True)
     left_out: Counter[str] = Counter()
     images, refused = find_images(args.images, args.watch is not None, left_out)
     path, most = checked(args.model, args.k)

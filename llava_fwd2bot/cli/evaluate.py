@@ -15,10 +15,12 @@ from typing import Any
 from ..cache.format import writable
 from ..config import write_json, write_text
 from ..evaluation import scorers
+from ..files.outputs import refuse_overlap
 from ..files.text import json_line
 from ..version import __version__
 from .options import checked, count, load_model, model_options, quantisation
 
+_REPORT = (".json", ".md", ".png", ".html")  # of `report --output NAME`
 PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
 
 
@@ -99,9 +101,23 @@ def main(argv: Sequence[str]) -> None:
         if isinstance(file, Path):  # before the model is loaded, not after it has answered
             if file.is_dir() and args.run is not _report:  # of a report it is how the names begin
                 raise IsADirectoryError(21, f"--{name} is a folder: name a file", str(file))
+            _keep_inputs(args, name, file)
             file.parent.mkdir(parents=True, exist_ok=True)
             writable(file.parent)
     args.run(args)
+
+
+def _keep_inputs(args: argparse.Namespace, name: str, output: Path) -> None:
+    """Refuses an output in the place of what is read, or of another output."""
+    written = [output.with_name(output.name + end) for end in _REPORT] if args.run is _report else [output]
+    for target in written:
+        refuse_overlap(f"--{name}", target, models={"--model": getattr(args, "model", None)})
+        for other, value in vars(args).items():
+            for file in value if isinstance(value, list) else [value]:
+                if other != name and isinstance(file, Path) and (file.is_file() or file.resolve() == target.resolve()):
+                    refuse_overlap(f"--{name}", target, files={f"--{other}".replace("_", "-"): file})
+                    if file == target:
+                        raise ValueError(f"--{name} and --{other} are the same file, {file}: name two.")
 
 
 def _tokens(text: str) -> int | str:

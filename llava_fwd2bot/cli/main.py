@@ -260,6 +260,7 @@ def _compress(args: argparse.Namespace) -> None:
     from ..cache.summary_file import check_output, compress_images, find_images, fingerprint_of
     from ..files.folders import told
     from ..files.images import Reading
+    from ..files.outputs import refuse_overlap
 
     with ExitStack() as stack:
         if args.json:
@@ -273,9 +274,11 @@ def _compress(args: argparse.Namespace) -> None:
             stack.close()
             print(json.dumps(done) if args.json else said(done))
             return
-        output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         left_out: Counter[str] = Counter()
         images, skipped = find_images(args.images, left_out=left_out)
+        alike = {f"--images {path}": path for path in images.values() if path.name == Path(args.output).name}
+        refuse_overlap("--output", args.output, models={"--model": args.model, "--base": args.base}, files=alike)
+        output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         path, _ = checked(args.model, args.k)
         model, processor = load_model(path, args)
         done = compress_images(

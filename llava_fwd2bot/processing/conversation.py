@@ -47,8 +47,13 @@ class ConversationFormatter:
         if not self.eos and self.version != "plain":
             raise ValueError("the tokenizer has no eos_token: a model trained without one never stops answering")
 
-    def __call__(self, turns: Sequence[dict], name: str = "conversation") -> tuple[str, list[tuple[int, int]]]:
+    def __call__(
+        self, turns: Sequence[dict], name: str = "conversation", images: bool = True
+    ) -> tuple[str, list[tuple[int, int]]]:
         """Format `turns` (human and gpt by turns).
+
+        Args:
+            images: whether the conversation has any; if not, "<image>" in it is text.
 
         Returns:
             the text, with one image token per picture, and [start, end) of each answer, its end token included.
@@ -56,11 +61,11 @@ class ConversationFormatter:
         Raises:
             ValueError: the chat template does not extend its own prefix, or "plain" got more than picture and caption.
         """
-        self.check(turns, name)
+        self.check(turns, name, images)
         text, spans, done = "", [], ""
         for i in range(0, len(turns), 2):
-            prefix = self._render(turns[: i + 1], name)
-            whole = self._render(turns[: i + 2], name)
+            prefix = self._render(turns[: i + 1], name, images)
+            whole = self._render(turns[: i + 2], name, images)
             if not (prefix.startswith(done) and whole.startswith(prefix)):
                 raise ValueError(
                     f"{name}: the chat template rewrites earlier turns (turn {i} is not a prefix of turn {i + 1}), so "
@@ -73,9 +78,9 @@ class ConversationFormatter:
             done = whole
         return text, spans
 
-    def check(self, turns: Sequence[dict], name: str) -> None:
+    def check(self, turns: Sequence[dict], name: str, images: bool = True) -> None:
         """Raise ValueError if this version cannot hold `turns`."""
-        if self.version == "plain" and (len(turns) != 2 or PLACEHOLDER not in turns[0]["value"]):
+        if self.version == "plain" and (len(turns) != 2 or not images or PLACEHOLDER not in turns[0]["value"]):
             raise ValueError(f"{name}: version 'plain' takes one human turn with {PLACEHOLDER} and one gpt turn only")
 
     def prompt(self, question: str, num_images: int = 1) -> str:
@@ -95,7 +100,7 @@ class ConversationFormatter:
             raise ValueError("a conversation that is to be answered must end with a human turn")
         return self._render(turns, "prompt")
 
-    def _render(self, turns: Sequence[dict], name: str) -> str:
+    def _render(self, turns: Sequence[dict], name: str, images: bool = True) -> str:
         """The raw text of `turns`; after a human turn, with what asks for an answer."""
         image_token = self.processor.image_token
         if self.version == "plain":
@@ -105,13 +110,17 @@ class ConversationFormatter:
             text = f"{SYSTEM_V1} "
             for turn in turns:
                 if turn["from"] == "human":
-                    question = _image_first(turn["value"]).replace(PLACEHOLDER, image_token)
+                    question = turn["value"].strip()
+                    if images:
+                        question = _image_first(question).replace(PLACEHOLDER, image_token)
                     text += f"USER: {question} ASSISTANT:"
                 else:
                     text += f" {turn['value'].strip()}{self.eos}"
             return text
         messages = [
             {"role": "user", "content": _content(turn["value"])}
+            if turn["from"] == "human" and images
+            else {"role": "user", "content": [{"type": "text", "text": turn["value"].strip()}]}
             if turn["from"] == "human"
             else {"role": "assistant", "content": [{"type": "text", "text": turn["value"].strip()}]}
             for turn in turns

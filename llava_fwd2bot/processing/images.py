@@ -81,9 +81,16 @@ class ImageReader:
         processor: LLaVA's (or LLaVA-NeXT's) processor.
         image_folder: where relative names are looked for; None leaves names as they stand.
         max_pixels: see `open_image`.
+        image_input_names: what is kept of the image processor's tensors; None keeps all.
     """
 
-    def __init__(self, processor: Any, image_folder: str | Path | None, max_pixels: int = DEFAULT_MAX_PIXELS):
+    def __init__(
+        self,
+        processor: Any,
+        image_folder: str | Path | None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        image_input_names: Sequence[str] | None = None,
+    ):
         if getattr(processor, "patch_size", 0) is None:
             raise ValueError(
                 "the processor has no patch_size, so it cannot say how many tokens a picture takes; set "
@@ -97,20 +104,37 @@ class ImageReader:
         if image_token_id is None:
             image_token_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
         self.image_token_id = image_token_id
+        self.image_input_names = image_input_names
+        # LLaVA-OneVision's: n and the crops of an image depend on how many images its row has
+        self._per_row = "batch_num_images" in getattr(processor.image_processor, "model_input_names", ())
         self._prepared = prepared_size(processor)
-        self._counts: dict[tuple[int, int], int] = {}
+        self._counts: dict[Any, Any] = {}
 
     def __call__(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Read the pictures.
 
         Returns:
             the image processor's tensors, `pixel_values` [N, 3, H, W] (LLaVA-NeXT: [N, P, 3, H, W] and `image_sizes`
-            [N, 2]), and how many placeholder ids each picture stands for.
+            [N, 2]; LLaVA-OneVision: `batch_num_images` [1] too), and how many placeholder ids each picture stands for.
+
+        Raises:
+            ImageError: a picture cannot be used; its name is the error's `image`.
         """
-        images = [self._open(name) for name in names]
-        pixels = self.processor.image_processor(images=images, return_tensors="pt")
-        kept = {key: pixels[key] for key in ("pixel_values", "image_sizes") if key in pixels}
-        return kept, [self._count(image) for image in images]
+        images = []
+        for name in names:
+            try:
+                images.append(self._open(name))
+            except ImageError as error:
+                error.image = name
+                raise
+        given = [images] if self._per_row else images
+        pixels = self.processor.image_processor(images=given, return_tensors="pt")
+        kept = {
+            key: value
+            for key, value in pixels.items()
+            if isinstance(value, torch.Tensor) and key in (self.image_input_names or pixels)
+        }
+        return kept, self._row_counts(images) if self._per_row else [self._count(image) for image in images]
 
     def _open(self, name: str) -> Image.Image:
         try:
@@ -127,6 +151,20 @@ class ImageReader:
                 raise ValueError(f"the processor made no {self.image_token!r} id for a picture of size {image.size}")
             self._counts[image.size] = count
         return self._counts[image.size]
+
+    def _row_counts(self, images: Sequence[Image.Image]) -> list[int]:
+        """`_count` of each image, where it depends on the others of its row."""
+        sizes = tuple(image.size for image in images)
+        if sizes not in self._counts:
+            text = "\n".join([self.image_token] * len(images))  # a line end between two runs of placeholders
+            ids = self.processor(text=text, images=[list(images)], return_tensors="pt")["input_ids"][0]
+            runs = "".join("x" if here else " " for here in (ids == self.image_token_id).tolist()).split()
+            if len(runs) != len(images):
+                raise ValueError(
+                    f"the processor made {len(runs)} runs of {self.image_token!r} for {len(images)} pictures"
+                )
+            self._counts[sizes] = [len(run) for run in runs]
+        return self._counts[sizes]
 
 
 def check_sizes(processor: Any, images: Sequence[Image.Image]) -> None:

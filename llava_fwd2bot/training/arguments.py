@@ -7,12 +7,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import HfArgumentParser
 
 from ..config import Fwd2BotConfig
+from .checks import check_arguments, check_command
 from .trainer import Fwd2BotTrainingArguments
 
 
@@ -41,6 +42,11 @@ class ModelArguments:
 class DataArguments:
     data_path: str | None = _help("LLaVA's conversations: a .json list or .jsonl.")
     image_folder: str | None = _help("Where the images of the records are.")
+    on_bad_image: Literal["raise", "skip"] = _help(
+        "Images that are missing or damaged. raise: an error, for missing files before anything is loaded; skip: their "
+        "records are left out, each image is named once, and the model card counts them.",
+        "raise",
+    )
     image_aspect_ratio: str | None = _help("pad: to a square, as LLaVA-1.5 does; default: as the processor does.")
     lazy_preprocess: bool = _help("Ignored: preprocessing is lazy.", True)
     is_multimodal: bool = _help("Ignored: the data tell.", True)
@@ -146,7 +152,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         prog="fwd2bot train",
         allow_abbrev=False,
     )
-    model, data, training, fwd2bot = parser.parse_args_into_dataclasses(args=argv)
+    try:
+        model, data, training, fwd2bot = parser.parse_args_into_dataclasses(args=argv)
+    except ImportError as error:  # transformers names the version that it looked for, and no remedy
+        if "deepspeed" not in str(error):
+            raise
+        raise ImportError("--deepspeed needs deepspeed, which is not installed: pip install deepspeed") from error
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: name the base, e.g. llava-hf/llava-1.5-7b-hf.")
     if not data.data_path and not fwd2bot.fwd2bot_caption_data:
@@ -168,4 +179,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         raise ValueError("--freeze_mm_mlp_adapter and --mm_projector_lr contradict each other: drop one.")
     if training.bits != 16 and not training.lora_enable:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train.")
+    check_command(training)
+    check_arguments(training, fwd2bot.fwd2bot is not None)
     return model, data, training, fwd2bot

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from ..processing.images import stack_pixels
 
 IGNORE_INDEX = -100
+_OF_TEXT = ("record", "input_ids", "labels", "caption_ids")  # all else of a row is an image input of the host
 
 
 class Fwd2BotCollator:
@@ -40,8 +41,9 @@ class Fwd2BotCollator:
         """Collate B rows.
 
         Returns:
-            input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] (and
-            image_sizes [M, 2]) in row order; where there are captions, caption_input_ids and caption_attention_mask
+            input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] and the host's
+            other image inputs (image_sizes [M, 2], batch_num_images [rows with pictures]), in row order; where there
+            are captions, caption_input_ids and caption_attention_mask
             [B, L], the mask all zero for rows without one.
 
         Raises:
@@ -54,10 +56,9 @@ class Fwd2BotCollator:
             "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),  # [B, T]
             "labels": self._pad([item["labels"] for item in items], IGNORE_INDEX),  # [B, T]
         }
-        if pixels := [item["pixel_values"] for item in items if "pixel_values" in item]:
-            batch["pixel_values"] = stack_pixels(pixels)  # [M, 3, H, W]
-        if sizes := [item["image_sizes"] for item in items if "image_sizes" in item]:
-            batch["image_sizes"] = torch.cat(sizes)  # [M, 2]
+        for name in dict.fromkeys(name for item in items for name in item if name not in _OF_TEXT):
+            parts = [item[name] for item in items if name in item]
+            batch[name] = stack_pixels(parts) if name == "pixel_values" else torch.cat(parts)  # [M, …]
         if any("caption_ids" in item for item in items):
             captions = [item.get("caption_ids", ids[0][:0]) for item in items]
             batch["caption_input_ids"] = self._pad(captions, self.pad_token_id)  # [B, L]

@@ -10,36 +10,45 @@ accelerate launch it on several processes.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import AutoProcessor, set_seed
 
 from ..checkpoint.files import write_card
 from ..checkpoint.load import (
-    base_class_name,
     base_source,
     original_class_name,
     processor_source,
-    quantization_config,
     register,
 )
 from ..config import Fwd2BotConfig
-from ..hosts import add_fwd2bot, host_class
-from ..hosts.opening import is_checkpoint, open_checkpoint
-from ..modeling.adapters import lora_target
+from ..files.check import first
+from ..files.outputs import refuse_overlap, refuse_whole_model
+from ..hosts.opening import base_of, is_checkpoint
 from ..processing.conversation import V1_TEMPLATE
-from .arguments import LlavaTrainingArguments, given_settings, parse
+from .arguments import given_settings, parse
+from .checks import check_negatives
 from .collator import Fwd2BotCollator
 from .data import LlavaDataset
+from .load import load_for_training
+from .resume import (
+    check_same_run,
+    checkpoint_to_resume,
+    data_of,
+    is_finished,
+    layout_of,
+    rows_per_step,
+    settings_of,
+    write_run,
+)
 from .trainer import Fwd2BotTrainer
 
-# what may change when a checkpoint is trained further
-_LOSS_SETTINGS = ("nested_k", "contrastive_weight", "answer_weight", "distill_weight", "contrastive_chunk")
+# image processors that resize and crop one square, in whose place LLaVA-1.5's padding one can stand
+_PADDED = ("CLIPImageProcessor", "LlavaImageProcessor")
 
 
 def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
@@ -53,10 +62,12 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     config = None if given is None else Fwd2BotConfig(**given)
     if config is not None and config.adapters == "none" and args.bits != 16:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
+    name = model_args.model_name_or_path
+    _keep_inputs(name, data_args, args, fwd2bot_args, config is not None)
     output = _writable(args.output_dir)
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, output)
     set_seed(args.seed)
     register()
-    name = model_args.model_name_or_path
     if not is_checkpoint(name) and original_class_name(base_source(name)):
         raise ValueError(
             f"{name} is in the layout of the original LLaVA: train it there, by `fwd2bot llava train` with the same "
@@ -73,14 +84,21 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         version=model_args.version,
         model_max_length=args.model_max_length,
         seed=args.seed,
+        image_input_names=None if host is None else host.image_input_names,
+        on_bad_image=data_args.on_bad_image,
     )
-    if config is not None and config.contrastive_weight > 0 and not dataset.has_captions:
-        warnings.warn(
-            "There are no captions, so the contrastive loss is not trained, and the summaries will not serve "
-            "retrieval. Give --fwd2bot_caption_data, or a `caption` in the records; or silence this by "
-            "--fwd2bot_contrastive_weight 0.",
-            stacklevel=2,
-        )
+    run = {
+        "data": data_of(data_path=data_args.data_path, caption_data=fwd2bot_args.fwd2bot_caption_data),
+        "settings": settings_of(args, **_more_settings(model_args, data_args, config)),
+    }
+    if args.resume_from_checkpoint is None and is_finished(output, {**run, "layout": layout_of(args, len(dataset))}):
+        if args.process_index == 0:
+            print(f"Nothing to do: {output} holds the finished result of this run.", file=sys.stderr)
+        return output
+    if checkpoint is not None:
+        check_same_run(checkpoint, run, args.resume_from_checkpoint is not None)
+    dataset.check_files()
+    _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
         # saved with the model: it is asked in the words it was trained in
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
@@ -92,114 +110,97 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
     )
-    # as LLaVA: the same command goes on where it was stopped
-    result = trainer.train(resume_from_checkpoint=_last_checkpoint(output) or args.resume_from_checkpoint)
+    trainer.run = run
+    # without --resume_from_checkpoint as LLaVA: the same command goes on where it was stopped
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == 0:
+        raise ValueError(
+            f"Not one step was trained: {len(dataset)} row(s) make no whole batch. Lower "
+            "--per_device_train_batch_size, or leave --dataloader_drop_last out."
+        )
+    skipped = skipped_images(trainer)
     trainer.save_state()
     trainer.save_model(str(output))
-    if trainer.is_world_process_zero() and config is not None:
-        figures = _training_figures(args, data_args, dataset, trainer)
-        write_card(trainer.accelerator.unwrap_model(model), output, figures)
-    trainer.log_metrics("train", result.metrics)
+    if trainer.is_world_process_zero():
+        if config is not None:
+            figures = _training_figures(args, data_args, dataset, trainer, skipped)
+            write_card(trainer.accelerator.unwrap_model(model), output, figures)
+        finished = trainer.state.global_step >= trainer.state.max_steps
+        steps = {"layout": trainer.run_layout, "steps": trainer.state.global_step, "finished": finished}
+        write_run(output, {**run, **steps, "skipped_images": skipped})
+    trainer.log_metrics("train", {**result.metrics, **({"skipped_images": len(skipped)} if skipped else {})})
     return output
 
 
-def load_for_training(
-    name: str,
-    args: LlavaTrainingArguments,
-    given: dict[str, Any] | None,
-    processor: Any,
-    projector_alone: bool = False,
-    host: type | None = None,
-) -> nn.Module:
-    """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    loading: dict[str, Any] = {"dtype": dtype}
-    if args.attn_implementation:
-        loading["attn_implementation"] = args.attn_implementation
-    if args.cache_dir:
-        loading["cache_dir"] = args.cache_dir
-    if args.bits != 16:
-        four = args.bits == 4
-        fields = {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": args.quant_type}
-        fields = {**fields, "bnb_4bit_use_double_quant": args.double_quant} if four else {}
-        loading["quantization_config"] = quantization_config(four, not four, fields)
-        loading["device_map"] = {"": args.device}
+def _keep_inputs(name: str, data_args: Any, args: Any, fwd2bot_args: Any, fwd2bot: bool) -> None:
+    """Refuses an --output_dir that overlaps what is read, or with Fwd2Bot another model's folder."""
+    models = {"--model_name_or_path": base_source(name), "--lora_weight_path": args.lora_weight_path or None}
     if is_checkpoint(name):
-        if given is None:
-            raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
-        return _go_on(open_checkpoint(name, host=host, **loading), name, args, given)
-    if args.bits != 16:
-        loading["quantization_config"].llm_int8_skip_modules = list(
-            host_class(base_class_name(base_source(name))).quantization_skip
+        try:
+            models["the base of --model_name_or_path"] = base_of(name)
+        except (OSError, ValueError):  # told, with its remedy, where it is opened
+            pass
+    files = {"--data_path": data_args.data_path, "--fwd2bot_caption_data": fwd2bot_args.fwd2bot_caption_data}
+    images = {"--image_folder": data_args.image_folder}
+    refuse_overlap("--output_dir", args.output_dir, models=models, files=files, images=images)
+    if fwd2bot:
+        refuse_whole_model("--output_dir", args.output_dir)
+
+
+def _more_settings(model_args: Any, data_args: Any, config: Fwd2BotConfig | None) -> dict[str, Any]:
+    """What decides the result besides TrainingArguments; a base's folder may move, so its name alone counts."""
+    more = {name: getattr(model_args, name) for name in ("version", "tune_mm_mlp_adapter")}
+    more["model_name_or_path"] = Path(model_args.model_name_or_path).name
+    more["image_aspect_ratio"] = data_args.image_aspect_ratio
+    return {**more, "fwd2bot": config is not None, **({} if config is None else config.to_dict())}
+
+
+def _check_data(dataset: LlavaDataset, config: Fwd2BotConfig | None, args: Any) -> None:
+    """What --fwd2bot asks of the data: images, and for the contrastive loss captions that meet in a batch.
+
+    Raises:
+        ValueError: there is no image in the data, or no pair of captions in any batch.
+    """
+    if config is None:
+        return
+    if not dataset.has_images:
+        raise ValueError(
+            "--fwd2bot needs images, and no record of the data has one. Images are named by 'image' in each record; "
+            "without --fwd2bot text alone can be trained."
         )
-    model = AutoModelForImageTextToText.from_pretrained(base_source(name), **loading)
-    model.name_or_path = name  # the name that was given, not where it was found
-    model.config.use_cache = False
-    if given is not None:
-        train_projector = args.mm_projector_lr is not None
-        return add_fwd2bot(model, Fwd2BotConfig(**given), processor, train_projector=train_projector, host=host)
-    if projector_alone:
-        model.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(True)
-        return _float32_where_trained(model)
-    return _plain(model, args)
+    if config.contrastive_weight > 0 and not dataset.has_captions:
+        warnings.warn(
+            "There are no captions, so the contrastive loss is not trained, and the summaries will not serve "
+            "retrieval. Give --fwd2bot_caption_data, or a `caption` in the records; or silence this by "
+            "--fwd2bot_contrastive_weight 0.",
+            stacklevel=3,
+        )
+    if config.contrastive_weight > 0:
+        check_negatives(dataset.num_captioned, len(dataset), args.train_batch_size, args.world_size)
 
 
-def _go_on(model: nn.Module, name: str, args: LlavaTrainingArguments, given: dict[str, Any]) -> nn.Module:
-    """A checkpoint trained further, with what the command line says about the losses; the rest is built in."""
-    own = model.fwd2bot_config.to_dict()
-    changed = {key for key, value in given.items() if value != own[key]}
-    if changed - set(_LOSS_SETTINGS):
-        wrong = ", ".join(f"{key} = {own[key]}" for key in sorted(changed - set(_LOSS_SETTINGS)))
-        raise ValueError(f"{name} was made with {wrong}, which cannot change any more: leave that argument out.")
-    model.fwd2bot_config = Fwd2BotConfig(**{**own, **given})
-    if args.mm_projector_lr is not None:
-        model._train_projector()
-    model.config.use_cache = False
-    return model.train()
-
-
-def _last_checkpoint(output: Path) -> str | None:
-    """The newest checkpoint that was finished; the Trainer writes its state last."""
-    found = [p for p in output.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
-        if (path / "trainer_state.json").is_file():
-            return str(path)
-        warnings.warn(f"{path} was not finished when the process ended, and is passed over.", stacklevel=3)
-    return None
-
-
-def _plain(model: nn.Module, args: LlavaTrainingArguments) -> nn.Module:
-    """LLaVA's own fine-tune: LoRA in the language model's blocks, or the whole language model."""
-    projector = ["multi_modal_projector"] if args.mm_projector_lr is not None else None
-    if not args.lora_enable:
-        model.model.vision_tower.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(projector is not None)
-        return model
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if args.lora_weight_path:
-        return _float32_where_trained(PeftModel.from_pretrained(model, args.lora_weight_path, is_trainable=True))
-    lora = LoraConfig(
-        r=args.lora_r or 64,
-        lora_alpha=args.lora_alpha or 16,  # LLaVA's defaults
-        lora_dropout=0.05 if args.lora_dropout is None else args.lora_dropout,
-        target_modules=r".*language_model\." + lora_target(Fwd2BotConfig().lora_targets),
-        modules_to_save=projector,
-        task_type="CAUSAL_LM",
-    )
-    return _float32_where_trained(get_peft_model(model, lora))
-
-
-def _float32_where_trained(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # a small update is lost on a bfloat16 weight
-    return model
+def skipped_images(trainer: Fwd2BotTrainer) -> list[str]:
+    """The images that any process could not use; called by all."""
+    dataset = trainer.train_dataset
+    if dataset.on_bad_image != "skip":
+        return []
+    flags = trainer.accelerator.reduce(dataset.bad_images.to(trainer.args.device).long(), reduction="sum")
+    names = list(dataset.image_names)
+    return [names[at] for at in flags.nonzero().flatten().tolist()]
 
 
 def _pad_to_square(processor: Any) -> None:
-    """LLaVA-1.5's padding with the mean colour; saved with the processor, so that inference does the same."""
+    """LLaVA-1.5's padding with the mean colour; saved with the processor, so that inference does the same.
+
+    Raises:
+        ValueError: the base prepares images in another way, e.g. by cutting them into crops.
+    """
+    kind = type(processor.image_processor).__name__
+    if not kind.startswith(_PADDED):
+        raise ValueError(
+            f"--image_aspect_ratio pad is LLaVA-1.5's way to prepare images; this base has its own ({kind}), which "
+            "takes care of their shape: leave --image_aspect_ratio out."
+        )
     settings = {**processor.image_processor.to_dict(), "do_pad": True}
     for name in ("image_processor_type", "_processor_class"):
         settings.pop(name, None)
@@ -222,7 +223,9 @@ def _writable(directory: str) -> Path:
     return path
 
 
-def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer: Any) -> dict[str, Any]:
+def _training_figures(
+    args: Any, data_args: Any, dataset: LlavaDataset, trainer: Any, skipped: list[str]
+) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for entry in trainer.state.log_history:
         last.update({name: entry[name] for name in entry if name.endswith(("loss", "accuracy"))})
@@ -230,7 +233,8 @@ def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer:
         "Data": Path(data_args.data_path).name if data_args.data_path else "captions alone",
         "Rows": len(dataset),
         "Steps": trainer.state.global_step,
-        "Batch": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "Batch": rows_per_step(trainer.run_layout),
         "Learning rate": args.learning_rate,
+        **({"Images skipped": f"{len(skipped)}: {first(skipped)}"} if skipped else {}),
         **{f"Last {name.replace('_', ' ')}": value for name, value in last.items() if name != "train_loss"},
     }

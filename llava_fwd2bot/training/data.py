@@ -1,9 +1,9 @@
 """LLaVA's conversation JSON and caption pairs -> the standard batch of transformers' LLaVA classes.
 
 A record is `{"id", "image": name or list (optional), "conversations": [{"from": "human" | "gpt", "value"}, ...],
-"caption": text or list (optional)}`. In the batch each picture stands as its n placeholder ids, as the host's
-processor writes them. The whole conversation is tokenised once and labels are set by character offsets, so there are
-no rounds to re-tokenise and LLaVA's "tokenization mismatch" cannot happen.
+"caption": text or list (optional)}`; records.py has the other names that images are read from. In the batch each
+picture stands as its n placeholder ids, as the host's processor writes them. The whole conversation is tokenised once
+and labels are set by character offsets, so that LLaVA's "tokenization mismatch" cannot happen.
 
 Shapes: B rows, T tokens, L caption tokens, N pictures of a record, M pictures of a batch.
 """
@@ -12,27 +12,23 @@ from __future__ import annotations
 
 import random
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from ..files.check import ON_BAD_IMAGE, refuse_unusable, unusable
 from ..files.text import decode_text, parse_json
-from ..processing.conversation import PLACEHOLDER, ConversationFormatter, needs_bos
+from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .collator import IGNORE_INDEX, few
+from .records import Row, images_of, row_of, strings
+from .tokenized import QuotingTokenizer, with_labels
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
-
-
-@dataclass(slots=True)
-class _Row:
-    name: str
-    images: list[str]
-    turns: list[dict]
-    captions: list[str]
 
 
 def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
@@ -61,51 +57,6 @@ def parse_records(content: bytes, path: Path, lines: bool) -> list[dict]:
     return records
 
 
-def with_labels(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of `text`, [T], and its labels, [T]: the ids in the answers' spans, IGNORE_INDEX elsewhere."""
-    options = {"add_special_tokens": needs_bos(tokenizer, text), "return_offsets_mapping": True, "verbose": False}
-    encoded = tokenizer(text, **options)
-    ids = torch.tensor(encoded["input_ids"])
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    # A token counts if it overlaps an answer: "▁word" may begin with a space that belongs to the prompt.
-    start, end = torch.tensor(encoded["offset_mapping"]).unbind(-1)
-    for first, last in spans:
-        inside = (start < last) & (torch.maximum(end, start + 1) > first)
-        labels[inside] = ids[inside]
-    return ids, labels
-
-
-def _strings(value: Any, name: str, field: str) -> list[str]:
-    values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) for item in values):
-        raise ValueError(f"{name}: '{field}' should be a text or a list of texts, not {value!r}")
-    return [item for item in values if item.strip()]
-
-
-def _turns(record: dict, name: str, num_images: int) -> tuple[list[dict], bool]:
-    """The checked turns, and whether a leading gpt turn was dropped (LLaVA drops it too)."""
-    turns = record.get("conversations") or []
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise ValueError(f"{name}: turn {i} should be {{'from': ..., 'value': text}}")
-        if turn.get("from") not in ("human", "gpt"):
-            raise ValueError(f"{name}: turn {i} is from {turn.get('from')!r}; known are 'human' and 'gpt'")
-    dropped = bool(turns) and turns[0]["from"] == "gpt"
-    turns = turns[1:] if dropped else turns
-    order = [turn["from"] for turn in turns]
-    if order != ["human", "gpt"] * (len(turns) // 2) or (dropped and not turns):
-        raise ValueError(f"{name}: turns should go human, gpt, human, gpt, ... and end with gpt, not {order}")
-    if any(PLACEHOLDER in turn["value"] for turn in turns[1::2]):
-        raise ValueError(f"{name}: {PLACEHOLDER} stands in an answer; it may only stand in a human turn")
-    found = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
-    if turns and found != num_images:
-        remedy = f"put '{PLACEHOLDER}\\n' before the question, once for each picture"
-        if found > num_images:
-            remedy = f"name the pictures in 'image', or take {PLACEHOLDER} out of the text"
-        raise ValueError(f"{name}: {found} {PLACEHOLDER} in the conversation but {num_images} image(s); {remedy}")
-    return turns, dropped
-
-
 class LlavaDataset(Dataset):
     """LLaVA records and caption pairs as model inputs.
 
@@ -120,6 +71,9 @@ class LlavaDataset(Dataset):
         max_pixels: see `open_image`.
         caption_max_length: captions are cut to this many ids.
         seed: with the epoch and the index, decides which of several captions a row gets.
+        image_input_names: what the model takes of the image processor's tensors; None takes all.
+        on_bad_image: "raise", or "skip": another row stands in for one whose picture cannot be used, and the picture
+            is named once and counted in `skipped_images`.
 
     Raises:
         FileNotFoundError, ValueError: a data file is missing, malformed or empty, or a record is wrong (named).
@@ -136,14 +90,18 @@ class LlavaDataset(Dataset):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         caption_max_length: int = 77,
         seed: int = 0,
+        image_input_names: Sequence[str] | None = None,
+        on_bad_image: str = "raise",
     ):
+        if on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}, got {on_bad_image!r}")
         if data_path is None and caption_data is None:
             raise ValueError("no data: give data_path, caption_data or both")
         self.tokenizer = processor.tokenizer
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("labels need character offsets, which only a fast tokenizer gives; use one")
         self.formatter = ConversationFormatter(processor, version)
-        self.reader = ImageReader(processor, image_folder, max_pixels)
+        self.reader = ImageReader(processor, image_folder, max_pixels, image_input_names)
         self.model_max_length = model_max_length
         self.caption_max_length = caption_max_length
         self.seed = seed
@@ -152,33 +110,39 @@ class LlavaDataset(Dataset):
         self.rows = self._conversation_rows(data_path) if data_path is not None else []
         if caption_data is not None:
             self._add_captions(caption_data)
+        self.on_bad_image = on_bad_image
+        names = dict.fromkeys(name for row in self.rows for name in row.images) if on_bad_image == "skip" else ()
+        self._place = {name: at for at, name in enumerate(names)}
+        # one flag for each picture; shared memory, as the workers find them and the trainer counts them
+        self.bad_images = torch.zeros(len(self._place), dtype=torch.uint8).share_memory_()
 
-    def _conversation_rows(self, path: str | Path) -> list[_Row]:
-        rows, dropped = [], []
+    def _conversation_rows(self, path: str | Path) -> list[Row]:
+        rows, dropped, quoting = [], [], []
         for i, record in enumerate(read_records(path)):
             name = f"record {i}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")
-            images = _strings(record.get("image"), name, "image")
-            captions = _strings(record.get("caption"), name, "caption")
-            turns, first_dropped = _turns(record, name, len(images))
-            if not turns and not captions:
-                raise ValueError(f"{name}: neither 'conversations' nor 'caption'; there is nothing to learn from it")
-            if captions and not images:
-                raise ValueError(f"{name}: a 'caption' but no 'image' that it describes")
-            if turns:
-                self.formatter.check(turns, name)
+            try:
+                row, first_dropped = row_of(record, name)
+                if row.turns:
+                    self.formatter.check(row.turns, name, bool(row.images))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
             dropped += [name] if first_dropped else []
-            rows.append(_Row(name, images, turns, captions))
+            quoting += [name] if not row.images and any(PLACEHOLDER in turn["value"] for turn in row.turns) else []
+            rows.append(row)
         if dropped:
             message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {few(dropped)}"
             warnings.warn(message, stacklevel=3)
+        if quoting:
+            message = f"{len(quoting)} record(s) without a picture hold {PLACEHOLDER}, which is text there, as in LLaVA"
+            warnings.warn(f"{message}: {few(quoting)}", stacklevel=3)
         return rows
 
     def _add_captions(self, path: str | Path) -> None:
         captions: dict[str, list[str]] = {}
         for i, entry in enumerate(read_records(path)):
             name = f"{path}: caption entry {i}"
-            images = _strings(entry.get("image"), name, "image")
-            texts = _strings(entry.get("caption", entry.get("captions")), name, "caption")
+            images = images_of(entry, name)
+            texts = strings(entry.get("caption", entry.get("captions")), name, "caption")
             if len(images) != 1 or not texts:
                 raise ValueError(f"{name}: needs one 'image' and a 'caption' (or 'captions') that is not empty")
             captions.setdefault(images[0], []).extend(texts)
@@ -187,7 +151,7 @@ class LlavaDataset(Dataset):
             if len(row.images) == 1 and row.images[0] in captions:
                 row.captions = row.captions or captions[row.images[0]]
                 alone.pop(row.images[0], None)
-        self.rows += [_Row(f'caption of "{image}"', [image], [], texts) for image, texts in alone.items()]
+        self.rows += [Row(f'caption of "{image}"', [image], [], texts) for image, texts in alone.items()]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,6 +160,50 @@ class LlavaDataset(Dataset):
     def has_captions(self) -> bool:
         """Whether any row can feed the contrastive loss."""
         return any(row.captions for row in self.rows)
+
+    @property
+    def num_captioned(self) -> int:
+        """How many rows can feed the contrastive loss."""
+        return sum(bool(row.captions) for row in self.rows)
+
+    @property
+    def has_images(self) -> bool:
+        return any(row.images for row in self.rows)
+
+    def check_files(self) -> None:
+        """Looks for every picture's file, and opens none. With `on_bad_image="skip"` rows without theirs are taken out.
+
+        Raises:
+            ImageError: files are missing or empty; their number, and the first ten by record and name. With "skip":
+                no row would be left.
+        """
+        owners: dict[str, str] = {}
+        for row in self.rows:
+            for image in row.images:
+                owners.setdefault(image, row.name)
+        bad = unusable(owners, self.reader.image_folder)
+        kept = [row for row in self.rows if not any(image in bad for image in row.images)]
+        if self.on_bad_image == "raise" or not kept:
+            remedy = "leave the records out by --on_bad_image skip" if kept else "give other data"
+            return refuse_unusable(bad, owners, len(owners), self.reader.image_folder, remedy)
+        for image, reason in bad.items():
+            self._skip(image, f"{owners[image]}: {Path(self.reader.image_folder or '', image)}: {reason}")
+        self.rows = kept
+
+    @property
+    def image_names(self) -> list[str]:
+        """The pictures in the order of `bad_images`; with `on_bad_image="skip"` alone."""
+        return list(self._place)
+
+    @property
+    def skipped_images(self) -> list[str]:
+        """The pictures that could not be used so far, by this process or its workers."""
+        return [name for name, at in self._place.items() if self.bad_images[at]] if self.bad_images.any() else []
+
+    def _skip(self, image: str, reason: str) -> None:
+        if not self.bad_images[self._place[image]]:
+            self.bad_images[self._place[image]] = 1
+            warnings.warn(f"skipped a picture: {reason}", stacklevel=2)
 
     @property
     def lengths(self) -> list[int]:
@@ -218,33 +226,60 @@ class LlavaDataset(Dataset):
         """One row: record, input_ids [T], labels [T]; if any, pixel_values [N, 3, H, W], image_sizes, caption_ids [L].
 
         Raises:
-            ImageError: a picture is missing or unusable; the message names record and file.
+            ImageError: a picture is missing or unusable; the message names record and file. With
+                `on_bad_image="skip"` the next row that can be used is given instead, always the same one.
             ValueError: the row does not fit model_max_length with its placeholders whole.
         """
+        if not -len(self.rows) <= index < len(self.rows):
+            raise IndexError(f"row {index} of {len(self.rows)}")
+        for step in range(len(self.rows)):
+            at = (index + step) % len(self.rows)
+            if self._place and any(self.bad_images[self._place[image]] for image in self.rows[at].images):
+                continue
+            try:
+                return self._item(at)
+            except ImageError as error:
+                if self.on_bad_image == "raise":
+                    raise
+                self._skip(getattr(error, "image", self.rows[at].images[0]), str(error))
+        raise ImageError("not one row is left: none of the pictures can be used")
+
+    def _item(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         item: dict[str, Any] = {"record": row.name}
         counts: list[int] = []
         if row.images:
             try:
                 pixels, counts = self.reader(row.images)
+            except ImageError as error:
+                error.args = (f"{row.name}: {error}",)
+                raise
             except ValueError as error:
-                kind = ImageError if isinstance(error, ImageError) else ValueError
-                raise kind(f"{row.name}: {error}") from error
+                raise ValueError(f"{row.name}: {error}") from error
             item.update(pixels)
         text, spans = self.reader.image_token * len(counts), []
         if row.turns:
-            text, spans = self.formatter(row.turns, row.name)
+            text, spans = self.formatter(row.turns, row.name, bool(row.images))
         item["input_ids"], item["labels"] = self._encode(text, spans, counts, row.name)
         if row.captions:
-            choice = random.Random(f"{self.seed}-{int(self._epoch)}-{index}").choice(row.captions)
-            ids = self.tokenizer(choice.strip(), add_special_tokens=False, verbose=False)["input_ids"]
+            choice = random.Random(f"{self.seed}-{int(self._epoch)}-{index}").choice(row.captions).strip()
+            ids = self._tokenizer_of(choice)(choice, add_special_tokens=False, verbose=False)["input_ids"]
             item["caption_ids"] = torch.tensor(ids[: self.caption_max_length])  # [L]
         return item
+
+    def _tokenizer_of(self, text: str) -> Any:
+        """What makes ids of a text in which no image stands."""
+        return self._quoting if self.reader.image_token in text else self.tokenizer
+
+    @cached_property
+    def _quoting(self) -> QuotingTokenizer:
+        return QuotingTokenizer(self.tokenizer, self.reader.image_token)
 
     def _encode(
         self, text: str, spans: list[tuple[int, int]], counts: list[int], name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, labels = with_labels(self.tokenizer, text, spans)  # [T'], one id per picture
+        tokenizer = self.tokenizer if counts else self._tokenizer_of(text)
+        ids, labels = with_labels(tokenizer, text, spans)  # [T'], one id per picture
         is_image = ids == self.reader.image_token_id
         if int(is_image.sum()) != len(counts):
             raise ValueError(

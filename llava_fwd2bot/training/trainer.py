@@ -6,20 +6,28 @@ The methods are a mixin, so that a host's own trainer can have them too. A model
 from __future__ import annotations
 
 import inspect
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoint.files import read_checkpoint, reload
+from ..checkpoint.fingerprint import check_base
+from .checks import check_arguments, check_negatives, check_trained_precision
 from .collator import IGNORE_INDEX, ModalityLengthSampler
+from .resume import layout_of, moved_data, read_run, write_run
 
 _METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
+# of rows of LlavaDataset, and of batches
+_OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
 
 
 @dataclass
@@ -48,6 +56,31 @@ class _Epoch(TrainerCallback):
             set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class _Run(TrainerCallback):
+    """Leaves in each checkpoint what it was trained on and how: see resume.py."""
+
+    def __init__(self, trainer: Fwd2BotTrainerMixin) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero and folder.is_dir():
+            write_run(folder, {**self.trainer.run, "layout": self.trainer.run_layout, "steps": state.global_step})
+
+
+class _Lengths(Dataset):
+    """Stands for a data set that knows its lengths, so that samplers which ask for them open no image."""
+
+    def __init__(self, lengths: list[int], name: str) -> None:
+        self.lengths, self.name = lengths, name
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, range]:
+        return {self.name: range(self.lengths[index])}
+
+
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     """The plain fine-tune's batch, so that the head runs only at places where some row has a label: the same loss.
 
@@ -64,9 +97,15 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
 
 class Fwd2BotTrainerMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(("model", "args"), args, strict=False)) | kwargs
+        if isinstance(given.get("args"), TrainingArguments):
+            check_arguments(given["args"], hasattr(given.get("model"), "fwd2bot"))
         super().__init__(*args, **kwargs)
+        check_trained_precision(self.model, bool(self.is_deepspeed_enabled))
+        self.run: dict[str, Any] = {}  # data and settings, where the caller knows them: see resume.py
         self._sums: Tensor | None = None
         self.add_callback(_Epoch())
+        self.add_callback(_Run(self))
         if not self.is_deepspeed_enabled and int(transformers.__version__.split(".")[0]) >= 5:
             # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
             self.accelerator.gradient_accumulation_steps = 1
@@ -74,8 +113,6 @@ class Fwd2BotTrainerMixin:
             # both losses are means of a micro-batch: the Trainer divides their sum by the accumulation steps, once
             self.model_accepts_loss_kwargs = False
             self.loss_is_scaled_for_ga = False
-            if self.args.label_smoothing_factor:
-                raise ValueError("label_smoothing_factor is not supported with Fwd2Bot: the model computes its losses.")
 
     @property
     def _fwd2bot_model(self) -> nn.Module:
@@ -85,8 +122,38 @@ class Fwd2BotTrainerMixin:
     def _has_fwd2bot(self) -> bool:
         return hasattr(self._fwd2bot_model, "fwd2bot")
 
+    @property
+    def run_layout(self) -> dict[str, int]:
+        """How rows are dealt out to processes and steps."""
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
+        return {**layout_of(self.args, rows), "batch": self._train_batch_size}  # which auto_find_batch_size may lower
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As of Trainer; says which data a resumed run skips or repeats when it has other processes or batches."""
+        self._check_negatives()
+        if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
+            before = (read_run(resume_from_checkpoint) or {}).get("layout")
+            now = self.run_layout
+            if before and now["rows"]:
+                fresh = bool(getattr(self.args, "ignore_data_skip", False))
+                told = moved_data(resume_from_checkpoint, before, now, fresh)
+                if told:
+                    warnings.warn(told, stacklevel=2)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_negatives(self) -> None:
+        captioned = getattr(self.train_dataset, "num_captioned", 0)  # of data sets that are not ours nothing is known
+        if self._has_fwd2bot and self._fwd2bot_model.fwd2bot_config.contrastive_weight > 0 and captioned:
+            check_negatives(captioned, len(self.train_dataset), self._train_batch_size, self.args.world_size)
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        super()._update_auto_batch_size(batch_size)
+        self._check_negatives()  # with fewer rows in a batch
+
     @cached_property
     def _takes_places(self) -> bool:
+        if getattr(self.args, "use_liger_kernel", False):  # its forward is another
+            return False
         model = self._fwd2bot_model
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         return "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -122,6 +189,8 @@ class Fwd2BotTrainerMixin:
                 if count:
                     logs[name] = round(total / count, 4)
             self._sums = None
+        if "loss" in logs and len(skipped := getattr(self.train_dataset, "skipped_images", ())):
+            logs["skipped_images"] = len(skipped)  # of this process
         super().log(logs, *args, **kwargs)
 
     # ------------------------------------------------------------------ optimizer, order of the data
@@ -152,13 +221,23 @@ class Fwd2BotTrainerMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not getattr(self.args, "group_by_modality_length", False):
+            strategy = getattr(self.args, "train_sampling_strategy", "random")
+            if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
+                names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+                return super()._get_train_sampler(_Lengths(dataset.lengths, names[0]))
             return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
         return ModalityLengthSampler(
             dataset.modality_lengths,
-            batch_size=self.args.train_batch_size,
+            batch_size=self._train_batch_size,  # which auto_find_batch_size may lower
             world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        fresh = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if fresh:  # remove_unused_columns, Trainer's default, would take the captions away
+            self._signature_columns += [*_OWN_COLUMNS, *getattr(self._fwd2bot_model, "image_input_names", ())]
 
     # ------------------------------------------------------------------ disk
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -170,6 +249,8 @@ class Fwd2BotTrainerMixin:
             theirs, ours = settings["fwd2bot"].to_dict(), own.to_dict()
             changed = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
             raise ValueError(f"{resume_from_checkpoint} was trained with other settings: {'; '.join(changed)}.")
+        if not settings["base"].get("trained"):
+            check_base(settings["base"]["fingerprint"], self._fwd2bot_model._base_fingerprint, "the model in training")
         reload(self._fwd2bot_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

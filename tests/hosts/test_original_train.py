@@ -116,6 +116,65 @@ def test_what_could_not_be_opened_again_is_refused(toys, tmp_path, monkeypatch, 
         train(command(toys, tmp_path / "o", "--fwd2bot", "4", *more))
 
 
+def test_outputs_and_files_are_checked_first(toys, tmp_path):
+    """The faults of our own command: a base written over, images that are gone or that no key of LLaVA names."""
+    with pytest.raises(ValueError, match="--output_dir .* is also --model_name_or_path"):
+        train(command(toys, toys["base"], "--fwd2bot", "4"))
+    records = json.loads(Path(toys["data"]).read_text())
+    shown = next(i for i, record in enumerate(records) if record.get("image"))
+    data = tmp_path / "data.json"
+    for change, message in (
+        ({"image": "gone.png"}, f"record {shown}: .*gone.png: no such file"),
+        ({"video": "a.mp4"}, f"record {shown}: has 'video'"),
+    ):
+        data.write_text(json.dumps([{**r, **(change if i == shown else {})} for i, r in enumerate(records)]))
+        with pytest.raises(ValueError, match=message):
+            train(command(toys, tmp_path / "m", "--fwd2bot", "4", "--data_path", str(data)))
+    data.write_text(json.dumps([{**r, "image": None} for r in records]))
+    with pytest.raises(ValueError, match="--fwd2bot needs images"):
+        train(command(toys, tmp_path / "m", "--fwd2bot", "4", "--data_path", str(data)))
+
+
+def test_damaged_images_may_be_skipped(toys, tmp_path):
+    """LLaVA opens images as their turn comes: here a missing one is left out at once, a damaged one when it is met."""
+    from shutil import copytree
+
+    images = copytree(toys["images"], tmp_path / "images")
+    records = json.loads(Path(toys["data"]).read_text())
+    names = [record["image"] for record in records if record.get("image")]
+    (images / names[0]).unlink()
+    (images / names[1]).write_bytes(b"no picture")
+    for record in records:  # under another tool's key
+        if record.get("image"):
+            record["images"] = [record.pop("image")]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    more = ("--fwd2bot", "4", "--num_train_epochs", "1", "--data_path", str(data), "--image_folder", str(images))
+    with pytest.warns(UserWarning, match="skipped a picture"):
+        train(command(toys, tmp_path / "m", *more, "--on_bad_image", "skip"))
+    run = json.loads((tmp_path / "m" / "training_run.json").read_text())
+    assert run["skipped_images"] == names[:2] and run["finished"]
+
+
+def test_the_named_checkpoint_and_the_finished_run(toys, tmp_path, monkeypatch, capsys):
+    """LLaVA resumes from the newest whatever is named, and trains 0 steps of other data without a word."""
+    if transformers.__version__ < "5":
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    argv = command(toys, tmp_path / "m", "--fwd2bot", "4", "--lora_dropout", "0")
+    train(argv)
+    files = {p: p.read_bytes() for p in (tmp_path / "m").iterdir() if p.is_file()}
+    whole = history(tmp_path / "m")
+    train(argv)
+    assert "Nothing to do" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is finished, and was trained with other settings: learning_rate"):
+        train([*argv, "--learning_rate", "1e-3"])
+    assert {p: p.read_bytes() for p in (tmp_path / "m").iterdir() if p.is_file()} == files
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="newer ones"):
+        train([*argv, "--resume_from_checkpoint", str(tmp_path / "m" / "checkpoint-2")])
+    assert capsys.readouterr().out.count("'loss'") == len(whole) - 2
+
+
 def test_resume_is_exact(toys, tmp_path, monkeypatch):
     """LLaVA's mid-training checkpoints leave projector and tokens out; the same command must go on with everything."""
     if transformers.__version__ < "5":  # its Trainer reads its own random state in a way that torch 2.6 refuses

@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 
+import data_toys
 import pytest
 import torch
 from data_fixtures import PROCESSORS, TWO_ROUNDS, talk
 from PIL import Image
 
+from llava_fwd2bot.processing.images import open_image
 from llava_fwd2bot.training.collator import IGNORE_INDEX, Fwd2BotCollator, ModalityLengthSampler
+from llava_fwd2bot.training.data import LlavaDataset
 
 
 @pytest.fixture
@@ -56,6 +59,33 @@ def test_batch_of_next_pads_crops(make, folder):
         crops = item["pixel_values"].shape[1]
         assert torch.equal(batch["pixel_values"][i, :crops], item["pixel_values"][0])
         assert not bool(batch["pixel_values"][i, crops:].any())
+
+
+# LLaVA-OneVision crops an image that is alone in its row: without batch_num_images a row of two trained on other
+# dense tokens than the processor's own batch gives.
+def test_batch_of_onevision_is_the_processors_own(make, folder):
+    processor = data_toys.llava_onevision()
+    records = [
+        {"image": "a.png", "conversations": TWO_ROUNDS},
+        {"conversations": talk("how many dogs?", "two")},
+        {"image": ["b.png", "a.png"], "conversations": talk("<image> and <image>", "yes")},
+    ]
+    dataset = make(records, processor=processor)
+    items = list(dataset)
+    batch = Fwd2BotCollator(0)(items)
+    images = [[open_image(folder / name) for name in names] for names in (["a.png"], ["b.png", "a.png"])]
+    texts = [dataset.formatter(records[i]["conversations"])[0] for i in (0, 2)]
+    expected = processor(text=texts, images=images, return_tensors="pt", padding=True)
+    assert batch["batch_num_images"].tolist() == [1, 2] == expected["batch_num_images"].tolist()
+    for name in ("pixel_values", "image_sizes"):
+        torch.testing.assert_close(batch[name], expected[name])
+    for i, row in zip((0, 2), expected["input_ids"], strict=True):
+        own = row[row != processor.tokenizer.pad_token_id]
+        assert torch.equal(items[i]["input_ids"], own)
+    alone, together = ((items[i]["input_ids"] == processor.image_token_id).sum() for i in (0, 2))
+    assert together < alone  # two images without crops are fewer tokens than one with
+    named = LlavaDataset(folder / "data.json", processor, folder, image_input_names=("pixel_values",))
+    assert "image_sizes" not in named[0] and "pixel_values" in named[0]
 
 
 # LLaVA's most reported fault is a loss of 0 from rows whose labels were all masked: never in silence.

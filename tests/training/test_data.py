@@ -239,7 +239,7 @@ def test_no_data_at_all():
         ({"conversations": talk("q", "a")[1:]}, "turns should go human, gpt"),
         ({"conversations": talk("q", "a") + talk("q", "a")[1:]}, "turns should go human, gpt"),
         ({"image": "a.png", "conversations": talk("q", "a")}, r"0 <image> .* but 1 image\(s\); put '<image>"),
-        ({"conversations": talk("<image>\nq", "a")}, r"1 <image> .* but 0 image\(s\); name the pictures in 'image'"),
+        ({"image": "a.png", "conversations": talk("<image><image>", "a")}, r"2 <image> .* but 1 image\(s\); name all"),
         ({"image": ["a.png", "b.png"], "conversations": talk("<image>\nq", "a")}, r"1 <image> .* but 2 image\(s\)"),
         ({"image": "a.png", "conversations": talk("q", "<image>")}, "<image> stands in an answer"),
     ],
