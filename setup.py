@@ -3,6 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+EVAL = ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"]
 version: dict[str, str] = {}
 exec((here / "llava_fwd2bot" / "version.py").read_text(), version)
 
@@ -34,14 +35,17 @@ setup(
         "quantized": ["bitsandbytes>=0.46"],
         "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
         "smol": ["gguf>=0.10"],
-        "eval": ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8"],
+        "eval": EVAL,
         "cache": ["lancedb>=0.40", "filelock>=3.12"],
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
         "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
+        # what the README's examples use: smol-llava, the cache, 4 and 8 bit, the evaluators
+        "all": ["gguf>=0.10", "lancedb>=0.40", "filelock>=3.12", "bitsandbytes>=0.46", *EVAL],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",
+            "hypothesis>=6.100",
             "bitsandbytes>=0.46",
             "trl>=1.0",
             "easy-vqa==1.0",

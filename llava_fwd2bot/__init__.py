@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .checkpoint.load import register as register
     from .config import Fwd2BotConfig as Fwd2BotConfig
     from .hosts import add_fwd2bot as add_fwd2bot
+    from .processing.answer import answer as answer
     from .training.trainer import Fwd2BotTrainer as Fwd2BotTrainer
     from .training.trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
     from .training.trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Fwd2BotConfig": ".config",
     "add_fwd2bot": ".hosts",
+    "answer": ".processing.answer",
     "load_fwd2bot": ".checkpoint.load",
     "register": ".checkpoint.load",
     "Fwd2BotTrainer": ".training.trainer",

@@ -22,8 +22,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_fwd2bot import load_fwd2bot, register
 from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.checkpoint.load import base_source
-from llava_fwd2bot.evaluation.generate import contiguous_head
 from llava_fwd2bot.processing.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.processing.generate import contiguous_head
 from llava_fwd2bot.processing.images import open_image
 
 from .rivals import RIVALS, KeyValueLlava, PooledLlava

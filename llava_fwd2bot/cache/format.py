@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import require
 from ..files.images import Reading
 from ..version import __version__
 
@@ -27,11 +28,10 @@ TOLD = ("id", *ABOUT[:-1])  # what the checksum of a row covers beside its numbe
 
 
 def lancedb_module() -> Any:
-    try:
-        import lancedb
-    except ImportError as error:
-        raise ImportError("A cache needs LanceDB: pip install 'llava_fwd2bot[cache]'") from error
-    return lancedb
+    """LanceDB, and what else a cache needs; ImportError names the extra."""
+    for name in ("pyarrow", "filelock"):
+        require(name, "cache", "A cache")
+    return require("lancedb", "cache", "A cache")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint.load import load_for_inference
+from ..extras import require
 from ..files.images import LLAVA, Reading
 from .compressor import Compressor
 from .reader import SummaryCache
@@ -93,10 +94,8 @@ def fill_by_ray(
         path: the checkpoint. loading: by keyword to `load_for_inference`.
         actors: default: one per GPU of the cluster, or one where there is none.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--ray needs Ray: pip install 'llava_fwd2bot[ray]'") from error
+    ray = require("ray", "ray", "--ray")
+    require("ray.data", "ray", "--ray")
     started, result = time.perf_counter(), Filled()
     with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
         todo = outdated(cache, images, retry, result, bar)

@@ -77,6 +77,7 @@ class SummaryCache(CacheWriter):
             ValueError: a cache of other settings, or something else, is there.
             OSError: the folder cannot be written.
         """
+        lancedb = lancedb_module()
         import pyarrow as pa
 
         text = os.fspath(path)
@@ -95,7 +96,7 @@ class SummaryCache(CacheWriter):
                 fields = [("id", pa.string()), *about_fields(), ("crc32", pa.int64())]
                 fields += [("embedding", pa.list_(pa.float16(), settings.size)), *stored]
                 meta = {SETTINGS: json.dumps(asdict(settings)).encode()}
-                database = lancedb_module().connect(text)
+                database = lancedb.connect(text)
                 database.create_table(SKIPPED, schema=skipped_schema(), exist_ok=True)
                 database.create_table(IMAGES, schema=pa.schema(fields, metadata=meta))  # last: with it, it is a cache
         cache = cls.open(text, settings.fingerprint)
@@ -118,12 +119,13 @@ class SummaryCache(CacheWriter):
         Raises:
             FileNotFoundError, ValueError: there is none, it is no cache, of a later version, or of another model.
         """
+        lancedb = lancedb_module()
         text = os.fspath(path)
         if is_local(text) and not Path(text).exists():
             raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)
         if not is_cache(text):
             raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
-        database = lancedb_module().connect(text)
+        database = lancedb.connect(text)
         try:
             meta = database.open_table(IMAGES).schema.metadata or {}
             values = json.loads(meta[SETTINGS])

@@ -15,7 +15,7 @@ import torch
 from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..hosts import host_class, install
 from .files import load_weights, read_checkpoint
-from .load import base_class_name, register
+from .load import base_class_name, base_source, register
 
 # the projector's layers: transformers' names, the original's
 _LAYERS = {"linear_1": "0", "linear_2": "2"}
@@ -39,11 +39,13 @@ def convert(checkpoint: str | os.PathLike, base: str | os.PathLike, output: str 
     settings = read_checkpoint(checkpoint)
     if settings["base"].get("trained"):
         raise ValueError(f"{checkpoint} holds a fully trained model, whose layout is its own: convert that as a LLaVA.")
-    kind = base_class_name(base)
+    source = base_source(str(base))
+    kind = base_class_name(source)
     if kind == settings["base"]["fingerprint"]["class"]:
         raise ValueError(f"{checkpoint} is in the layout of {kind} already.")
     host = host_class(kind)
-    model = host.load_base(str(base))
+    model = host.load_base(source)
+    model.name_or_path = str(base)  # as it was named, which for smol-llava is no folder
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
     _same_weights(settings["base"]["fingerprint"], model._base_fingerprint, str(base))
     load_weights(model, checkpoint, _renamed)

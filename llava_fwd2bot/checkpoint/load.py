@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from ..config import read_json
-from ..hosts.opening import base_of, local_folder, open_checkpoint
+from ..extras import require
+from ..hosts import host_class
+from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..smol import base_folder, is_smol
 from .files import read_checkpoint
 
@@ -25,12 +27,12 @@ ORIGINAL = {
 
 
 def register() -> None:
-    """Lets transformers' Auto classes open Fwd2Bot checkpoints, and smol-llava, whose vision tower is ours."""
+    """Lets transformers' Auto classes and pipelines open Fwd2Bot checkpoints, and smol-llava by its name."""
     # late: the original LLaVA runs on a transformers that lacks some of these classes
     from ..hosts import llava, llava_next, llava_onevision
-    from ..smol import tower
+    from ..smol import hub, tower
 
-    for module in (llava, llava_next, llava_onevision, tower):
+    for module in (llava, llava_next, llava_onevision, tower, hub):
         module.register()
 
 
@@ -70,6 +72,57 @@ def load_fwd2bot(
     return model, model.load_processor(processor_source(path, base))
 
 
+def load_plain(
+    path: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    *,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    **loading: Any,
+) -> tuple[nn.Module, Any]:
+    """The model and the processor of a LLaVA without Fwd2Bot: a base, or what `fwd2bot train` writes without the flag.
+
+    Args:
+        path: a folder with a model, or with a PEFT adapter, which names its base.
+        base: the adapter's base, where it is no longer at the place that the adapter names.
+        load_in_4bit, load_in_8bit, loading: as of `load_fwd2bot`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is neither, or the model is in the original LLaVA's layout.
+    """
+    path, adapter = Path(path), None
+    if (path / "adapter_config.json").is_file():
+        if not (path / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError(2, "The adapter has no adapter_model.safetensors", str(path))
+        adapter = read_json(path / "adapter_config.json")
+        source = base_source(str(base or adapter.get("base_model_name_or_path") or ""))
+    else:
+        source = str(path)
+    if not source or (source.startswith((".", "/", "~")) and not Path(source).is_dir()):
+        raise FileNotFoundError(2, f"The base of {path} is missing. Pass where it is now: base=…", source or "no name")
+    if original_class_name(source):
+        raise ValueError(f"{source} is in the layout of the original LLaVA: ask it by its own programs.")
+    register()
+    quantization = quantization_config(load_in_4bit, load_in_8bit, loading)
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = list(host_class(base_class_name(source)).quantization_skip)
+        loading["quantization_config"] = quantization
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(source, **loading)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(path))
+    return model.eval(), AutoProcessor.from_pretrained(str(path) if _has_processor(path) else source)
+
+
+def is_plain(path: str | os.PathLike) -> bool:
+    """Whether a model or an adapter without Fwd2Bot is at `path`."""
+    names = ("adapter_config.json", "config.json")
+    return not is_checkpoint(path) and any((Path(path) / name).is_file() for name in names)
+
+
 def load_for_inference(
     path: str | os.PathLike,
     base: str | os.PathLike | None = None,
@@ -77,6 +130,7 @@ def load_for_inference(
     dtype: str = "auto",
     load_4bit: bool = False,
     load_8bit: bool = False,
+    load: Callable[..., tuple[nn.Module, Any]] = load_fwd2bot,
 ) -> tuple[nn.Module, Any]:
     """`load_fwd2bot` by what a command line says: names of a device (default: CUDA where there is one) and of a dtype.
 
@@ -86,12 +140,14 @@ def load_for_inference(
     place = _device(device)
     loading: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
     if not (load_4bit or load_8bit):
-        model, processor = load_fwd2bot(path, base, **loading)
+        model, processor = load(path, base, **loading)
         return model.to(place), processor
     loading["device_map"] = {"": place}
     if load_4bit and dtype == "auto":  # bitsandbytes computes in float32 unless it is told
-        loading["dtype"] = getattr(torch, str(read_json(Path(path) / "config.json").get("dtype") or "float16"))
-    return load_fwd2bot(path, base, load_in_4bit=load_4bit, load_in_8bit=load_8bit, **loading)
+        config = Path(path) / "config.json"
+        named = read_json(config).get("dtype") if config.is_file() else None  # a plain adapter has none
+        loading["dtype"] = getattr(torch, str(named or "float16"))
+    return load(path, base, load_in_4bit=load_4bit, load_in_8bit=load_8bit, **loading)
 
 
 def _device(name: str | None) -> torch.device:
@@ -108,8 +164,11 @@ def _device(name: str | None) -> torch.device:
 
 def processor_source(path: str | os.PathLike, base: str | os.PathLike | None = None) -> str:
     """Where the processor of the checkpoint at `path` is: in it, where it was saved along, else with its base."""
-    own = any((Path(path) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    return str(path) if own else base_of(path, base)
+    return str(path) if _has_processor(path) else base_of(path, base)
+
+
+def _has_processor(path: str | os.PathLike) -> bool:
+    return any((Path(path) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[str, Any]) -> Any:
@@ -133,10 +192,7 @@ def quantization_config(load_in_4bit: bool, load_in_8bit: bool, options: dict[st
         given = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, **given}
         if isinstance(options.get("dtype"), torch.dtype):
             given.setdefault("bnb_4bit_compute_dtype", options["dtype"])
-    if find_spec("bitsandbytes") is None:
-        raise ImportError(
-            "Quantised loading needs bitsandbytes, which is not installed: pip install 'llava_fwd2bot[quantized]'"
-        )
+    require("bitsandbytes", "quantized", "Quantised loading")
     return BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, **given)
 
 
@@ -161,4 +217,9 @@ def base_class_name(base: str | os.PathLike) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     named = original_class_name(base)
-    return named or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(base))].__name__
+    if named:
+        return named
+    config = AutoConfig.from_pretrained(base)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"{base} is a {config.model_type}, which is no model for images and text: name a LLaVA.")
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__

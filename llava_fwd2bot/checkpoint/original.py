@@ -13,7 +13,8 @@ from ..config import CONFIG_NAME
 from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..hosts.original.model import check_version
 from ..hosts.original.shims import repaired_forward
-from .load import quantization_config
+from .files import read_checkpoint
+from .load import ORIGINAL, quantization_config
 
 
 def load_pretrained_model(
@@ -76,6 +77,12 @@ def _open(
     overwrite_config: dict[str, Any] | None = None,
     **loading: Any,
 ) -> tuple[Any, nn.Module, Any, int]:
+    kind = read_checkpoint(path)["base"]["fingerprint"]["class"]
+    if kind not in ORIGINAL.values():
+        raise ValueError(
+            f"{path} is a checkpoint on {kind}, of transformers' layout, which LLaVA's programs do not read: use "
+            "`fwd2bot eval answer`, or `fwd2bot convert` it to the original's layout."
+        )
     for name in ("multimodal", "customized_config"):  # LLaVA-NeXT's help to tell the class, which is known here
         loading.pop(name, None)
     if isinstance(loading.get("torch_dtype"), str):

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import checked, load_model, quantisation
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..files.images import Reading
@@ -237,7 +239,7 @@ def said(done: dict[str, Any]) -> str:
     """The figures in words; the skipped images at the end, by name."""
     from ..files.folders import told
 
-    rate = f", {done['compressed'] / done['seconds']:.1f} images/s" if done["compressed"] else ""
+    rate = f", {done['compressed'] / max(done['seconds'], 0.001):.1f} images/s" if done["compressed"] else ""
     text = (
         f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
         f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
@@ -266,3 +268,11 @@ def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str
         )
     ids = [hit["id"] for hit in hits]
     return ids, (cache.get(ids, args.k), loaded)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """`fwd2bot cache …`."""
+    commands = Parser(prog="fwd2bot").add_subparsers(parser_class=Parser)
+    add_cache(commands)
+    args = commands.choices["cache"].parse_args(argv)
+    return args.run(args)

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..cache.format import writable
 from ..config import write_json, write_text
 from ..evaluation import scorers
 from ..files.outputs import refuse_overlap
 from ..files.text import json_line
 from ..version import __version__
 from .options import checked, count, load_model, model_options, quantisation
+from .parser import Parser
 
 _REPORT = (".json", ".md", ".png", ".html")  # of `report --output NAME`
 PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
@@ -26,7 +26,7 @@ PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
 
 def main(argv: Sequence[str]) -> None:
     """Runs one evaluator; raises ValueError or OSError with what to tell the user."""
-    parser = argparse.ArgumentParser(prog="fwd2bot eval", allow_abbrev=False)
+    parser = Parser(prog="fwd2bot eval", description="Evaluators: answers, scores, retrieval, captions, cost, reports.")
     commands = parser.add_subparsers(metavar="EVALUATOR", required=True)
     score = commands.add_parser("score", help="score answers that exist, in a benchmark's official formats")
     score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="which benchmark")
@@ -96,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
     report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
     report.set_defaults(run=_report)
     args = parser.parse_args(list(argv))
+    from ..cache.format import writable
+
     for name in ("output", "submission", "answers"):
         file = getattr(args, name, None)
         if isinstance(file, Path):  # before the model is loaded, not after it has answered

@@ -1,113 +1,107 @@
-"""What a checkpoint is, read from its JSON and from the headers of its tensors; no weight is loaded."""
+"""`fwd2bot info`: what a checkpoint or a cache is."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from .options import folder_of
+from .parser import Parser
 
-from ..checkpoint.files import read_checkpoint
-from ..config import Fwd2BotConfig, read_json
-from ..hosts.opening import base_of
-from ..smol import cached_base, is_smol
-
-
-def describe(path: str | os.PathLike) -> dict[str, Any]:
-    """The settings, the base, the files and the sizes of the checkpoint at `path`, ready for JSON.
-
-    Raises:
-        FileNotFoundError, ValueError: no checkpoint there, or it is damaged.
-    """
-    path = Path(path)
-    saved = read_checkpoint(path)
-    config: Fwd2BotConfig = saved["fwd2bot"]
-    size, k = saved["base"]["fingerprint"]["hidden_size"], config.num_summary_tokens
-    dense = _dense_tokens(path / "config.json")
-    files = {name: _file(path / name) for name in sorted(saved["sha256"])}
-    return {
-        "checkpoint": str(path),
-        "version": saved.get("version"),
-        "settings": {
-            f.name: {
-                "value": getattr(config, f.name),
-                "help": f.metadata["help"].removesuffix(f" [{f.metadata['source']}]"),
-                "source": f.metadata["source"],
-            }
-            for f in dataclasses.fields(config)
-        },
-        "base": _base(path, saved),
-        "files": files,
-        "trained_parameters": sum(file["trained_parameters"] for file in files.values()),
-        "bytes": sum(file["bytes"] for file in files.values()),
-        "summary": {"tokens": k, "dim": size, "bytes_float16": k * size * 2},
-        "dense": None if dense is None else {"tokens": dense, "dim": size, "bytes_float16": dense * size * 2},
-    }
+# settings that a short description shows; --verbose shows all
+MAIN_SETTINGS = ("nested_k", "pooling", "adapters", "lora_r", "answer_weight", "contrastive_weight")
 
 
-def _base(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
-    fingerprint = {key: value for key, value in saved["base"]["fingerprint"].items() if key != "probes"}
-    base = {"name_or_path": saved["base"]["name_or_path"], "found": None, **fingerprint}
-    if is_smol(base["name_or_path"]):
-        found = cached_base()  # it is not put together for this
-        return {**base, "found": None if found is None else str(found)}
-    try:
-        found = base_of(path, settings=saved)
-    except FileNotFoundError:
-        return base
-    if not Path(found).is_dir():  # a hub name: is it in the hub's cache?
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="fwd2bot info", description="What a checkpoint or a cache is, without loading the model.")
+    parser.add_argument("path", metavar="CKPT|CACHE", help="a Fwd2Bot checkpoint: a folder or a hub name; or a cache")
+    parser.add_argument("--verbose", action="store_true", help="every setting with its meaning and source; every file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with all there is")
+    args = parser.parse_args(argv)
+    if _is_cache(args.path):
+        found = describe_cache(args.path)
+        text = render_cache(found)
+    else:
+        from ..checkpoint.describe import describe
 
-        try:
-            cached = try_to_load_from_cache(found, "config.json")
-        except HFValidationError:
-            cached = None
-        found = str(Path(cached).parent) if isinstance(cached, str) else None
-    return {**base, "found": found}
+        found = describe(folder_of(args.path))
+        text = render(found, args.verbose)
+    print(json.dumps(found, indent=2) if args.json else text)
 
 
-def _file(path: Path) -> dict[str, int]:
-    try:
-        with safe_open(path, "pt") as tensors:
-            sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): restore it from a good copy.") from error
-    # with adapters="none" the whole model is in base/, of which the language model and its head were trained
-    whole = path.parent.name == "base"
-    trained = sum(n for name, n in sizes.items() if not whole or "language_model" in name or "lm_head" in name)
-    return {"trained_parameters": trained, "bytes": path.stat().st_size}
+def _is_cache(path: str) -> bool:
+    """Whether a cache is meant: a bucket, or a folder that holds tables of LanceDB."""
+    return "://" in path or any(Path(path).glob("*.lance"))
 
 
-def _dense_tokens(path: Path) -> int | None:
-    host = read_json(path) if path.is_file() else {}
-    # image_seq_length is all there is to it where every image gives the same number, and only there
-    return host.get("image_seq_length") if host.get("model_type") == "fwd2bot_llava" else None
+def describe_cache(path: str) -> dict[str, Any]:
+    """The settings and sizes of a cache, ready for JSON. Errors as of SummaryCache.open."""
+    from dataclasses import asdict
+
+    from ..cache.maintenance import stats
+    from ..cache.reader import SummaryCache
+
+    cache = SummaryCache.open(path)
+    return {"cache": path, "settings": asdict(cache.settings), "stats": stats(cache)}
 
 
-def render(found: dict[str, Any]) -> str:
-    """`describe`'s answer for people."""
-    base, summary, dense = found["base"], found["summary"], found["dense"]
+def render_cache(found: dict[str, Any]) -> str:
+    """`describe_cache`'s answer for people."""
+    settings, stats = found["settings"], found["stats"]
+    size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB on disk"
+    quantised = f", its language model in {settings['quantised']}" if settings["quantised"] else ""
     lines = [
-        f"Fwd2Bot checkpoint  {found['checkpoint']}  (llava_fwd2bot {found['version']})",
-        f"base                {base['name_or_path'] or 'unnamed'}: {base['class']}, {base['layers']} layers, "
-        f"hidden size {base['hidden_size']}, vocabulary {base['vocabulary']:,}",
-        f"                    found at {base['found']}" if base["found"] else "                    not on this machine",
-        f"summary of an image {_tokens(summary)}",
+        ("cache", f"{found['cache']}  (llava_fwd2bot {settings['version']}, format {settings['format']})"),
+        ("images", f"{stats['rows']:,}{size}; {stats['skipped']:,} files skipped"),
+        (
+            "summary of an image",
+            f"{settings['k']} x {settings['size']} as {settings['codec']}: {stats['bytes_per_image']:,} bytes",
+        ),
+        (
+            "vector for search",
+            f"{settings['size']} numbers, pooled by {settings['pooling']}: {stats['bytes_per_vector']:,} bytes",
+        ),
+        ("made by", f"{settings['model'] or 'a model without a name'}{quantised}"),
+        ("more", f"fwd2bot cache stats {found['cache']}; fwd2bot cache verify {found['cache']}"),
+    ]
+    return _table(lines)
+
+
+def render(found: dict[str, Any], verbose: bool = False) -> str:
+    """The description of a checkpoint (`checkpoint.describe`) for people: 12 lines, or all there is."""
+    base, summary, dense, settings = found["base"], found["summary"], found["dense"], found["settings"]
+    place = f"found at {base['found']}" if base["found"] else "not on this machine"
+    named = base["name_or_path"] or "unnamed"
+    lines = [
+        ("Fwd2Bot checkpoint", f"{found['checkpoint']}  (llava_fwd2bot {found['version']})"),
+        ("base", named if base["found"] == named else f"{named}, {place}"),
+        (
+            "",
+            f"{base['class']}, {base['layers']} layers, hidden size {base['hidden_size']}, "
+            f"vocabulary {base['vocabulary']:,}",
+        ),
+        ("summary of an image", _tokens(summary)),
     ]
     if dense:
         ratio = dense["bytes_float16"] / summary["bytes_float16"]
-        lines.append(f"dense tokens        {_tokens(dense)}: {ratio:.3g} times as much")
-    lines += [f"trained parameters  {found['trained_parameters']:,} in {found['bytes']:,} bytes"]
-    lines += [f"  {name:<40} {f['trained_parameters']:>15,} {f['bytes']:>15,} B" for name, f in found["files"].items()]
-    lines += ["settings"]
-    for name, setting in found["settings"].items():
-        lines += [f"  {name} = {json.dumps(setting['value'])}", f"      {setting['help']} [{setting['source']}]"]
-    return "\n".join(lines)
+        lines.append(("dense tokens", f"{_tokens(dense)}: {ratio:.3g} times as much"))
+    size = f"{found['trained_parameters']:,} in {found['bytes']:,} bytes, {len(found['files'])} files"
+    lines.append(("trained parameters", size))
+    if not verbose:
+        lines += [(name, json.dumps(settings[name]["value"])) for name in MAIN_SETTINGS]
+        return _table(lines)
+    text = [_table(lines)]
+    text += [f"  {name:<40} {f['trained_parameters']:>15,} {f['bytes']:>15,} B" for name, f in found["files"].items()]
+    text += ["settings"]
+    for name, setting in settings.items():
+        text += [f"  {name} = {json.dumps(setting['value'])}", f"      {setting['help']} [{setting['source']}]"]
+    return "\n".join(text)
+
+
+def _table(lines: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<19} {value}" for name, value in lines)
 
 
 def _tokens(size: dict[str, int]) -> str:

@@ -6,7 +6,10 @@ torch and transformers are imported inside the functions, so that `fwd2bot --hel
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,8 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
     """The options of every command that loads a model; `k`: with --k J; `required`: a cache cannot tell the model."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
-    told = "the Fwd2Bot checkpoint: a folder or a hub name" + (
-        "" if required else "; default: the one that filled --cache"
-    )
+    told = "the Fwd2Bot checkpoint: a folder, a hub name or smol-llava"
+    told += "" if required else "; default: the one that filled --cache"
     group.add_argument("--model", required=required, metavar="CKPT", help=told)
     group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
     width = group.add_mutually_exclusive_group()
@@ -77,11 +79,42 @@ def checked(name: str, *ks: int | None) -> tuple[Path, int]:
     return path, most
 
 
+def warn_untrained(path: Path, k: int | None) -> None:
+    """Warns of a --k that the checkpoint at `path` was not trained with."""
+    from ..checkpoint.files import read_checkpoint
+    from ..processing.answer import untrained_k
+
+    warning = untrained_k(read_checkpoint(path)["fwd2bot"], k)
+    if warning:
+        warnings.warn(warning, stacklevel=1)
+
+
 def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     """(model, processor) on the device and in the precision asked for."""
     from ..checkpoint.load import load_for_inference
+    from .console import quiet_bars
 
+    quiet_bars()
     return load_for_inference(path, args.base, args.device, args.dtype, args.load_4bit, args.load_8bit)
+
+
+def load_plain_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
+    """As `load_model`, of a LLaVA without Fwd2Bot: a base, or what `fwd2bot train` made without the flag."""
+    from ..checkpoint.load import load_for_inference, load_plain
+    from .console import quiet_bars
+
+    quiet_bars()
+    return load_for_inference(path, args.base, args.device, args.dtype, args.load_4bit, args.load_8bit, load=load_plain)
+
+
+@contextmanager
+def json_alone(wanted: bool) -> Iterator[None]:
+    """Within it, with --json, whatever a library prints goes to stderr."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def quantisation(args: argparse.Namespace) -> str | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from importlib import import_module
 from typing import Any
+
+from ..extras import require
 
 
 def pyplot() -> Any:
@@ -12,14 +15,8 @@ def pyplot() -> Any:
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'llava_fwd2bot[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    require("matplotlib", "eval", "The picture").use("Agg")
+    return import_module("matplotlib.pyplot")
 
 
 def png(figure: Any) -> bytes:

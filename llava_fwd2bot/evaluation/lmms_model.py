@@ -25,8 +25,8 @@ from .. import load_fwd2bot
 from ..cache.summary_file import fingerprint_of, write_tensors
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.images import join_pixels, open_image, prepare_pixels, processor_digest
-from .generate import from_base, from_summaries
+from ..processing.generate import from_base, from_summaries, summaries_of
+from ..processing.images import open_image, processor_digest
 from .likelihood import answer_scores
 
 _GENERATE = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample")  # of a task's generation_kwargs
@@ -179,10 +179,7 @@ class _Fwd2Bot(lmms):
         found = [load_file(file)["summary"] if file is not None and file.is_file() else None for file in files]
         missing = [i for i, summary in enumerate(found) if summary is None]
         if missing:
-            like = self.model.get_input_embeddings().weight
-            pixels = [prepare_pixels(self.processor, self.model, [images[i]]) for i in missing]
-            with torch.inference_mode():
-                made = self.model.compress(**join_pixels(pixels, like)).cpu()
+            made = summaries_of(self.model, self.processor, [images[i] for i in missing]).cpu()
             for i, summary in zip(missing, made, strict=True):
                 found[i] = summary
                 if files[i] is not None:

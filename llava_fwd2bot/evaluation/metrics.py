@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import require
 from ..files.text import one_line
 from .scorers.pope import figures_of, says_no
 
@@ -60,11 +61,8 @@ def check_caption_scores(spice: bool = False) -> None:
         ImportError: pycocoevalcap is missing; the message names the extra. ValueError: SPICE without Java.
         OSError: SPICE's parser, which pycocoevalcap fetches once, cannot be had.
     """
-    try:
-        import pycocoevalcap.bleu.bleu
-        import pycocoevalcap.cider.cider  # noqa: F401
-    except ImportError as error:
-        raise ImportError("Scoring captions needs pycocoevalcap: pip install 'llava_fwd2bot[eval]'") from error
+    for module in ("pycocoevalcap.bleu.bleu", "pycocoevalcap.cider.cider"):
+        require(module, "eval", "Scoring captions")
     if spice and shutil.which("java") is None:
         raise ValueError("SPICE needs Java, which is not installed: leave out --spice.")
     if spice:

@@ -8,7 +8,6 @@ answer files are what LLaVA's scorers read.
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 
 from ..checkpoint.original import load_pretrained_model
 from ..hosts.original import shims
+from .original_options import eval_options
 from .original_summaries import from_cache
 
 
@@ -29,11 +29,7 @@ def evaluate(argv: Sequence[str]) -> None:
     Raises:
         ImportError: there is no such module, or LLaVA is not installed.
     """
-    parser = argparse.ArgumentParser(prog="fwd2bot llava eval", allow_abbrev=False)
-    parser.add_argument("module", help="model_vqa_loader, model_vqa, model_vqa_mmbench, model_vqa_science, …")
-    parser.add_argument("--k", type=int, help="answer from the first K summary tokens; default: all")
-    parser.add_argument("--from-cache", metavar="FILE", help="summaries by `fwd2bot compress`, instead of the images")
-    own, theirs = parser.parse_known_args(list(argv))
+    own, theirs = eval_options().parse_known_args(list(argv))
     from llava.model import builder
 
     load = partial(load_pretrained_model, num_tokens=own.k)

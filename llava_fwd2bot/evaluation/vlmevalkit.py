@@ -13,8 +13,8 @@ from vlmeval.vlm.base import BaseModel
 
 from .. import load_fwd2bot
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.images import join_pixels, open_image, prepare_pixels
-from .generate import from_base, from_summaries
+from ..processing.generate import from_base, from_summaries, summaries_of
+from ..processing.images import open_image
 
 
 class Fwd2Bot(BaseModel):
@@ -40,8 +40,5 @@ class Fwd2Bot(BaseModel):
             return from_base(*given, prompt, images, max_new_tokens=self.max_new_tokens)[0]
         summary = None
         if images:
-            pixels = prepare_pixels(self.processor, self.model, images)
-            with torch.inference_mode():
-                like = self.model.get_input_embeddings().weight
-                summary = self.model.compress(**join_pixels([pixels], like), num_tokens=self.k)
+            summary = summaries_of(*given, images, self.k)
         return from_summaries(*given, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -174,6 +175,8 @@ def read_image(
             picture = _decode(file if content is None else io.BytesIO(content), path, max_pixels, reading, prepared)
             return picture, None if content is None else hashlib.sha256(content).hexdigest()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if re.search(r"(^|/)(https?|ftp|s3|gs):/", str(path)):
+            raise ImageError(f"{path}: URLs are not fetched; download the picture and give the file") from error
         raise ImageError(f"{path}: no such file; check the name and the folder it is looked for in") from error
     except IsADirectoryError as error:
         raise ImageError(

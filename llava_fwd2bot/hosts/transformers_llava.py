@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..mixin import Fwd2BotMixin
-from .opening import base_of, open_checkpoint
+from .opening import base_of, local_folder, open_checkpoint
 
 
 class TransformersHost(Fwd2BotMixin):
@@ -68,7 +68,7 @@ class _BaseProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> Any:
-        return AutoProcessor.from_pretrained(base_of(path), **kwargs)
+        return AutoProcessor.from_pretrained(base_of(local_folder(path, kwargs)), **kwargs)
 
 
 def register_host(host: type[TransformersHost], processor: type) -> None:

@@ -8,8 +8,10 @@ it is asked for, in LLAVA_FWD2BOT_CACHE or else the user's cache folder (270 MB)
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from .name import NAME
@@ -59,7 +61,9 @@ def base_folder() -> Path:
 
         folder = _base_place()
         print(f"Putting {NAME} together in {folder} (once, under a minute) …", file=sys.stderr)
-        build(folder, adapter=_trained("base"))
+        quiet = os.environ.get("FWD2BOT_LOG", "").lower() != "debug"
+        with redirect_stderr(io.StringIO()) if quiet else nullcontext():  # bars of transformers; errors are raised
+            build(folder, adapter=_trained("base"))
     return folder
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..checkpoint.files import file_hash
 from ..config import write_folder
+from ..extras import require
 from . import tower
 from .name import NAME
 
@@ -89,8 +90,7 @@ def assemble(image_size: int = 224, seed: int = 0) -> tuple[nn.Module, Any]:
     """
     from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-    if find_spec("gguf") is None:
-        raise ImportError(f"{NAME} reads a GGUF file, which needs gguf: pip install 'llava_fwd2bot[smol]'")
+    require("gguf", "smol", NAME)  # its language model is published as a GGUF file
     tower.register()
     with tempfile.TemporaryDirectory() as folder:
         gguf = published_file(LANGUAGE_MODEL, Path(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -129,6 +130,16 @@ def renamed(argv: Sequence[str]) -> list[str]:
     return [_RENAMED.get(name, name) + word[len(name) :] for name, word in names]
 
 
+def _unknown(words: Sequence[str], parser: Any) -> str:
+    """What to tell of arguments that the parser does not know: the nearest that it does."""
+    text = f"unrecognized arguments: {' '.join(words)}"
+    for word in words:
+        near = difflib.get_close_matches(word.split("=")[0], list(parser._option_string_actions), n=1)
+        if word.startswith("--") and near:
+            text += f"; {word.split('=')[0]}: did you mean {near[0]}?"
+    return text
+
+
 def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments, Any]:
     """The four groups of arguments.
 
@@ -153,11 +164,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         allow_abbrev=False,
     )
     try:
-        model, data, training, fwd2bot = parser.parse_args_into_dataclasses(args=argv)
+        *found, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ImportError as error:  # transformers names the version that it looked for, and no remedy
         if "deepspeed" not in str(error):
             raise
         raise ImportError("--deepspeed needs deepspeed, which is not installed: pip install deepspeed") from error
+    if unknown:
+        raise ValueError(_unknown(unknown, parser))
+    model, data, training, fwd2bot = found
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: name the base, e.g. llava-hf/llava-1.5-7b-hf.")
     if not data.data_path and not fwd2bot.fwd2bot_caption_data:

@@ -23,7 +23,6 @@ from transformers.hf_argparser import string_to_bool
 
 from ..checkpoint.load import original_class_name
 from ..config import Fwd2BotConfig
-from ..files.check import ON_BAD_IMAGE
 from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..hosts import host_class, install
 from ..hosts.original import shims
@@ -31,6 +30,7 @@ from ..hosts.original.model import check_version
 from .arguments import Fwd2BotArguments, given_settings, renamed
 from .checks import check_arguments, float32_where_trained, zero_stage
 from .original_data import CaptionCollator, WithCaptions
+from .original_options import train_options
 from .resume import check_same_run, checkpoint_to_resume, data_of, is_finished, settings_of, write_run
 from .trainer import Fwd2BotTrainerMixin
 
@@ -112,14 +112,7 @@ def _check(theirs: Sequence[str], own: Any) -> None:
 
 def _own_arguments(argv: Sequence[str]) -> tuple[Any, bool, str, str | None, list[str]]:
     """Ours (a Fwd2BotArguments), `--lora_enable`, `--on_bad_image`, the attention, and what is left for LLaVA."""
-    parser = argparse.ArgumentParser(prog="fwd2bot llava train", allow_abbrev=False, add_help=False)
-    for field in dataclasses.fields(Fwd2BotArguments):
-        kind = next(k for k in (int, float, str) if k.__name__ in str(field.type))
-        parser.add_argument(f"--{field.name}", type=kind, help=field.metadata.get("help"))
-    parser.add_argument("--lora_enable", nargs="?", const="True", default="False")
-    parser.add_argument("--on_bad_image", choices=ON_BAD_IMAGE, default="raise", help="missing or damaged images")
-    parser.add_argument("--attn_implementation", help="LLaVA's train_mem.py says flash_attention_2")
-    found, theirs = parser.parse_known_args(list(argv))
+    found, theirs = train_options().parse_known_args(list(argv))
     own = {field.name: getattr(found, field.name) for field in dataclasses.fields(Fwd2BotArguments)}
     lora = string_to_bool(found.lora_enable)
     return Fwd2BotArguments(**own), lora, found.on_bad_image, found.attn_implementation, theirs

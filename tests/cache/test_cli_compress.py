@@ -10,7 +10,7 @@ from cli_fixtures import metadata
 from safetensors.torch import load_file
 
 import llava_fwd2bot.checkpoint.load
-import llava_fwd2bot.cli.main as cli
+import llava_fwd2bot.cli.compress as cli
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.mixin import Fwd2BotMixin
 from llava_fwd2bot.processing.images import open_image

@@ -18,8 +18,8 @@ from llava_fwd2bot.evaluation.answers import Answerer
 from llava_fwd2bot.evaluation.codec import codecs, table
 from llava_fwd2bot.evaluation.datasets import read_captioned
 from llava_fwd2bot.evaluation.encode import Encoder
-from llava_fwd2bot.evaluation.generate import from_summaries
 from llava_fwd2bot.evaluation.retrieval import retrieval
+from llava_fwd2bot.processing.generate import from_summaries
 
 NAMES = tuple(CODECS)
 SIZES = (1, 7, 64, 100, 128, 576)

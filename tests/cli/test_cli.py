@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 import llava_fwd2bot.checkpoint.load
-import llava_fwd2bot.cli.main as cli
+import llava_fwd2bot.cli.info as cli
 from llava_fwd2bot.cli.main import main
 
 
@@ -58,10 +58,10 @@ def test_usage_errors_give_2(run, checkpoint, photos):
 def test_errors_are_one_line_and_give_1(run, checkpoint, monkeypatch, error):
     """A user's mistake is told in a sentence; FWD2BOT_TRACEBACK=1 is for whoever has to find out where."""
 
-    def fail(args):
+    def fail(argv):
         raise error
 
-    monkeypatch.setattr(cli, "_info", fail)
+    monkeypatch.setattr(cli, "main", fail)
     code, out, err = run("info", checkpoint)
     said = "No space left: /x" if error.args[0] == 28 else "bad"
     assert (code, out, err) == (1, "", f"fwd2bot: error: {said}\n")
@@ -70,20 +70,43 @@ def test_errors_are_one_line_and_give_1(run, checkpoint, monkeypatch, error):
         main(["info", str(checkpoint)])
 
 
-def test_a_bug_keeps_its_traceback(checkpoint, monkeypatch):
-    """What is our fault must not look like the user's."""
-    monkeypatch.setattr(cli, "_info", lambda args: {}["bug"])
-    with pytest.raises(KeyError):
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("bug"), RuntimeError("bug"), AttributeError("bug"), TypeError("bug\n  at"), Panic("bug"), OSError()],
+)
+def test_an_unexpected_error_is_one_line(run, checkpoint, monkeypatch, error):
+    """A fault of the program must not look like the user's, nor bury its reason under fifty lines of traceback."""
+
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    code, out, err = run("info", checkpoint)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert err.startswith(f"fwd2bot: error: {type(error).__name__}") and ("bug" in err) == bool(error.args)
+    assert "a fault of fwd2bot" in err and "FWD2BOT_TRACEBACK=1" in err
+    monkeypatch.setenv("FWD2BOT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
         main(["info", str(checkpoint)])
+
+
+def test_what_a_program_says_as_it_exits_is_told(run, checkpoint, monkeypatch):
+    """`sys.exit("reason")`, as LLaVA's programs have it, must not become an exit code alone."""
+    monkeypatch.setattr(cli, "main", lambda argv: sys.exit("the reason"))
+    assert run("info", checkpoint) == (1, "", "fwd2bot: error: the reason\n")
 
 
 def test_ctrl_c_gives_130(run, checkpoint, monkeypatch):
     """The shell's own convention, so that a loop around the command stops too."""
 
-    def stop(args):
+    def stop(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_info", stop)
+    monkeypatch.setattr(cli, "main", stop)
     code, out, _ = run("info", checkpoint)
     assert (code, out) == (130, "")
 
@@ -158,7 +181,7 @@ def test_info_loads_no_model(run, checkpoint, own_base, monkeypatch):
         assert file["bytes"] == (checkpoint / name).stat().st_size
     assert info["trained_parameters"] == sum(file["trained_parameters"] for file in info["files"].values())
 
-    code, out, _ = run("info", checkpoint)
+    code, out, _ = run("info", checkpoint, "--verbose")
     assert code == 0 and "512 bytes" in out and "num_summary_tokens = 4" in out and "[paper: 16 and 32]" in out
 
 
@@ -179,3 +202,47 @@ def test_info_says_whether_the_base_is_here(run, checkpoint, tmp_path, monkeypat
         code, out, _ = run("info", copy, "--json")
         assert code == 0 and json.loads(out)["base"]["found"] == found
         assert ("not on this machine" in run("info", copy)[1]) == (found is None)
+
+
+def test_info_is_short(run, checkpoint):
+    """What one looks for stands in a dozen lines; settings with their sources come with --verbose."""
+    code, out, _ = run("info", checkpoint)
+    assert code == 0 and len(out.splitlines()) <= 12 and "4 x 64 = 512 bytes in float16" in out
+    assert "nested_k            null" in out and "temperature_init" not in out
+    verbose = run("info", checkpoint, "--verbose")[1]
+    assert "temperature_init = 0.07" in verbose and "compress/adapter_model.safetensors" in verbose
+
+
+def test_info_of_a_cache(run, checkpoint, photos, tmp_path):
+    """A cache is as unreadable to its owner as a checkpoint."""
+    pytest.importorskip("lancedb")
+    cache = tmp_path / "photos.cache"
+    assert run("compress", "--model", checkpoint, "--images", photos, "--cache", cache, "--device", "cpu")[0] == 0
+    code, out, _ = run("info", cache)
+    assert code == 0 and len(out.splitlines()) <= 12
+    assert (
+        "5, " in out and "2 files skipped" in out and "4 x 64 as float16: 512 bytes" in out and str(checkpoint) in out
+    )
+    found = json.loads(run("info", cache, "--json")[1])
+    assert found["settings"]["k"] == 4 and found["stats"]["rows"] == 5
+
+
+def test_smol_llava_is_a_name_for_every_command(run):
+    """Where it cannot be used it is refused at once, with what to use: the hub is asked for it by none."""
+    for argv, message in (
+        (
+            ("llava", "train", "--model_name_or_path", "smol-llava"),
+            "use `fwd2bot train --model_name_or_path smol-llava`",
+        ),
+        (("llava", "eval", "model_vqa", "--model-path=smol-llava"), "use `fwd2bot eval answer --model smol-llava`"),
+    ):
+        code, out, err = run(*argv)
+        assert (code, out) == (1, "") and message in err
+
+
+def test_llava_help_says_what_is_added(run):
+    """Whoever knows LLaVA's arguments looks for the few that are ours."""
+    code, out, _ = run("llava", "train", "--help")
+    assert code == 0 and "what Fwd2Bot adds" in out and "--fwd2bot_caption_data" in out
+    code, out, _ = run("llava", "eval", "--help")
+    assert code == 0 and "Fwd2Bot adds" in out and "--from-cache" in out

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
 from cli_fixtures import QUESTION, SHORT, metadata
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
 
 import llava_fwd2bot.checkpoint.load
-import llava_fwd2bot.cli.main as cli
-from llava_fwd2bot import load_fwd2bot
+import llava_fwd2bot.cli.ask
+from llava_fwd2bot import answer, load_fwd2bot
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 from llava_fwd2bot.processing.images import open_image
 from llava_fwd2bot.training.data import ConversationFormatter
@@ -94,7 +97,7 @@ def test_ask_samples_only_when_told(run, checkpoint, photos):
 
 def test_ask_with_a_bad_picture(run, checkpoint, photos, monkeypatch):
     """It is named, with the reason, before minutes are spent on loading a model."""
-    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(llava_fwd2bot.cli.ask, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     for name, reason in (
         ("beach/truncated.jpg", "damaged or truncated"),
         ("text.jpg", "not a picture"),
@@ -114,7 +117,8 @@ def test_a_one_pixel_picture_is_a_picture(run, checkpoint, photos):
 @pytest.mark.parametrize("command", ["ask", "compress"])
 def test_k_above_the_models(run, checkpoint, photos, tmp_path, monkeypatch, command):
     """Told before the model is loaded, with the largest k there is."""
-    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
+    module = import_module(f"llava_fwd2bot.cli.{command}")
+    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     rest = {
         "ask": ("--image", photos / "a.png", QUESTION),
         "compress": ("--images", photos, "--output", tmp_path / "s.safetensors"),
@@ -162,14 +166,14 @@ def test_stored_summaries_answer_as_the_image_does(run, checkpoint, photos, stor
     monkeypatch.setattr(Fwd2BotLlava, "_dense_tokens", lambda *args, **kwargs: pytest.fail("the vision tower ran"))
     for name, expected in zip(names, seen, strict=True):
         code, out, _ = run(*ask, "--summaries", stored, "--id", name)
-        answer = json.loads(out)
-        assert (code, answer["answer"], answer["images"], answer["k"]) == (0, expected, [name], k or 4)
+        found = json.loads(out)
+        assert (code, found["answer"], found["images"], found["k"]) == (0, expected, [name], k or 4)
     assert json.loads(run(*ask, "--summaries", stored, "--id", "a.png", "--id", "b.png")[1])["answer"] == both
 
 
 def test_errors_of_stored_summaries(run, checkpoint, stored, tmp_path, monkeypatch):
     """Each says what is wrong with the file or the id, and what to try, before the model is loaded."""
-    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(llava_fwd2bot.cli.ask, "load_model", lambda *args: pytest.fail("the model was loaded first"))
     tensors, meta = load_file(stored), metadata(stored)
     other = tmp_path / "other.safetensors"
     save_file(tensors, other, metadata={**meta, "fingerprint": "0" * 64})
@@ -192,3 +196,78 @@ def test_errors_of_stored_summaries(run, checkpoint, stored, tmp_path, monkeypat
     ):
         code, out, err = run("ask", "--model", checkpoint, QUESTION, "--summaries", path, "--id", name, "--k", k)
         assert (code, out) == (1, "") and err.startswith("fwd2bot: error: ") and said in err, err
+
+
+# ---------------------------------------------------------------------- several images, the base, other models
+def test_one_answer_for_each_image(run, checkpoint, photos):
+    """Several images are one question about all, which is said; --each asks about each by itself."""
+    a, b = photos / "a.png", photos / "b.png"
+    ask = ("ask", "--model", checkpoint, *SHORT)
+    one = [json.loads(run(*ask, "--image", name, QUESTION, "--json")[1]) for name in (a, b)]
+    code, out, err = run(*ask, "--each", "--image", a, b, QUESTION)
+    assert (code, err) == (0, "") and out.splitlines() == [f"{x['images'][0]}: {x['answer']}" for x in one]
+    each = json.loads(run(*ask, "--each", "--image", a, b, QUESTION, "--json")[1])["answers"]
+    assert [x["answer"] for x in each] == [x["answer"] for x in one] and [x["images"] for x in each] == [
+        [str(a)],
+        [str(b)],
+    ]
+    assert "one question about all 2 images; with --each" in run(*ask, "--image", a, b, QUESTION)[2]
+
+
+def test_the_bases_answer_beside_it(run, checkpoint, own_base, photos):
+    """What the summary costs is seen by comparing; the base's answer must be the base's, from all dense tokens."""
+    ask = ("ask", "--image", photos / "a.png", QUESTION, *SHORT)
+    base = json.loads(run(*ask, "--model", own_base, "--json")[1])
+    both = json.loads(run(*ask, "--model", checkpoint, "--dense", "--json")[1])
+    assert both["dense"] == base["answer"] != both["answer"] and base["k"] is None
+    code, out, _ = run(*ask, "--model", checkpoint, "--dense")
+    assert code == 0
+    assert out.splitlines() == [f"4 summary tokens: {both['answer']}", f"dense tokens: {both['dense']}"]
+
+
+def test_a_plain_lora_run_can_be_asked(run, own_base, processor, photos, tmp_path):
+    """`fwd2bot train` without the flag writes an adapter, whose answer nothing else here could show."""
+    base = LlavaForConditionalGeneration.from_pretrained(own_base)
+    targets = r".*language_model\.layers\.\d+\.self_attn\.[qv]_proj"
+    plain = get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    plain.save_pretrained(tmp_path / "plain")
+    ask = ("ask", "--image", photos / "a.png", QUESTION, *SHORT)
+    code, out, err = run(*ask, "--model", tmp_path / "plain", "--json")
+    assert code == 0 and "has no Fwd2Bot: it answers from all dense tokens" in err
+    said = json.loads(out)["answer"]
+    assert said == answer(plain.eval(), processor, QUESTION, photos / "a.png", max_new_tokens=12)
+    assert said != json.loads(run(*ask, "--model", own_base, "--json")[1])["answer"]
+    for option in (("--k", 2), ("--dense",)):
+        code, out, err = run(*ask, "--model", tmp_path / "plain", *option)
+        assert (code, out) == (1, "") and f"leave out {option[0]}" in err
+    (tmp_path / "plain" / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
+    code, _, err = run(*ask, "--model", tmp_path / "plain")
+    assert code == 1 and "The base of" in err and "/gone/base" in err
+
+
+def test_questions_and_images_that_are_none(run, checkpoint, photos):
+    """An empty question has an answer that means nothing; a URL is no file; a long question is no file name."""
+    ask = ("ask", "--model", checkpoint, *SHORT, "--image", photos / "a.png")
+    for question in ("", "  ", "<image>"):
+        code, out, err = run(*ask, question)
+        assert (code, out) == (2, "") and "the question is empty" in err
+    code, _, err = run("ask", "--model", checkpoint, QUESTION, "--image", "https://example.org/a.png")
+    assert code == 1 and "https://example.org/a.png: URLs are not fetched" in err
+    assert run(*ask, "what " * 100)[0] == 0
+
+
+def test_k_that_was_not_trained(run, checkpoint, photos):
+    """The answer is given, with a warning of one line."""
+    code, out, err = run("ask", "--model", checkpoint, "--image", photos / "a.png", QUESTION, *SHORT, "--k", 3)
+    assert code == 0 and out.strip()
+    assert err == "fwd2bot: warning: k = 3 was not trained: this model was trained with k = 4.\n"
+
+
+def test_search_names_what_went_into_the_prompt(run, checkpoint, photos, tmp_path):
+    """Whoever reads the answer must know which images it is about."""
+    pytest.importorskip("lancedb")
+    cache = tmp_path / "c.cache"
+    assert run("compress", "--model", checkpoint, "--images", photos, "--cache", cache, "--device", "cpu")[0] == 0
+    code, out, err = run("ask", "--cache", cache, "--search", "a dog", "--top", 2, QUESTION, "--json", *SHORT)
+    names = json.loads(out)["images"]
+    assert code == 0 and len(names) == 2 and f"found for 'a dog': {', '.join(names)}" in err

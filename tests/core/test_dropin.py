@@ -8,7 +8,8 @@ from conftest import SIZE, settings, shake, toy_base
 from PIL import Image
 from transformers import Trainer, TrainingArguments, pipeline
 
-from llava_fwd2bot import add_fwd2bot, register
+import llava_fwd2bot.checkpoint.load
+from llava_fwd2bot import add_fwd2bot, register, smol
 
 
 def messages(answer=None):
@@ -36,6 +37,23 @@ def test_pipeline_image_text_to_text(on_disk, processor, tmp_path, from_disk):
     inputs = processor(text=text, images=picture(), return_tensors="pt")
     ids = on_disk.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert out[0]["generated_text"] == processor.tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("own_processor", [True, False])
+def test_smol_llava_is_a_name_for_pipelines(on_disk, processor, tmp_path, monkeypatch, own_processor):
+    """After register() the name opens the folder of this package, where transformers would ask the hub for 40 s."""
+    on_disk.save_pretrained(tmp_path / "m", processor=processor if own_processor else None)
+    for module in (smol.hub, llava_fwd2bot.checkpoint.load):
+        monkeypatch.setattr(module, "checkpoint_folder", lambda: tmp_path / "m")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kw: pytest.fail("the hub was asked"))
+    register()
+    register()  # once is enough, and twice does no harm
+    pipe = pipeline("image-text-to-text", model="smol-llava")
+    turns = messages()
+    turns[0]["content"][0]["image"] = picture()
+    out = pipe(text=turns, max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"]
+    by_path = pipeline("image-text-to-text", model=str(tmp_path / "m"))
+    assert out == by_path(text=turns, max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"]
 
 
 def test_stock_trainer_trains_both_adapters(model, processor, tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 # from the bottom to the top; the longest entry that a module's name begins with is its place. The files of a checkpoint
 # and its fingerprint are plain readers and writers below the model; opening and converting one needs the hosts.
 LAYERS = (
-    ("version",),
+    ("version", "extras"),
     ("files",),
     ("config",),
     ("processing",),

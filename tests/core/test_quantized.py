@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 from conftest import captions, settings, shake, standard_batch
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
-import llava_fwd2bot.checkpoint.load
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
@@ -231,10 +231,7 @@ def test_arguments_of_quantised_loading(checkpoint, monkeypatch):
         load_fwd2bot(checkpoint, bnb_4bit_quant_type="nf4")
     with pytest.raises(ValueError, match="Choose one"):
         load_fwd2bot(checkpoint, load_in_4bit=True, load_in_8bit=True)
-    found = llava_fwd2bot.checkpoint.load.find_spec
-    monkeypatch.setattr(
-        llava_fwd2bot.checkpoint.load, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
-    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for width in (FOUR, EIGHT):
         with pytest.raises(ImportError, match=r"llava_fwd2bot\[quantized\]"):
             load_fwd2bot(checkpoint, **width)

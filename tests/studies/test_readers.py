@@ -16,7 +16,7 @@ from eval.studies.readers import (
 )
 from eval.studies.rivals import RIVALS, KeyValueLlava, LastTokenLlava, MeanPooledLlava, PooledLlava, QueryLlava
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot
-from llava_fwd2bot.evaluation.generate import contiguous_head
+from llava_fwd2bot.processing.generate import contiguous_head
 
 QUESTIONS = ["is there a dog", "what is in the picture and how many dogs are there", "a cat"]
 PIXELS = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))

@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig
 
+from ...extras import install_command
 from ...mixin import Fwd2BotMixin
 
 try:
@@ -27,8 +28,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f"The original LLaVA cannot be imported ({error}). It is `pip install --no-deps llava-torch==1.2.2.post1`, or "
-        "a checkout on PYTHONPATH; LLaVA 1.2.2 runs on transformers 4.37.2 and from 5.4 on, LLaVA-NeXT on 4.37 to "
-        f"4.40, and this is {transformers.__version__}."
+        f"a checkout on PYTHONPATH; what it imports comes by {install_command('original')}. LLaVA 1.2.2 runs on "
+        f"transformers 4.37.2 and from 5.4 on, LLaVA-NeXT on 4.37 to 4.40, and this is {transformers.__version__}."
     ) from error
 
 

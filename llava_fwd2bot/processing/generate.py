@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..processing.conversation import needs_bos, prompt_ids
-from ..processing.images import check_sizes, join_pixels, prepare_pixels
+from .conversation import needs_bos, prompt_ids
+from .images import check_sizes, join_pixels, prepare_pixels
 
 GREEDY = {"do_sample": False}
 
@@ -29,6 +29,13 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@torch.inference_mode()
+def summaries_of(model: nn.Module, processor: Any, images: Sequence[Image.Image], k: int | None = None) -> Tensor:
+    """The summaries of `images`, compressed in one batch, [M, k, D]."""
+    pixels = [prepare_pixels(processor, model, [image]) for image in images]
+    return model.compress(**join_pixels(pixels, model.get_input_embeddings().weight), num_tokens=k)
 
 
 @torch.inference_mode()
@@ -57,7 +64,7 @@ def from_summaries(
 def from_base(
     model: nn.Module, processor: Any, prompt: str, images: Sequence[Image.Image], **options: Any
 ) -> list[str]:
-    """The base's text for one prompt, from all dense tokens; Fwd2Bot is off meanwhile.
+    """The base's text for one prompt, from all dense tokens; Fwd2Bot, where it is on the model, is off meanwhile.
 
     One prompt at a time: with crops n differs, and padding around images is each host's own affair.
     """
@@ -71,8 +78,8 @@ def from_base(
         special = needs_bos(processor.tokenizer, prompt)
         given = processor(text=prompt, images=list(images), return_tensors="pt", add_special_tokens=special)
         given = dict(given.to(like.device, like.dtype))
-    with model.fwd2bot_disabled():
-        out = model.generate(**given, **GREEDY, **options)
+    with model.fwd2bot_disabled() if hasattr(model, "fwd2bot") else nullcontext():
+        out = model.generate(**{**given, **GREEDY, **options})
     return _texts(model, processor, out, given["input_ids"].shape[1])
 
 
@@ -87,5 +94,5 @@ def _left_padded(rows: Sequence[Tensor], pad: int | None) -> tuple[Tensor, Tenso
 
 
 def _texts(model: nn.Module, processor: Any, out: Tensor, prompt_length: int) -> list[str]:
-    new = out[:, prompt_length:] if model.prompt_in_output else out
+    new = out[:, prompt_length:] if getattr(model, "prompt_in_output", True) else out
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

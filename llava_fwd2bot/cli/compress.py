@@ -1,0 +1,95 @@
+"""`fwd2bot compress`: the summaries of many images, into a file or a cache."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cache import compress_into_cache, said
+from .options import checked, count, exif_option, json_alone, load_model, model_options, number, warn_untrained
+from .parser import Parser
+
+STORE_DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec != "float16"):
+        parser.error("--watch, --ray, --retry and --codec go with --cache PATH")
+    if args.ray and (args.watch is not None or args.workers):
+        parser.error("--ray goes without --watch and --workers")
+    with json_alone(args.json):
+        text, done = _into_cache(args) if args.cache else _into_file(args)
+    print(json.dumps(done) if args.json else text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Store the summaries of many images, in a file or in a cache."
+    compress = Parser(prog="fwd2bot compress", description=about, parents=[model_options()])
+    help = "folders, files, patterns ('*.jpg'), or a .txt with a path in each line"
+    compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
+    target = compress.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
+    target.add_argument("--cache", metavar="PATH", help="the cache to make or to bring up to date")
+    compress.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    compress.add_argument("--batch-size", type=count, default=8, metavar="N", help="default: 8")
+    compress.add_argument("--max-pixels", type=count, metavar="N", help="skip larger images; default: 178,956,970")
+    compress.add_argument(
+        "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
+    )
+    exif_option(compress)
+    group = compress.add_argument_group("with --cache")
+    group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
+    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: up to 4")
+    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
+    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
+    every = number(float, 0.1, "a number of seconds")
+    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="also compress new files")
+    return compress
+
+
+def _into_cache(args: argparse.Namespace) -> tuple[str, dict]:
+    done = compress_into_cache(args)
+    return said(done), done
+
+
+def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
+    from ..cache.summary_file import check_output, compress_images, fingerprint_of
+    from ..files.folders import find_images, told
+    from ..files.images import Reading
+    from ..files.outputs import refuse_overlap
+
+    left_out: Counter[str] = Counter()
+    images, skipped = find_images(args.images, left_out=left_out)
+    alike = {f"--images {path}": path for path in images.values() if path.name == Path(args.output).name}
+    refuse_overlap("--output", args.output, models={"--model": args.model, "--base": args.base}, files=alike)
+    output = check_output(args.output, args.overwrite)  # what can fail fails before the work
+    path, _ = checked(args.model, args.k)
+    warn_untrained(path, args.k)
+    model, processor = load_model(path, args)
+    done = compress_images(
+        model,
+        processor,
+        images,
+        output,
+        fingerprint=fingerprint_of(path),
+        skipped=skipped,
+        num_tokens=args.k,
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+        store_dtype=args.store_dtype,
+        reading=Reading(args.exif_orientation != "off", on_white=True),
+    )
+    done["left_out"] = dict(left_out)
+    text = (
+        f"{done['images']} images as {done['k']} x {done['dim']} {done['dtype']} in {done['output']} "
+        f"({done['bytes'] / 1e6:,.1f} MB), {len(done['skipped'])} skipped, {done['seconds']:.1f} s, "
+        f"{done['images'] / max(done['seconds'], 0.001):.1f} images/s"
+    )
+    if left_out:
+        text += f"\n  left out of the folders: {told(left_out)}"
+    return text, done
