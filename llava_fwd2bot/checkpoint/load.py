@@ -130,13 +130,14 @@ def load_for_inference(
     dtype: str = "auto",
     load_4bit: bool = False,
     load_8bit: bool = False,
-    load: Callable[..., tuple[nn.Module, Any]] = load_fwd2bot,
+    load: Callable[..., tuple[nn.Module, Any]] | None = None,
 ) -> tuple[nn.Module, Any]:
     """`load_fwd2bot` by what a command line says: names of a device (default: CUDA where there is one) and of a dtype.
 
     Raises:
         ValueError: there is no such device.
     """
+    load = load or load_fwd2bot
     place = _device(device)
     loading: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
     if not (load_4bit or load_8bit):

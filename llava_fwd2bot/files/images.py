@@ -166,7 +166,7 @@ def read_image(
 
     The file is read once, so that the picture and its digest are of the same bytes.
     """
-    path = Path(path)
+    given, path = str(path), Path(path)
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -175,8 +175,8 @@ def read_image(
             picture = _decode(file if content is None else io.BytesIO(content), path, max_pixels, reading, prepared)
             return picture, None if content is None else hashlib.sha256(content).hexdigest()
     except (FileNotFoundError, NotADirectoryError) as error:
-        if re.search(r"(^|/)(https?|ftp|s3|gs):/", str(path)):
-            raise ImageError(f"{path}: URLs are not fetched; download the picture and give the file") from error
+        if re.search(r"(^|/)(https?|ftp|s3|gs)://", given):
+            raise ImageError(f"{given}: URLs are not fetched; download the picture and give the file") from error
         raise ImageError(f"{path}: no such file; check the name and the folder it is looked for in") from error
     except IsADirectoryError as error:
         raise ImageError(
