@@ -160,6 +160,10 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # not built in; or meta, which holds no numbers
+        raise ValueError(f"--device {name} cannot compute here ({error}). Try --device cpu.") from error
     return device
 
 
@@ -206,10 +210,15 @@ def original_class_name(base: str | os.PathLike) -> str | None:
     """The model class of a base in the original LLaVA's layout, None for another; told without importing `llava`."""
     from transformers import PretrainedConfig
 
-    config = PretrainedConfig.get_config_dict(base)[0]
-    # early ones call themselves "llava", which is transformers' own today, but name their class
-    named = [name for name in config.get("architectures") or [] if name in ORIGINAL.values()]
-    return ORIGINAL.get(config.get("model_type")) or (named[0] if named else None)
+    if Path(base).is_file():
+        raise ValueError(f"{base} is a file, not the folder of a model.")
+    try:
+        config = PretrainedConfig.get_config_dict(base)[0]
+        # early ones call themselves "llava", which is transformers' own today, but name their class
+        named = [name for name in config.get("architectures") or [] if name in ORIGINAL.values()]
+        return ORIGINAL.get(config.get("model_type")) or (named[0] if named else None)
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:  # JSON, but of another form
+        raise ValueError(f"The config.json of {base} is not the configuration of a model ({error}).") from error
 
 
 def base_class_name(base: str | os.PathLike) -> str:

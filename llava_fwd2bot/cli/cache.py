@@ -11,7 +11,7 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import checked, load_model, quantisation
+from .options import checked, load_model, number, quantisation, warn_untrained
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def add_cache(commands: Any) -> None:
     merge.add_argument("others", nargs="+", metavar="OTHER")
     vacuum = action("vacuum", "join small files, update the index, remove old versions")
     hours = "age of the versions to remove; whoever reads one of them fails; default: 1"
-    vacuum.add_argument("--older-than", type=float, default=1.0, metavar="HOURS", help=hours)
+    vacuum.add_argument(
+        "--older-than", type=number(float, 0, "a number", 1e6), default=1.0, metavar="HOURS", help=hours
+    )
     action("prune", "take out images whose file is not there any more")
     action("index", "build the index over the vectors anew")
 
@@ -170,6 +172,7 @@ def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
     left_out: Counter[str] = Counter()
     images, refused = find_images(args.images, args.watch is not None, left_out)
     path, most = checked(args.model, args.k)
+    warn_untrained(path, args.k)
     k = args.k or most
     saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
     size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]

@@ -16,14 +16,18 @@ from typing import Any
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def number(kind: Callable[[str], Any], least: float, name: str) -> Callable[[str], Any]:
+def number(kind: Callable[[str], Any], least: float, name: str, most: float = 2**31 - 1) -> Callable[[str], Any]:
+    """The `type=` of an argument: a number from `least` to `most` (what libraries take), called `name` in errors."""
+
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = least - 1
-        if not least <= value < float("inf"):
+        if not least <= value:
             raise argparse.ArgumentTypeError(f"{name} of at least {least} is needed, not {text!r}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{name} of at most {most:,} is needed, not {text!r}")
         return value
 
     return convert

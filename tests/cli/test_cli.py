@@ -131,7 +131,7 @@ def test_a_mistyped_folder_that_looks_like_a_hub_name(run, monkeypatch):
 
 def test_a_device_that_is_not_there(run, checkpoint, photos):
     """torch's own words for this are an AssertionError."""
-    for device in ("cuda:99", "toaster"):
+    for device in ("cuda:99", "toaster", "meta", "xpu", "mps"):
         code, _, err = run("ask", "--model", checkpoint, "--image", photos / "a.png", "--device", device, QUESTION)
         assert code == 1 and f"--device {device}" in err
 

@@ -120,3 +120,27 @@ def test_parsers_import_no_torch(argv):
     code += "\nprint(*{'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["search", "--cache", "c", "dog", "--top", "99999999999"],
+        ["cache", "vacuum", "c", "--older-than", "-1"],
+        ["cache", "vacuum", "c", "--older-than", "nan"],
+        ["cache", "vacuum", "c", "--older-than", "1e309"],
+    ],
+)
+def test_numbers_that_libraries_do_not_take(run, argv):
+    """They were an OverflowError from below, after the model was loaded."""
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "") and "is needed, not" in err
+
+
+@pytest.mark.parametrize("content", ["[1]", "[" * 100_000, '{"architectures": 3}', "no JSON"])
+def test_a_base_that_is_none(run, checkpoint, tmp_path, content):
+    """A file in the place of a folder, or a config.json of another form, is told as that."""
+    (tmp_path / "config.json").write_text(content)
+    for base in (tmp_path, tmp_path / "config.json"):
+        code, out, err = run("convert", checkpoint, "--base", base, "--output", tmp_path / "new")
+        assert (code, out) == (1, "") and "fault of fwd2bot" not in err and str(tmp_path) in err
