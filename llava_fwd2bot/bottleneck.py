@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import Fwd2BotConfig
+from .losses import MAX_LOGIT_SCALE
 
 
 class SummaryTokens(nn.Module):
@@ -37,14 +38,34 @@ class SummaryTokens(nn.Module):
         noise = torch.randn(config.num_summary_tokens, words.shape[1], dtype=torch.float32)
         tokens = words.mean(0) + words.std(0) * noise.to(words.device)
         self.tokens = nn.Parameter(tokens)  # [k, D]
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature_init), device=words.device))
+        # one number each, but with a dimension: DeepSpeed and FSDP split no scalars
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / config.temperature_init)], device=words.device))
         self.bridge = _bridge(config.bridge, words.shape[1]).to(words.device)
         if config.residual != "none":
             # S starts as the averages with a tenth of the language model's output; log, so that it stays above 0
-            self.log_gain = nn.Parameter(torch.tensor(math.log(0.1), device=words.device))
+            self.log_gain = nn.Parameter(torch.tensor([math.log(0.1)], device=words.device))
         for name, ids in (("image_prompt_ids", image_prompt_ids), ("text_prompt_ids", text_prompt_ids)):
             ids = torch.tensor(ids, dtype=torch.long, device=words.device)
             self.register_buffer(name, ids, persistent=False)
+
+    def bounded_logit_scale(self) -> Tensor:
+        """ln(1 / temperature), at most MAX_LOGIT_SCALE, [1]; in training the parameter is brought down to it too.
+
+        A parameter that is split over ranks is only a copy here, which `bound_temperature` after a step sees to; until
+        then what is above the bound gets no gradient that would raise it further.
+        """
+        if self.training:
+            self.bound_temperature()
+        excess = (self.logit_scale.detach() - MAX_LOGIT_SCALE).clamp(min=0)
+        bounded = self.logit_scale - excess
+        if bounded.requires_grad:
+            bounded.register_hook(lambda grad: grad.masked_fill((excess > 0) & (grad < 0), 0))
+        return bounded
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Brings the parameter down to MAX_LOGIT_SCALE, a temperature of 0.01."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 class _Scale(nn.Module):
@@ -122,11 +143,12 @@ def compress_pass(
 
 def embed(summary: Tensor, pooling: str) -> Tensor:
     """One unit vector per summary, for retrieval. `summary` [M, j, D] → [M, D], float32 or wider."""
+    summary = summary if summary.dtype == torch.float64 else summary.float()  # before the mean, which would round
     if pooling == "mean":
         pooled = summary.mean(dim=1)
     else:
         pooled = summary[:, -1 if pooling == "last" else 0]
-    return F.normalize(pooled if pooled.dtype == torch.float64 else pooled.float(), dim=-1)
+    return F.normalize(pooled, dim=-1)
 
 
 def maxsim(images: Tensor, captions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fwd2BotMixin: compress, embed, forward, generate, over a host's four hooks.
+"""Fwd2BotMixin: a host's four hooks, and both passes over them; the compress pass is in summaries.py.
 
     class Fwd2BotLlava(Fwd2BotMixin, LlavaForConditionalGeneration): …
 
@@ -8,24 +8,23 @@ C rows with a caption, V vocabulary, j ≤ k summary tokens in use.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .bottleneck import Collapsed, collapse, compress_pass, embed, nested_averages
-from .checkpoint.files import save_checkpoint
+from .bottleneck import Collapsed, collapse
 from .modeling.attach import Fwd2BotAttachMixin
 from .modeling.generation import Fwd2BotGenerationMixin
-from .modeling.objective import Batch, Fwd2BotLossMixin
+from .modeling.objective import Batch, Fwd2BotLossMixin, Step
+from .modeling.saving import Fwd2BotSavingMixin
+from .modeling.summaries import Fwd2BotSummaryMixin
 
 
-class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin):
-    # both losses are means of a micro-batch, so a trainer divides them by the accumulation steps, and only once
-    accepts_loss_kwargs = False
+class Fwd2BotMixin(
+    Fwd2BotAttachMixin, Fwd2BotSummaryMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin, Fwd2BotSavingMixin
+):
+    accepts_loss_kwargs = True  # forward takes num_items_in_batch, so that trainers need not divide by their steps
     image_input_names: tuple[str, ...] = ("pixel_values",)
     past_name = "past_key_values"  # the argument of the backbone that holds the keys and values of earlier tokens
 
@@ -39,6 +38,10 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         raise NotImplementedError
 
     def _image_token_id(self) -> int:
+        raise NotImplementedError
+
+    def _blank_image(self) -> dict[str, Tensor]:
+        """The image inputs of one blank image, for ranks without any where weights are split over ranks."""
         raise NotImplementedError
 
     def _projector_slot(self) -> tuple[nn.Module, str]:
@@ -59,113 +62,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
 
         return AutoProcessor.from_pretrained(source)
 
-    # ------------------------------------------------------------------ compress pass
-    def compress(
-        self, pixel_values: Tensor | None = None, *, num_tokens: int | None = None, **image_inputs: Any
-    ) -> Tensor:
-        """The summaries S of images, [M, k, D].
-
-        Args:
-            pixel_values: as the host's processor gives them, with its other image inputs by keyword.
-            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; the first j rows of S.
-        """
-        if pixel_values is not None:
-            image_inputs["pixel_values"] = pixel_values
-        if not any(image_inputs.get(name) is not None for name in ("pixel_values", *self.image_input_names)):
-            raise ValueError(f"compress needs {self.image_input_names[0]}, as the processor gives them.")
-        return self._compress_images(image_inputs, num_tokens)[0]
-
-    def _compress_images(self, image_inputs: dict[str, Any], num_tokens: int | None = None) -> tuple[Tensor, list[int]]:
-        dense = self._dense_tokens(**image_inputs)
-        return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
-
-    def compress_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
-    ) -> Tensor:
-        """The summaries of texts by the same pass, text in the place of V: [C, T] → [C, k, D]."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"The texts in rows {empty} are empty: there is nothing to compress.")
-        words = self.get_input_embeddings()
-        contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
-        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
-
-    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
-        k = self.fwd2bot_config.num_summary_tokens
-        j = k if num_tokens is None else num_tokens
-        if not 1 <= j <= k:
-            raise ValueError(f"num_tokens must be from 1 to this model's k = {k}, got {j}.")
-        if not self._fwd2bot_enabled:
-            raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
-
-        images = prompt_ids is not self.fwd2bot.text_prompt_ids
-
-        def run(*contexts: Tensor) -> Tensor:
-            with self._stages.use("compress"):
-                prompt = self.get_input_embeddings()(prompt_ids)
-                tokens = self.fwd2bot.tokens[:j]
-                if self.fwd2bot_config.residual == "none":
-                    return compress_pass(self._language_model(), contexts, prompt, tokens)
-                # a text's summary is for retrieval alone, and there is nothing coarse in it to start from
-                averages = [nested_averages(len(c), j).to(c) @ c for c in contexts] if images else None  # M × [j, D]
-                out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
-                if averages is None:
-                    return out
-                return torch.stack(averages).to(out) + self.fwd2bot.log_gain.exp().to(out) * out
-
-        chunk = self.fwd2bot_config.contrastive_chunk
-        if chunk is None or len(contexts) <= chunk or not (self.training and torch.is_grad_enabled()):
-            return run(*contexts)
-        # a checkpointed chunk is GradCache: forward keeps the summaries alone, backward recomputes chunk by chunk
-        chunks = [contexts[at : at + chunk] for at in range(0, len(contexts), chunk)]
-        return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in chunks])
-
-    # ------------------------------------------------------------------ retrieval
-    def embed_image(
-        self,
-        pixel_values: Tensor | None = None,
-        *,
-        summary: Tensor | None = None,
-        num_tokens: int | None = None,
-        **image_inputs: Any,
-    ) -> Tensor:
-        """Unit vectors of images, [M, D], from pixels or from summaries already at hand."""
-        if pixel_values is not None:
-            image_inputs["pixel_values"] = pixel_values
-        if summary is None:
-            summary = self.compress(num_tokens=num_tokens, **image_inputs)
-        else:
-            summary, _ = self._summaries(summary, image_inputs, num_tokens)
-        return embed(summary, self.fwd2bot_config.pooling)
-
-    def embed_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
-    ) -> Tensor:
-        """Unit vectors of texts, [C, D]; the dot product with `embed_image` is the cosine that training compares."""
-        return embed(self.compress_text(input_ids, attention_mask, num_tokens=num_tokens), self.fwd2bot_config.pooling)
-
     # ------------------------------------------------------------------ both passes
-    def _summaries(
-        self, summary: Tensor | None, image_inputs: dict[str, Any], num_tokens: int | None
-    ) -> tuple[Tensor | None, list[int] | None]:
-        """S of the batch's images [M, j, D] (None without images), and n of each image where it is known."""
-        if summary is not None:
-            if image_inputs:
-                raise ValueError("Give either summary or pixel_values, not both.")
-            size = self.get_input_embeddings().weight.shape[1]
-            if summary.dim() != 3 or summary.shape[-1] != size or summary.shape[1] < 1:
-                raise ValueError(f"summary must be [images, tokens, {size}], got {list(summary.shape)}.")
-            if num_tokens is not None and not 1 <= num_tokens <= summary.shape[1]:
-                raise ValueError(f"num_tokens must be from 1 to the {summary.shape[1]} given, got {num_tokens}.")
-            return summary[:, :num_tokens], None
-        if not image_inputs:
-            return None, None
-        nested = self.fwd2bot_config.nested_k
-        if num_tokens is None and nested and self.training and torch.is_grad_enabled():
-            num_tokens = nested[int(torch.randint(len(nested), ()))]
-        return self._compress_images(image_inputs, num_tokens)
-
     def _take_image_inputs(self, kwargs: dict[str, Any], pixel_values: Tensor | None = None) -> dict[str, Any]:
         """Takes what the host's processor gives for images out of `kwargs`."""
         taken = {name: kwargs.pop(name) for name in self.image_input_names if kwargs.get(name) is not None}
@@ -204,12 +101,14 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         Trainers that run the backbone themselves and apply the head to what they need (TRL) come through here.
         """
         image_inputs = self._take_image_inputs(kwargs, pixel_values)
+        num_tokens = self._draw_num_tokens(num_tokens)
         past = past_key_values if cache is None else cache
-        has_past = past is not None and past.get_seq_length() > 0
         if past is not None:
             kwargs[self.past_name] = past
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
-            if self._fwd2bot_enabled and input_ids is not None and not has_past:
+            # with a cache the images may be in it; generate has looked at its prompt before. How much a cache holds is
+            # not asked: a static one knows it on the device alone
+            if self._fwd2bot_enabled and input_ids is not None and past is None:
                 self._collapse(input_ids, attention_mask, None, None)  # placeholders without an image are an error
             return self._host_backbone(
                 input_ids=input_ids,
@@ -219,7 +118,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
                 **image_inputs,
                 **kwargs,
             )
-        if has_past or position_ids is not None or input_ids is None:
+        if (past is not None and past.get_seq_length() > 0) or position_ids is not None or input_ids is None:
             raise ValueError(
                 "A batch with images needs input_ids, and neither past_key_values nor position_ids: collapsing the "
                 "image placeholders changes the positions. Use generate() to continue a text."
@@ -247,6 +146,8 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         summary: Tensor | None = None,
         num_tokens: int | None = None,
         return_logits: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
+        micro_batches: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Both passes and both losses on the standard batch, in which each image stands as n placeholders.
@@ -258,6 +159,10 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
             caption_input_ids, caption_attention_mask: [B, L]; row i captions the first image of row i, a row of zeros
                 in the mask has no caption. Without input_ids, row i captions image i.
             num_tokens: j ≤ k. While training with `nested_k`, drawn at random where not given.
+            num_items_in_batch: labelled tokens of the whole optimizer step, over accumulation and ranks, as the Trainer
+                of transformers gives it; then the losses of the step's micro-batches add up to the step's loss.
+            micro_batches: how many of them there are; the contrastive loss is their mean. Where it is not given, it is
+                weighted by the share of the labelled tokens.
 
         Returns:
             Fwd2BotOutput with labels or captions, otherwise the host's own output; logits at the caller's positions.
@@ -274,6 +179,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
                 "labels": labels,
                 "summary": summary,
                 "num_tokens": num_tokens,
+                "num_items_in_batch": num_items_in_batch if labels is not None else None,
                 "logits_to_keep": None if isinstance(logits_to_keep, int) and logits_to_keep == 0 else logits_to_keep,
             }
             if not self._fwd2bot_enabled and (summary is not None or caption_input_ids is not None):
@@ -291,19 +197,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
         if labels is not None and input_ids is None:
             raise ValueError("labels need input_ids.")
         image_inputs = self._take_image_inputs(kwargs, pixel_values)
-        batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs)
+        step = None if num_items_in_batch is None else Step(num_items_in_batch, micro_batches)
+        batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs, step)
         out = self._losses(batch, summary, num_tokens, return_logits)
         return out.to_tuple() if kwargs.get("return_dict") is False else out
-
-    # ------------------------------------------------------------------ disk
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Writes the Fwd2Bot checkpoint (design: config, R, one PEFT adapter per stage); the base is not copied.
-
-        Args:
-            processor: the processor to save beside it, so that AutoProcessor opens the checkpoint.
-            is_main_process: False on the ranks that do not write.
-            state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
-        """
-        if not kwargs.get("is_main_process", True):
-            return
-        save_checkpoint(self, save_directory, processor=kwargs.get("processor"), state_dict=kwargs.get("state_dict"))

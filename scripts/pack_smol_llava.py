@@ -32,7 +32,7 @@ def pack_fwd2bot(checkpoint: Path, output: Path) -> None:
     named = read_checkpoint(checkpoint)["base"]["name_or_path"]
     if named != NAME:
         raise SystemExit(f"{checkpoint} was trained on {named}, not on {NAME}")
-    model, _ = load_fwd2bot(checkpoint)
+    model, _ = load_fwd2bot(checkpoint, trainable=True)
     for parameter in [*model.fwd2bot.parameters(), *model._stages.parameters()]:
         parameter.data = parameter.data.bfloat16()
     model.name_or_path = NAME

@@ -35,12 +35,11 @@ FORMAT = 1
 
 
 def save_checkpoint(
-    model: nn.Module,
-    directory: str | os.PathLike,
-    processor: Any = None,
-    state_dict: dict[str, Tensor] | None = None,
-) -> None:
+    model: nn.Module, directory: str | os.PathLike, processor: Any = None, state_dict: dict[str, Tensor] | None = None
+) -> list[str]:
     """Writes the whole checkpoint beside `directory`, then moves it in; the settings come last and hold every hash.
+
+    Gives the names of its files below `directory`.
 
     Raises:
         OSError: it cannot be written; what was in `directory` is as it was.
@@ -85,6 +84,7 @@ def save_checkpoint(
             "that can be written, with enough space",
             str(directory),
         ) from error
+    return [file.as_posix() for file in files]
 
 
 def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[str, Tensor] | None) -> None:
@@ -257,11 +257,11 @@ def _copy(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> Non
         odd = sorted(own.keys() ^ tensors.keys())
         raise ValueError(f"{path} does not fit this model: {len(odd)} names differ, the first is {odd[0]}.")
     for name, parameter in own.items():
+        if tensors[name].dim() == 0 and parameter.shape == (1,):  # how temperature and gain were written before
+            tensors[name] = tensors[name][None]
         if parameter.shape != tensors[name].shape:
-            raise ValueError(
-                f"{path} does not fit this model: {name} is {list(tensors[name].shape)} there, "
-                f"{list(parameter.shape)} here."
-            )
+            there, here = list(tensors[name].shape), list(parameter.shape)
+            raise ValueError(f"{path} does not fit this model: {name} is {there} there, {here} here.")
         parameter.copy_(tensors[name])
 
 

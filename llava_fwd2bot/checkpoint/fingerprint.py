@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .gathering import full_shape, whole
+
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """Sizes of the base, and a few of its numbers, by which a checkpoint knows the base it was trained on.
@@ -14,6 +16,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     The numbers hold through a change of dtype; those of layers that may be quantised are compared where they are not.
     """
     language_model, embeddings = model._language_model(), model.get_input_embeddings().weight
+    vocabulary, size = full_shape(embeddings)
     parent, name = model._projector_slot()
     probes = {"embeddings": embeddings}
     if model.get_output_embeddings() is not None:
@@ -21,7 +24,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     # without what hangs in it (the original's tower and projector), so that it is the same list in every layout
     blocks = [(n, p) for n, p in language_model.named_parameters() if n.startswith(("layers.", "norm."))]
     own = {id(p) for _, p in blocks} | {id(p) for p in getattr(parent, name).parameters()}
-    rest = [(n, p) for n, p in model.named_parameters() if id(p) not in own and p.dim() > 1]
+    rest = [(n, p) for n, p in model.named_parameters() if id(p) not in own and len(full_shape(p)) > 1]
     for prefix, weights in (
         ("language_model", [(n, p) for n, p in blocks if "norm" not in n]),
         ("language_model", [(n, p) for n, p in blocks if "norm" in n]),  # these are never quantised
@@ -32,14 +35,19 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         probes.update({f"{prefix}.{n}": p for n, p in [*weights[::step], *weights[-1:]]})
     return {
         "class": type(model).base_class.__name__,
-        "hidden_size": embeddings.shape[1],
-        "vocabulary": embeddings.shape[0],
+        "hidden_size": size,
+        "vocabulary": vocabulary,
         "layers": language_model.config.num_hidden_layers,
         "probes": {n: _sample(p) for n, p in probes.items() if p.is_floating_point() and p.device.type != "meta"},
     }
 
 
 def _sample(weight: Tensor) -> list[float]:
+    with whole(weight) as (weight,):
+        return _numbers(weight)
+
+
+def _numbers(weight: Tensor) -> list[float]:
     weight = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
     rows = torch.linspace(0, weight.shape[0] - 1, 8).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 4).long()

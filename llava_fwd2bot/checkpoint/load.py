@@ -43,6 +43,7 @@ def load_fwd2bot(
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     host: type | None = None,
+    trainable: bool = False,
     **loading: Any,
 ) -> tuple[nn.Module, Any]:
     """The model and the processor of a Fwd2Bot checkpoint; for the original LLaVA's layout, an OriginalProcessor.
@@ -53,6 +54,7 @@ def load_fwd2bot(
         load_in_4bit, load_in_8bit: quantise the language model's linear layers with bitsandbytes (extra `[quantized]`);
             vision tower, projector, head and summary tokens stay as they are. Fields of BitsAndBytesConfig may follow.
         host: the class of your own that it was trained with (`add_fwd2bot(…, host=…)`), where it was.
+        trainable: keep the adapters in float32, to train them further; otherwise they come in the base's dtype.
         loading: passed to the base's `from_pretrained` (dtype, device_map, attn_implementation, …).
 
     Returns:
@@ -68,7 +70,7 @@ def load_fwd2bot(
         loading["quantization_config"] = quantization
     if read_checkpoint(path)["base"]["fingerprint"]["class"] not in ORIGINAL.values():
         register()
-    model = open_checkpoint(path, base=base, host=host, **loading)
+    model = open_checkpoint(path, base=base, host=host, trainable=trainable, **loading)
     return model, model.load_processor(processor_source(path, base))
 
 

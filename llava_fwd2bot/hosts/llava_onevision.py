@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 
-from .transformers_llava import TransformersHost, register_host
+from .transformers_llava import TransformersHost, one_crop_each, register_host
 
 
 class Fwd2BotLlavaOnevisionConfig(LlavaOnevisionConfig):
@@ -30,6 +30,14 @@ class Fwd2BotLlavaOnevision(TransformersHost, LlavaOnevisionForConditionalGenera
         taken = super()._take_image_inputs(kwargs, pixel_values)
         # the processor gives the number of images of text-only batches too
         return taken if "pixel_values" in taken else {}
+
+    def _image_keys(self, image_inputs: dict[str, Any], summary: Any) -> Any:
+        # counts of rows, which may be as many as the images
+        own = {name: value for name, value in image_inputs.items() if name != "batch_num_images"}
+        return super()._image_keys(own, summary)
+
+    def _blank_image(self) -> dict[str, Any]:
+        return one_crop_each(self, super()._blank_image())
 
 
 def register() -> None:

@@ -20,7 +20,11 @@ _AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "ad
 
 
 def open_checkpoint(
-    path: str | os.PathLike, base: str | os.PathLike | None = None, host: type | None = None, **loading: Any
+    path: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    host: type | None = None,
+    trainable: bool = False,
+    **loading: Any,
 ) -> nn.Module:
     """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
     path = local_folder(path, loading)
@@ -40,6 +44,8 @@ def open_checkpoint(
     check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
     load_weights(model, path)
     model.adopt_settings(path)
+    if not trainable:
+        model._stages.cast(model.get_input_embeddings().weight.dtype)
     return model.eval()
 
 

@@ -6,8 +6,10 @@ import inspect
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from ..mixin import Fwd2BotMixin
 from .opening import base_of, local_folder, open_checkpoint
@@ -51,6 +53,12 @@ class TransformersHost(Fwd2BotMixin):
     def _projector_slot(self) -> tuple[nn.Module, str]:
         return self.model, "multi_modal_projector"
 
+    def _blank_image(self) -> dict[str, Tensor]:
+        vision = self.config.vision_config
+        like = self.fwd2bot.tokens
+        shape = (1, vision.num_channels, vision.image_size, vision.image_size)
+        return {"pixel_values": like.new_zeros(shape, dtype=self.dtype)}
+
     def _dense_tokens(self, **image_inputs: Any) -> list[Tensor]:
         return list(self.model.get_image_features(**image_inputs, return_dict=True).pooler_output)
 
@@ -61,6 +69,15 @@ class TransformersHost(Fwd2BotMixin):
         if attention is not None:
             loading.setdefault("attn_implementation", attention)
         return open_checkpoint(path, **loading)
+
+
+def one_crop_each(model: TransformersHost, blank: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A blank image as the crops that LLaVA-NeXT's processor would make of one of the size of its tower."""
+    side = model.config.vision_config.image_size
+    pinpoints = model.config.image_grid_pinpoints
+    crops = image_size_to_num_patches([side, side], pinpoints, side)
+    pixels = blank["pixel_values"].expand(crops, -1, -1, -1)[None]  # [1, crops, 3, side, side]
+    return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]], device=pixels.device)}
 
 
 class _BaseProcessor:

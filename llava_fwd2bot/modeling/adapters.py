@@ -53,6 +53,7 @@ class StageAdapters:
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)
         self.stage: str | None = "answer"  # the stage at rest; None is the base
+        self.recomputes = False  # within a pass that is checkpointed as a whole
         # the original LLaVA hangs its vision tower, with layers of the same names, into its language model
         target = r"(?!.*vision_tower)(.*\.)?" + lora_target(config.lora_targets)
         if self.names and not any(re.fullmatch(target, name) for name, _ in language_model.named_modules()):
@@ -74,6 +75,14 @@ class StageAdapters:
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
         self._activate("answer")
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """The adapters in the dtype of what they are added to, so that nothing is cast while it runs: to answer with.
+
+        Not to train with: small updates are lost on half precision.
+        """
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for name in self.names:
@@ -102,6 +111,15 @@ class StageAdapters:
             yield
         finally:
             self._activate(before)
+
+    @contextmanager
+    def recomputed(self) -> Iterator[None]:
+        """Within it layers are not checkpointed: the whole is, and would be run three times."""
+        before, self.recomputes = self.recomputes, True
+        try:
+            yield
+        finally:
+            self.recomputes = before
 
     def _activate(self, stage: str | None) -> None:
         if stage is not None and stage not in STAGES:
@@ -137,6 +155,8 @@ class _CheckpointInStage:
         self.adapters, self.checkpoint = adapters, checkpoint
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        if self.adapters.recomputes:
+            return function(*args, **kwargs)
         return self.checkpoint(partial(self._in_stage, self.adapters.stage, function), *args, **kwargs)
 
     def _in_stage(self, stage: str | None, function: Callable, *args: Any, **kwargs: Any) -> Any:

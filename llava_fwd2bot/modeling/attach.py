@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..bottleneck import SummaryTokens
 from ..checkpoint.fingerprint import fingerprint
+from ..checkpoint.gathering import whole
 from ..config import Fwd2BotConfig
 from .adapters import SafeSwitch, StageAdapters, TrainedCopy
 
@@ -26,11 +27,14 @@ class Fwd2BotAttachMixin:
         train_projector: bool = False,
     ) -> None:
         self._base_fingerprint = fingerprint(self)
+        if getattr(self, "_require_grads_hook", None) is not None:  # asked for before
+            super().disable_input_require_grads()
         self.requires_grad_(False)
         self.fwd2bot_config = config
         self._fwd2bot_enabled = True
         embeddings = self.get_input_embeddings().weight
-        self.fwd2bot = SummaryTokens(config, embeddings, image_prompt_ids, text_prompt_ids)
+        with whole(embeddings) as (words,):
+            self.fwd2bot = SummaryTokens(config, words, image_prompt_ids, text_prompt_ids)
         if embeddings.dtype == torch.float64:
             self.fwd2bot.double()
         self._stages = StageAdapters(self._language_model(), config)
@@ -52,7 +56,8 @@ class Fwd2BotAttachMixin:
         parent, name = self._projector_slot()
         original = getattr(parent, name)
         if not isinstance(original, TrainedCopy):
-            trained = copy.deepcopy(original)
+            with whole(*original.parameters()):
+                trained = copy.deepcopy(original)
             trained = trained.requires_grad_(True)
             if next(trained.parameters()).dtype != torch.float64:
                 trained = trained.float()
@@ -69,6 +74,16 @@ class Fwd2BotAttachMixin:
     ) -> None:
         safe = self._stages.checkpoint_safe(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=safe, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing: re-entrant checkpointing would need it, which is not used here.
+
+        transformers' own makes the outputs of all embeddings require gradients, the frozen vision tower's as well,
+        which then keeps its activations, or is run again in backward.
+        """
+
+    def disable_input_require_grads(self) -> None:
+        """Nothing; see `enable_input_require_grads`."""
 
     @contextmanager
     def fwd2bot_disabled(self) -> Iterator[None]:

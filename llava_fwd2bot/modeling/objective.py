@@ -5,6 +5,7 @@ Shapes as in bottleneck.py; C rows with a caption, N tokens without padding, V v
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..bottleneck import Collapsed, embed
-from ..losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss, gather_with_grad
+from ..losses import (
+    Candidates,
+    answer_loss,
+    contrastive_loss,
+    distillation_loss,
+    gather_sizes,
+    gather_with_grad,
+)
+from .pairs import content_keys, join_keys, text_keys
+from .sharding import Fwd2BotRanksMixin, is_sharded, touched
 
 
 @dataclass
@@ -22,7 +32,9 @@ class Fwd2BotOutput(ModelOutput):
     """What `forward` gives for a batch with labels or captions; a loss that the batch does not feed is None.
 
     `logits` [B, T, V] stand at the caller's positions. Only those whose next token is labelled are computed, the rest
-    are zeros; None with `return_logits=False`.
+    are zeros; None with `return_logits=False`. `retrieval_accuracy` is None for a single pair, and NaN where all pairs
+    are of one picture or of one caption: nothing was told apart. `answer_tokens` is how many labelled tokens
+    `answer_loss` (and `distill_loss`) is the mean of.
     """
 
     loss: Tensor | None = None
@@ -32,6 +44,30 @@ class Fwd2BotOutput(ModelOutput):
     distill_loss: Tensor | None = None
     temperature: Tensor | None = None
     retrieval_accuracy: Tensor | None = None
+    answer_tokens: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """The optimizer step that a micro-batch is part of, over accumulation and ranks.
+
+    With it the losses of all micro-batches of the step ADD UP to the step's loss: the answer loss is the mean over all
+    its labelled tokens, the contrastive loss the mean over its micro-batches.
+    """
+
+    tokens: Tensor | int  # labelled tokens of the whole step
+    micro_batches: int | None  # None: not known; the contrastive loss is then weighted by the share of the tokens
+
+    def shares(self, own: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The weights of the answer loss and of the contrastive loss of a micro-batch with `own` labelled tokens.
+
+        `own` comes in the dtype that the weights are to have.
+        """
+        tokens = torch.as_tensor(self.tokens, device=own.device).to(own.dtype)
+        share = own / tokens.clamp(min=1)
+        if self.micro_batches is not None:
+            return share, 1 / self.micro_batches
+        return share, torch.where(tokens > 0, share, 1.0)
 
 
 @dataclass
@@ -44,51 +80,99 @@ class Batch:
     caption_ids: Tensor | None  # [B, L]
     caption_mask: Tensor | None  # [B, L]
     image_inputs: dict[str, Any]
+    step: Step | None = None
 
 
-class Fwd2BotLossMixin:
+class Fwd2BotLossMixin(Fwd2BotRanksMixin):
+    _told_of_single_pairs = False
+
     def _losses(
         self, batch: Batch, summary: Tensor | None, num_tokens: int | None, return_logits: bool
     ) -> Fwd2BotOutput:
         config = self.fwd2bot_config
         if config.distill_weight > 0 and batch.labels is not None and summary is not None:
             raise ValueError("Distillation compares with the base on dense tokens: give pixel_values, not summary.")
+        num_tokens = self._draw_num_tokens(num_tokens)
+        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        fullest = self._fullest = self._agree(batch) if distributed and is_sharded(self._language_model()) else None
+        if fullest is not None and fullest.images and not batch.image_inputs:
+            fullest.run_idle(self._idle_image(num_tokens))
         summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)
+        if fullest is not None and batch.image_inputs:
+            fullest.run_idle(summary)  # an image whose row has neither label nor caption; backward must pass it too
         found: dict[str, Tensor] = {}
         image_row = None
         if batch.input_ids is not None:
             image_row = self._collapse(batch.input_ids, batch.attention_mask, summary, lengths).image_row  # [M]
         if batch.labels is not None:
             found.update(self._answer(batch, summary, lengths, image_row, return_logits))
-        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if fullest is not None and fullest.labelled_rows and "answer_loss" not in found:
+            fullest.run_idle(self._idle_answer())
         if config.contrastive_weight > 0 and (batch.caption_ids is not None or distributed):
-            pairs = torch.cat(self._pairs(batch, summary, image_row), dim=1)  # [C, 2 D]
-            if distributed:  # every rank comes here, even with no pair; one collective for images and texts
-                pairs = gather_with_grad(pairs)
-            if len(pairs):
-                scale = self.fwd2bot.logit_scale
-                if self.training:
-                    with torch.no_grad():
-                        scale.clamp_(max=MAX_LOGIT_SCALE)
-                images, texts = pairs.chunk(2, dim=1)
-                found["contrastive_loss"], found["retrieval_accuracy"] = contrastive_loss(images, texts, scale)
-                found["temperature"] = (-scale.detach()).exp()
-        terms = [
-            weight * found[name]
-            for name, weight in (
-                ("answer_loss", config.answer_weight),
-                ("contrastive_loss", config.contrastive_weight),
-                ("distill_loss", config.distill_weight),
-            )
-            if name in found
-        ]
-        if not terms:
+            found.update(self._contrastive(batch, summary, image_row, num_tokens, distributed))
+        weights = {
+            "answer_loss": config.answer_weight,
+            "contrastive_loss": config.contrastive_weight,
+            "distill_loss": config.distill_weight,
+        }
+        if batch.step is not None:
+            own = found.get("answer_tokens", torch.zeros((), device=self.fwd2bot.tokens.device))
+            wide = next((found[name].dtype for name in weights if name in found), torch.float32)
+            of_answers, of_pairs = batch.step.shares(own.to(wide))
+            weights = {n: w * (of_pairs if n == "contrastive_loss" else of_answers) for n, w in weights.items()}
+        terms = [weight * found[name] for name, weight in weights.items() if name in found]
+        if not terms and not distributed:  # other ranks may have something
             raise ValueError("This batch has neither a labelled token nor a caption: there is nothing to learn from.")
         found["loss"] = sum(terms)
-        if distributed:  # DistributedDataParallel waits for every parameter, also those a text-only batch leaves out
-            found["loss"] = found["loss"] + sum(0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
+        if distributed:
+            found["loss"] = found["loss"] + sum(fullest.idle if fullest else ())
+            if "contrastive_loss" not in found:
+                found["loss"] = found["loss"] + touched(self.parameters())
+        self._fullest = None
         # in the order of the fields: as a tuple the loss is first and the logits second, as transformers has it
         return Fwd2BotOutput(**{f.name: found.get(f.name) for f in fields(Fwd2BotOutput)})
+
+    def _contrastive(
+        self,
+        batch: Batch,
+        summary: Tensor | None,
+        image_row: Tensor | None,
+        num_tokens: int | None,
+        distributed: bool,
+    ) -> dict[str, Tensor]:
+        """The contrastive loss over the pairs of all ranks; every rank comes here, even with no pair."""
+        images, texts, keys = self._pairs(batch, summary, image_row)
+        if self._fullest is not None and self._fullest.captions and not len(texts):
+            self._fullest.run_idle(self._idle_text(num_tokens))
+        pairs = torch.cat([images, texts], dim=1)  # [C, 2 D]
+        if distributed:  # one collective for images and texts
+            sizes = gather_sizes(len(pairs), pairs.device)
+            # before the gather, so that on no rank a gradient is ready, and DistributedDataParallel sends it, before
+            # the gather's backward has run: their order must be the same everywhere
+            pairs = pairs + touched(self.parameters())
+            pairs, keys = gather_with_grad(pairs, sizes), gather_with_grad(keys, sizes)
+        if not len(pairs):
+            return {}
+        scale = self.fwd2bot.bounded_logit_scale()
+        images, texts = pairs.chunk(2, dim=1)
+        loss, accuracy = contrastive_loss(images, texts, scale, Candidates.of(*keys.unbind(1), pairs.dtype))
+        found = {"contrastive_loss": loss, "temperature": (-scale.detach()).exp().squeeze()}
+        if len(pairs) > 1:
+            found["retrieval_accuracy"] = accuracy
+        elif self.training and not self._told_of_single_pairs:
+            self._told_of_single_pairs = True
+            warnings.warn(
+                "This batch has one captioned image over all processes, so the contrastive loss has no negatives and "
+                "is 0. Raise the batch size per process: accumulation adds no negatives. (contrastive_chunk bounds "
+                "the memory of a large batch.)",
+                stacklevel=2,
+            )
+        return found
+
+    def labelled_tokens(self, labels: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Where a label counts in the answer loss, [B, T] bool: on a real token that follows another one of its row."""
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        return (labels != -100) & real & (real.cumsum(1) > 1) & (input_ids != self._image_token_id())
 
     def _answer(
         self,
@@ -100,7 +184,7 @@ class Fwd2BotLossMixin:
     ) -> dict[str, Tensor]:
         """The answer loss, the distillation loss and the logits of the rows that have labels."""
         labels, input_ids, row_mask = batch.labels, batch.input_ids, batch.attention_mask
-        supervised = (labels[:, 1:] != -100).any(1)  # [B]
+        supervised = self.labelled_tokens(labels, input_ids, row_mask).any(1)  # [B]
         at_rows = supervised.nonzero().flatten()
         if not len(at_rows):
             return {}
@@ -121,6 +205,7 @@ class Fwd2BotLossMixin:
         origin, targets = origin[labelled], targets[labelled]
         logits = self.get_output_embeddings()(hidden[labelled])  # the head runs where a label is, and nowhere else
         found = {"answer_loss": answer_loss(logits, targets)}
+        found["answer_tokens"] = torch.tensor(len(targets), device=logits.device)
         if self.fwd2bot_config.distill_weight > 0:
             found["distill_loss"] = distillation_loss(logits, self._teacher_logits(batch, origin))
         if return_logits:
@@ -131,6 +216,8 @@ class Fwd2BotLossMixin:
     def _answer_hidden(self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None) -> Tensor:
         """The answer pass: last hidden states of all tokens, [N, D]."""
         rows, mask = self._answer_rows(plan, input_ids, summary)
+        if self._fullest is not None and not rows.requires_grad:
+            rows = rows.detach().requires_grad_()  # text alone: backward must pass the first layer as on other ranks
         return self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]
 
     @torch.no_grad()
@@ -146,13 +233,16 @@ class Fwd2BotLossMixin:
             ).last_hidden_state
             return self.get_output_embeddings()(hidden.flatten(0, 1)[at])
 
-    def _pairs(self, batch: Batch, summary: Tensor | None, image_row: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Unit vectors of this rank's captioned images and of their captions, both [C, D]."""
+    def _pairs(self, batch: Batch, summary: Tensor | None, image_row: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors of this rank's captioned images and of their captions, both [C, D], and their keys [C, 2]."""
         ids, mask = batch.caption_ids, batch.caption_mask
         tokens = self.fwd2bot.tokens
-        none = tokens.new_zeros(0, tokens.shape[1])
+        # in the dtype of `embed`, which the other ranks' are in
+        wide = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+        none = tokens.new_zeros(0, tokens.shape[1], dtype=wide)
+        nothing = none, none, none.new_zeros(0, 2, dtype=torch.long)
         if ids is None:
-            return none, none
+            return nothing
         mask = torch.ones_like(ids) if mask is None else mask
         images = 0 if summary is None else len(summary)
         rows = images if batch.input_ids is None else len(batch.input_ids)
@@ -165,7 +255,25 @@ class Fwd2BotLossMixin:
         if bool((first == images).any()):
             raise ValueError(f"Row(s) {at[first == images].tolist()} have a caption, but no image for it.")
         if not len(at):
-            return none, none
+            return nothing
         texts = self.compress_text(ids[at], mask[at], num_tokens=summary.shape[1])
         pooling = self.fwd2bot_config.pooling
-        return embed(summary[first], pooling), embed(texts, pooling)
+        of_images = self._image_keys(batch.image_inputs, summary)[first]
+        keys = torch.stack([of_images, text_keys(ids[at], mask[at])], dim=1)  # [C, 2]
+        return embed(summary[first], pooling), embed(texts, pooling), keys
+
+    def _image_keys(self, image_inputs: dict[str, Any], summary: Tensor) -> Tensor:
+        """A key of each image's content, [M]: equal images have equal keys, also on other ranks.
+
+        A host whose image inputs do not come image by image says here how to tell its images apart.
+        """
+        per_image = [
+            v for v in image_inputs.values() if isinstance(v, (Tensor, list, tuple)) and len(v) == len(summary)
+        ]
+        pixels = image_inputs.get(self.image_input_names[0], image_inputs.get("pixel_values"))
+        if not any(v is pixels for v in per_image):  # stored summaries, or pixels that do not come image by image
+            per_image = [summary]
+        per_image = [v for v in per_image if not isinstance(v[0], str)]
+        tensors = [v if isinstance(v, Tensor) or isinstance(v[0], Tensor) else torch.tensor(v) for v in per_image]
+        keys = [content_keys(v) for v in tensors]
+        return join_keys([key.to(summary.device) for key in keys])

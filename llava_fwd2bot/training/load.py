@@ -47,7 +47,9 @@ def load_for_training(
     if is_checkpoint(name):
         if given is None:
             raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
-        return float32_where_trained(_go_on(open_checkpoint(name, host=host, **loading), name, args, given))
+        return float32_where_trained(
+            _go_on(open_checkpoint(name, host=host, trainable=True, **loading), name, args, given)
+        )
     if args.bits != 16:
         loading["quantization_config"].llm_int8_skip_modules = list(
             host_class(base_class_name(base_source(name))).quantization_skip

@@ -27,6 +27,7 @@ from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..hosts import host_class, install
 from ..hosts.original import shims
 from ..hosts.original.model import check_version
+from . import original_accumulate as accumulate
 from .arguments import Fwd2BotArguments, given_settings, renamed
 from .checks import check_arguments, float32_where_trained, zero_stage
 from .original_data import CaptionCollator, WithCaptions
@@ -58,7 +59,7 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
             sys.argv += ["--lora_enable", str(lora)]
             return module.train(attention)
         _check(theirs, own)
-        with shims.rebound(module, **_with_fwd2bot(module, own, lora, on_bad_image)):
+        with shims.rebound(module, **_with_fwd2bot(module, own, lora, on_bad_image)), accumulate.resumable():
             return module.train(attention)
 
 
@@ -160,6 +161,12 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool, on_bad_image: str) -> dict[
             if checkpoint is not None:
                 check_same_run(checkpoint, self.run, named is not None)
             return super().train(checkpoint, *args, **kwargs)
+
+        def get_train_dataloader(self) -> Any:
+            loader = super().get_train_dataloader()
+            if not accumulate.needed():
+                return loader
+            return accumulate.look_ahead(loader, self.args.gradient_accumulation_steps, self.look_ahead)
 
     make_theirs = module.make_supervised_data_module
 

@@ -28,6 +28,7 @@ from .resume import layout_of, moved_data, read_run, write_run
 _METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
 # of rows of LlavaDataset, and of batches
 _OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
+_OF_TOKENS = ("answer_loss", "distill_loss")  # means over labelled tokens
 
 
 @dataclass
@@ -48,7 +49,15 @@ class Fwd2BotTrainingArguments(TrainingArguments):
 
 
 class _Epoch(TrainerCallback):
-    """Tells the data set its epoch: which of several captions a row gets depends on it, also after a resume."""
+    """Tells the data set its epoch: which of several captions a row gets depends on it, also after a resume.
+
+    After a step it bounds the temperature: only then all ranks hold the parameter itself.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        added = getattr(getattr(model, "module", model), "fwd2bot", None)
+        if added is not None:
+            added.bound_temperature()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
@@ -104,13 +113,15 @@ class Fwd2BotTrainerMixin:
         check_trained_precision(self.model, bool(self.is_deepspeed_enabled))
         self.run: dict[str, Any] = {}  # data and settings, where the caller knows them: see resume.py
         self._sums: Tensor | None = None
+        self._micro = self._micro_of = -1  # this micro-batch's number in the run, and that of the first of its step
+        self._step: tuple[Tensor, int] | None = None  # labelled tokens and micro-batches of the optimizer step
         self.add_callback(_Epoch())
         self.add_callback(_Run(self))
         if not self.is_deepspeed_enabled and int(transformers.__version__.split(".")[0]) >= 5:
             # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
             self.accelerator.gradient_accumulation_steps = 1
         if self._has_fwd2bot:
-            # both losses are means of a micro-batch: the Trainer divides their sum by the accumulation steps, once
+            # whatever compute_loss gives the Trainer divides by the accumulation steps, once
             self.model_accepts_loss_kwargs = False
             self.loss_is_scaled_for_ga = False
 
@@ -167,19 +178,84 @@ class Fwd2BotTrainerMixin:
                 inputs = _head_where_labelled(inputs)
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         inputs = {**inputs, "return_logits": return_outputs}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
-            values = [getattr(outputs, name, None) for name in _METRICS]
-            rows = [(v.detach().float(), 1.0) if v is not None else (0.0, 0.0) for v in values]
-            step = torch.stack([torch.as_tensor(r, device=loss.device) for row in rows for r in row])
-            self._sums = step if self._sums is None else self._sums + step  # no synchronisation until it is logged
+            self._say_step()
+        if not model.training or self._step is None:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        else:
+            tokens, micro_batches = self._step
+            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
+            steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+            loss = loss * steps * self.accelerator.num_processes
+        if model.training:
+            self._count_metrics(outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _say_step(self) -> None:
+        """What the model draws by: the seed and the micro-batch's number in the run, the same after a resume."""
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        self._micro = self._micro + 1 if self._micro_of == first else first
+        self._micro_of = first
+        self._fwd2bot_model.draw_from(self.args.seed, self._micro)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> Any:
+        """The micro-batches of an optimizer step, as the Trainer collects them; their labelled tokens are counted."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, *args)
+        self.look_ahead(batches)
+        return batches, count
+
+    def look_ahead(self, batches: list[dict[str, Any]], micro_batches: int | None = None) -> None:
+        """Counts the labelled tokens of an optimizer step over its micro-batches and ranks. Every rank must call it.
+
+        Args:
+            batches: the micro-batches of this rank.
+            micro_batches: how many the step has, where `batches` are only a part of it.
+        """
+        if not self._has_fwd2bot or not batches:
+            return
+        own = sum(self._labelled_tokens(batch) for batch in batches)
+        tokens = torch.as_tensor(own, device=self.accelerator.device)
+        ranks = self.accelerator.num_processes
+        if getattr(self.args, "average_tokens_across_devices", True):
+            tokens = self.accelerator.reduce(tokens, reduction="sum")
+        else:
+            tokens = tokens * ranks
+        micro_batches = micro_batches or len(batches)
+        self._step = (tokens * micro_batches / len(batches), micro_batches * ranks)
+
+    def _labelled_tokens(self, batch: dict[str, Any]) -> Tensor | int:
+        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        if labels is None:
+            return 0
+        return self._fwd2bot_model.labelled_tokens(labels, batch["input_ids"], mask).sum()
+
+    def _count_metrics(self, outputs: Any) -> None:
+        """Adds up what is logged as means: over labelled tokens of a step, or over its micro-batches."""
+        values = {name: getattr(outputs, name, None) for name in _METRICS}
+        share = 1.0
+        if self._step is not None and outputs.answer_tokens is not None:
+            share = outputs.answer_tokens * self._step[1] / self._step[0]
+        zero = torch.zeros((), device=outputs.loss.device)
+        sums = []
+        for name in _METRICS:
+            if values[name] is None:
+                sums += [zero, zero]
+                continue
+            value = values[name].detach().float()
+            weight = zero + (share if name in _OF_TOKENS else 1.0)
+            if name == "retrieval_accuracy":  # which may be of no pair
+                value, weight = value.nan_to_num(), weight * ~value.isnan()
+            sums += [value * weight, weight]
+        step = torch.stack(sums)
+        self._sums = step if self._sums is None else self._sums + step  # no synchronisation until it is logged
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         if ignore_keys is None and self._has_fwd2bot:
-            ignore_keys = list(_METRICS)  # compute_metrics gets the logits, as of the base
+            ignore_keys = [*_METRICS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -252,6 +328,13 @@ class Fwd2BotTrainerMixin:
         if not settings["base"].get("trained"):
             check_base(settings["base"]["fingerprint"], self._fwd2bot_model._base_fingerprint, "the model in training")
         reload(self._fwd2bot_model, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for parameter, state in self.optimizer.state.items() if checkpoint else ():
+            for name, value in state.items():  # temperature and gain of a run that was begun when they were scalars
+                if name != "step" and isinstance(value, Tensor) and value.dim() == 0 and parameter.shape == (1,):
+                    state[name] = value[None]
 
     def _load_best_model(self) -> None:
         if not self._has_fwd2bot:

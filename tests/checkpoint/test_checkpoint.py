@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from conftest import SIZE, settings, shake, standard_batch, toy_base
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from test_trainer import command, history
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot, register
-from llava_fwd2bot.checkpoint.files import read_checkpoint
+from llava_fwd2bot.checkpoint.files import file_hash, read_checkpoint
+from llava_fwd2bot.training.command import train
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -26,6 +29,53 @@ def saved(on_disk, tmp_path):
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def as_before(saved):
+    """The checkpoint as it was written when temperature and gain were scalars."""
+    tensors = load_file(saved / "fwd2bot.safetensors")
+    tensors = {name: t[0] if t.shape == (1,) else t for name, t in tensors.items()}
+    save_file(tensors, saved / "fwd2bot.safetensors")
+    settings_file = saved / "fwd2bot_config.json"
+    values = json.loads(settings_file.read_text())
+    values["sha256"]["fwd2bot.safetensors"] = file_hash(saved / "fwd2bot.safetensors")
+    settings_file.write_text(json.dumps(values))
+    return {name for name, t in tensors.items() if t.dim() == 0}
+
+
+def test_no_parameter_is_a_scalar_and_checkpoints_of_scalars_open(base_dir, processor, tmp_path):
+    """DeepSpeed and FSDP2 cannot split a tensor without dimensions."""
+    base = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    model = add_fwd2bot(base, settings(residual="average", bridge="scale"), processor)
+    assert all(p.dim() for p in model.parameters())
+    with torch.no_grad():
+        model.fwd2bot.logit_scale += 0.5
+        model.fwd2bot.log_gain += 0.5
+    model.save_pretrained(tmp_path / "m", processor=processor)
+    assert as_before(tmp_path / "m") == {"logit_scale", "log_gain"}
+    again, _ = load_fwd2bot(tmp_path / "m")
+    for name, parameter in model.fwd2bot.named_parameters():
+        assert torch.equal(dict(again.fwd2bot.named_parameters())[name], parameter)
+
+
+def test_a_run_that_was_begun_with_scalars_is_resumed(base_dir, llava_data, tmp_path):
+    """The optimizer's state of temperature and gain has no dimension there."""
+    argv = command(base_dir, llava_data, tmp_path / "m", "--max_steps", "2", "--save_strategy", "steps")
+    argv += ["--save_steps", "1", "--fwd2bot_residual", "average"]
+    train(argv)
+    whole = history(tmp_path / "m")
+    kept = tmp_path / "m" / "checkpoint-1"
+    kept.rename(tmp_path / "checkpoint-1")
+    shutil.rmtree(tmp_path / "m")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "checkpoint-1").rename(kept)
+    as_before(kept)
+    optimizer = torch.load(kept / "optimizer.pt", weights_only=True)
+    for state in optimizer["state"].values():
+        state.update({n: v[0] for n, v in state.items() if v.shape == (1,)})
+    torch.save(optimizer, kept / "optimizer.pt")
+    train(argv)
+    assert [(e["step"], e["loss"]) for e in history(tmp_path / "m")] == [(e["step"], e["loss"]) for e in whole]
 
 
 def test_layout_is_that_of_the_design(saved):

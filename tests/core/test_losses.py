@@ -29,6 +29,19 @@ def test_contrastive_loss_is_symmetric():
     torch.testing.assert_close(contrastive_loss(a, b, scale), contrastive_loss(b, a, scale))
 
 
+def test_contrastive_logits_are_float32_under_autocast():
+    """At a temperature of 0.01 a product in bfloat16 moves logits by a quarter, and the gradient with them."""
+    a, b = (normalize(torch.randn(64, 512, generator=torch.Generator().manual_seed(i)), dim=-1) for i in range(2))
+    found = []
+    for enabled in (False, True):
+        leaf = a.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = contrastive_loss(leaf, leaf.detach() * 0.3 + b, torch.tensor(MAX_LOGIT_SCALE))
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_distillation_is_zero_for_the_teacher_itself_and_gives_it_no_gradient():
     student = torch.randn(4, 9, requires_grad=True)
     teacher = student.detach().clone().requires_grad_(True)
@@ -115,3 +128,26 @@ def test_nested_k_draws_a_prefix_in_training_only(processor):
     seen.clear()
     model.eval()(**batch)
     assert seen == [None]
+
+
+def test_prefix_lengths_depend_on_seed_and_step_alone(processor):
+    """Drawn from the global generator, and only for images, ranks part for ever after one batch of text."""
+    model = shake(add_fwd2bot(toy_base(processor), settings(nested_k=[1, 2, 4]), processor)).train()
+    batch = standard_batch(model)
+    text = {name: value[2:] for name, value in batch.items() if name != "pixel_values"}
+
+    def lengths(seed, first, *batches):
+        model.draw_from(seed, first)
+        seen = []
+        whole = model._compress
+        model._compress = lambda contexts, prompt, j: seen.append(j) or whole(contexts, prompt, j)
+        for given in batches:
+            torch.rand(3)  # dropout, say
+            model(**given)
+        del model._compress
+        return seen
+
+    drawn = lengths(7, 0, *[batch] * 8)
+    assert len(set(drawn)) > 1 and lengths(8, 0, *[batch] * 8) != drawn
+    assert lengths(7, 0, text, batch, text, *[batch] * 5) == [drawn[1], *drawn[3:]]
+    assert lengths(7, 5, *[batch] * 3) == drawn[5:]  # resumed

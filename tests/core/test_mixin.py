@@ -232,6 +232,7 @@ def test_embeddings_are_unit_vectors_of_the_same_space(model):
     ids = torch.tensor([[0, 1, 320, 321], [1, 320, 321, 0]])
     texts = model.embed_text(ids, (ids > 0).long())
     torch.testing.assert_close(texts[0], texts[1])  # padding side does not matter
+    ids[1, 2] = 322  # equal captions would be no negatives of each other
     out = model(pixel_values=pixels[:2], caption_input_ids=ids, caption_attention_mask=(ids > 0).long())
     assert out.contrastive_loss > 0 and out.answer_loss is None
 

@@ -190,6 +190,33 @@ def test_resume_is_exact(toys, tmp_path, monkeypatch):
     assert [e["loss"] for e in history(tmp_path / "cut")] == pytest.approx([e["loss"] for e in whole], abs=1e-4)
 
 
+def test_accumulated_steps_are_the_large_batch(toys, tmp_path, monkeypatch):
+    """The answer loss is a mean over the tokens of the whole step, also in a trainer that does not count them."""
+    if OLD:  # as above
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    records = json.loads(toys["data"].read_text())
+    records.append(json.loads(json.dumps(records[0])))  # eight: steps of four fill an epoch
+    for i, record in enumerate(records):  # answers of very unequal length
+        record["conversations"][1]["value"] = " ".join(["red", "two dogs", "blue"][: i % 3 + 1] * (1 + 3 * (i % 2)))
+    uneven = {**toys, "data": tmp_path / "uneven.json"}
+    uneven["data"].write_text(json.dumps(records))
+    more = ("--fwd2bot", "4", "--fwd2bot_contrastive_weight", "0", "--lora_dropout", "0", "--num_train_epochs", "4")
+    more += ("--max_grad_norm", "1e9", "--save_steps", "1")
+    found = []
+    for rows, steps in ((4, 1), (1, 4)):
+        size = ("--per_device_train_batch_size", str(rows), "--gradient_accumulation_steps", str(steps))
+        torch.manual_seed(0)  # R and LoRA are drawn before LLaVA sets its seed
+        train(command(uneven, tmp_path / str(rows), *more, *size))
+        found.append([e["loss"] for e in history(tmp_path / str(rows))])
+    assert len(found[1]) == 8 and found[1][:3] == pytest.approx(found[0][:3], abs=2e-3)
+    import shutil
+
+    (tmp_path / "cut").mkdir()
+    shutil.copytree(tmp_path / "1" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")  # within an epoch
+    train(command(uneven, tmp_path / "cut", *more, *size))
+    assert [e["loss"] for e in history(tmp_path / "cut")] == pytest.approx(found[1], abs=1e-4)
+
+
 def test_without_the_flag_it_is_their_lora(toys, tmp_path):
     train(command(toys, tmp_path / "llava-lora", "--num_train_epochs", "1"))
     names = {p.name for p in (tmp_path / "llava-lora").iterdir()}

@@ -113,6 +113,10 @@ class OriginalHost(Fwd2BotMixin):
     def _projector_slot(self) -> tuple[nn.Module, str]:
         return self.get_model(), "mm_projector"
 
+    def _blank_image(self) -> dict[str, Tensor]:
+        side = self.get_vision_tower().config.image_size
+        return {"images": self.fwd2bot.tokens.new_zeros(1, 3, side, side, dtype=self.dtype)}
+
     def _rows(self, ids: Tensor, mask: Tensor, labels: Tensor | None, images: Any, sizes: Any, kinds: Any) -> tuple:
         """LLaVA's own (ids, positions, mask, cache, embeddings, labels) of expanded rows."""
         prepare = self.prepare_inputs_labels_for_multimodal
@@ -195,6 +199,8 @@ class OriginalHost(Fwd2BotMixin):
         num_tokens: int | None = None,
         return_logits: bool = True,
         cache: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
+        micro_batches: int | None = None,
     ) -> Any:
         """`Fwd2BotMixin.forward` in the original's order of arguments; the last three of them are LLaVA-NeXT's.
 
@@ -220,6 +226,8 @@ class OriginalHost(Fwd2BotMixin):
         given |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         if trains and self._fwd2bot_enabled:  # what the losses do not take
             given = {"return_dict": return_dict, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        step = {"num_items_in_batch": num_items_in_batch, "micro_batches": micro_batches}
+        step = step if trains and self._fwd2bot_enabled else {}  # the base knows no such thing
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -230,6 +238,7 @@ class OriginalHost(Fwd2BotMixin):
             num_tokens=num_tokens,
             return_logits=return_logits,
             **own,
+            **step,
             **{name: value for name, value in given.items() if value is not None},
         )
 

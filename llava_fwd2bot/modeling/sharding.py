@@ -1,0 +1,93 @@
+"""Weights that are split over ranks (FSDP, DeepSpeed's ZeRO-3), and what their ranks must do alike.
+
+A layer's weights are gathered from all ranks for each call, forward and backward. So every rank must run the same calls
+in a step, whatever its rows hold: one without an image, a caption or a label runs a small pass in its place, whose
+result counts zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..checkpoint.gathering import is_zero3
+
+
+@dataclass
+class Fullest:
+    """What the fullest rank of a step has, part by part; every rank runs the calls for that many."""
+
+    images: int
+    captions: int
+    labelled_rows: int
+    idle: list[Tensor] = field(default_factory=list)  # results that count zero, one number each
+
+    @classmethod
+    def of(cls, images: int, captions: int, labelled_rows: int, device: torch.device) -> Fullest:
+        """From this rank's own numbers. Every rank must call it."""
+        counts = torch.tensor([images, captions, labelled_rows], device=device)
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+        return cls(*counts.tolist())
+
+    def run_idle(self, result: Tensor) -> None:
+        """Takes the result of a call that was made for the other ranks' sake."""
+        self.idle.append(0 * result.sum())
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether weights of the module are split over ranks, so that a call of it is a call on all of them."""
+    if any(isinstance(p, DTensor) or is_zero3(p) for p in module.parameters()):
+        return True
+    return any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
+
+
+def touched(parameters: Iterator[nn.Parameter]) -> Tensor | float:
+    """Zero, to which each parameter contributes: DistributedDataParallel waits for every gradient.
+
+    Weights that are in parts just now are left out: their layers' calls are the same on all ranks.
+    """
+    here = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor) and p.numel()]
+    return sum(0 * p.flatten()[0] for p in here)
+
+
+class Fwd2BotRanksMixin:
+    """The calls that a rank makes for the others' sake in a training forward."""
+
+    _fullest: Fullest | None = None  # within a training forward whose weights are split over ranks
+
+    def _agree(self, batch: Any) -> Fullest:
+        """What the fullest rank has. Every rank comes here first."""
+        if self.fwd2bot_config.distill_weight > 0:
+            raise ValueError(
+                "distill_weight is not supported where the language model's weights are split over ranks (FSDP, "
+                "ZeRO-3): its teacher's calls differ from rank to rank. Set it to 0, or use DDP or ZeRO-2."
+            )
+        images = len(batch.image_inputs.get(self.image_input_names[0], batch.image_inputs.get("pixel_values", ())))
+        captions = labelled = 0
+        if batch.caption_ids is not None and self.fwd2bot_config.contrastive_weight > 0:
+            real = torch.ones_like(batch.caption_ids) if batch.caption_mask is None else batch.caption_mask
+            captions = int(real.any(1).sum())
+        if batch.labels is not None:
+            labelled = int(self.labelled_tokens(batch.labels, batch.input_ids, batch.attention_mask).any(1).sum())
+        return Fullest.of(images, captions, labelled, self.fwd2bot.tokens.device)
+
+    def _idle_image(self, num_tokens: int | None) -> Tensor:
+        """The calls that an image takes: vision tower, projector, compress pass."""
+        return self._compress_images(self._blank_image(), num_tokens)[0]
+
+    def _idle_text(self, num_tokens: int | None) -> Tensor:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.fwd2bot.tokens.device)
+        return self.compress_text(ids, num_tokens=num_tokens)
+
+    def _idle_answer(self) -> Tensor:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.fwd2bot.tokens.device)
+        rows = self.get_input_embeddings()(ids)  # [1, 1, D]
+        rows = rows if rows.requires_grad else rows.detach().requires_grad_()
+        hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state
+        return self.get_output_embeddings()(hidden)

@@ -1,0 +1,146 @@
+"""The mixin's compress pass: images and texts to summaries, summaries to vectors. Shapes as in mixin.py."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..bottleneck import compress_pass, embed, nested_averages
+
+
+class Fwd2BotSummaryMixin:
+    _draw = (0, 0)  # seed and step of the next draw of a prefix length
+
+    def compress(
+        self, pixel_values: Tensor | None = None, *, num_tokens: int | None = None, **image_inputs: Any
+    ) -> Tensor:
+        """The summaries S of images, [M, k, D].
+
+        Args:
+            pixel_values: as the host's processor gives them, with its other image inputs by keyword.
+            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; the first j rows of S.
+        """
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
+        if not any(image_inputs.get(name) is not None for name in ("pixel_values", *self.image_input_names)):
+            raise ValueError(f"compress needs {self.image_input_names[0]}, as the processor gives them.")
+        return self._compress_images(image_inputs, num_tokens)[0]
+
+    def _compress_images(self, image_inputs: dict[str, Any], num_tokens: int | None = None) -> tuple[Tensor, list[int]]:
+        dense = self._dense_tokens(**image_inputs)
+        return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
+
+    def compress_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
+    ) -> Tensor:
+        """The summaries of texts by the same pass, text in the place of V: [C, T] → [C, k, D]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"The texts in rows {empty} are empty: there is nothing to compress.")
+        words = self.get_input_embeddings()
+        contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
+        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        k = self.fwd2bot_config.num_summary_tokens
+        j = k if num_tokens is None else num_tokens
+        if not 1 <= j <= k:
+            raise ValueError(f"num_tokens must be from 1 to this model's k = {k}, got {j}.")
+        if not self._fwd2bot_enabled:
+            raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
+
+        images = prompt_ids is not self.fwd2bot.text_prompt_ids
+
+        def run(*contexts: Tensor) -> Tensor:
+            with self._stages.use("compress"):
+                prompt = self.get_input_embeddings()(prompt_ids)
+                tokens = self.fwd2bot.tokens[:j]
+                if self.fwd2bot_config.residual == "none":
+                    return compress_pass(self._language_model(), contexts, prompt, tokens)
+                # a text's summary is for retrieval alone, and there is nothing coarse in it to start from
+                averages = [nested_averages(len(c), j).to(c) @ c for c in contexts] if images else None  # M × [j, D]
+                out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
+                if averages is None:
+                    return out
+                return torch.stack(averages).to(out) + self.fwd2bot.log_gain.exp().to(out) * out
+
+        chunk, count = self.fwd2bot_config.contrastive_chunk, len(contexts)
+        if self._fullest is not None:  # as many chunks as on the other ranks
+            count = max(count, self._fullest.images if images else self._fullest.captions)
+        if chunk is None or count <= chunk or not (self.training and torch.is_grad_enabled()):
+            return run(*contexts)
+        # a checkpointed chunk is GradCache: forward keeps the summaries alone, backward recomputes chunk by chunk
+        chunks = [contexts[at : at + chunk] for at in range(0, count, chunk)]
+
+        def run_chunk(*contexts: Tensor) -> Tensor:
+            with self._stages.recomputed():
+                return run(*contexts)
+
+        summaries = [checkpoint(run_chunk, *(part or contexts[:1]), use_reentrant=False) for part in chunks]
+        for part, summary in zip(chunks, summaries, strict=True):
+            if not part:
+                self._fullest.run_idle(summary)
+        return torch.cat([summary for part, summary in zip(chunks, summaries, strict=True) if part])
+
+    # ------------------------------------------------------------------ retrieval
+    def embed_image(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        summary: Tensor | None = None,
+        num_tokens: int | None = None,
+        **image_inputs: Any,
+    ) -> Tensor:
+        """Unit vectors of images, [M, D], from pixels or from summaries already at hand."""
+        if pixel_values is not None:
+            image_inputs["pixel_values"] = pixel_values
+        if summary is None:
+            summary = self.compress(num_tokens=num_tokens, **image_inputs)
+        else:
+            summary, _ = self._summaries(summary, image_inputs, num_tokens)
+        return embed(summary, self.fwd2bot_config.pooling)
+
+    def embed_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
+    ) -> Tensor:
+        """Unit vectors of texts, [C, D]; the dot product with `embed_image` is the cosine that training compares."""
+        return embed(self.compress_text(input_ids, attention_mask, num_tokens=num_tokens), self.fwd2bot_config.pooling)
+
+    # ------------------------------------------------------------------ a batch's
+    def _summaries(
+        self, summary: Tensor | None, image_inputs: dict[str, Any], num_tokens: int | None
+    ) -> tuple[Tensor | None, list[int] | None]:
+        """S of the batch's images [M, j, D] (None without images), and n of each image where it is known."""
+        if summary is not None:
+            if image_inputs:
+                raise ValueError("Give either summary or pixel_values, not both.")
+            size = self.get_input_embeddings().weight.shape[1]
+            if summary.dim() != 3 or summary.shape[-1] != size or summary.shape[1] < 1:
+                raise ValueError(f"summary must be [images, tokens, {size}], got {list(summary.shape)}.")
+            if num_tokens is not None and not 1 <= num_tokens <= summary.shape[1]:
+                raise ValueError(f"num_tokens must be from 1 to the {summary.shape[1]} given, got {num_tokens}.")
+            return summary[:, :num_tokens], None
+        if not image_inputs:
+            return None, None
+        return self._compress_images(image_inputs, num_tokens)
+
+    def draw_from(self, seed: int, step: int) -> None:
+        """What the next training forward draws its prefix length by (`nested_k`); the one after it by `step` + 1.
+
+        Ranks that run the same forwards draw the same lengths, whatever their batches hold.
+        """
+        self._draw = (seed, step)
+
+    def _draw_num_tokens(self, num_tokens: int | None) -> int | None:
+        """The prefix length of this forward: as given, or drawn while training with `nested_k`; None for all."""
+        nested = self.fwd2bot_config.nested_k
+        if not nested or not self.training or not torch.is_grad_enabled():
+            return num_tokens
+        seed, step = self._draw
+        self._draw = (seed, step + 1)
+        return random.Random(f"{seed}-{step}").choice(nested) if num_tokens is None else num_tokens
