@@ -172,7 +172,8 @@ def check_trained_precision(model: nn.Module, deepspeed: bool) -> None:
     if names and not deepspeed:
         raise ValueError(
             f"{len(names)} trained weights are in half precision, where small updates are lost (the first is "
-            f"{names[0]}): convert them to float32, e.g. by model.float(); bf16=True still computes in bfloat16."
+            f"{names[0]}): convert them to float32, e.g. by model.float(), or open a Fwd2Bot checkpoint with "
+            "trainable=True; bf16=True still computes in bfloat16."
         )
 
 
