@@ -11,7 +11,7 @@ import torch
 from conftest import SIZE, settings, shake, standard_batch, toy_base
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_trainer import command, history
+from train_toys import command, history
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot, register

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_trainer import command
+from train_toys import command
 
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.files.outputs import refuse_overlap, refuse_whole_model

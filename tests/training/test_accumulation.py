@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import captions, settings, shake, standard_batch, toy_base
-from test_trainer import command, history
+from train_toys import command, history
 from transformers import Trainer, TrainingArguments
 
 from llava_fwd2bot import add_fwd2bot

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import settings, toy_base
 from safetensors.torch import load_file
-from test_trainer import command, history
+from train_toys import command, history
 from transformers import TrainingArguments
 
 from llava_fwd2bot import Fwd2BotTrainer, Fwd2BotTrainingArguments, add_fwd2bot, load_fwd2bot

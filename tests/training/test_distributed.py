@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import captions, settings, shake, standard_batch, toy_base, toy_processor
-from test_trainer import command, history
 from torch.nn.parallel import DistributedDataParallel
+from train_toys import command, history
 
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.losses import contrastive_loss, gather_with_grad

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from test_trainer import command, history
+from train_toys import command, history
 
 from llava_fwd2bot.training.command import train
 from llava_fwd2bot.training.resume import checkpoint_to_resume, data_of, moved_data, settings_of
