@@ -1,0 +1,243 @@
+"""The compressors, trained: what stands in the place of the dense tokens, and the losses of a batch.
+
+Shapes: B pictures, n = 196 dense tokens, S = 16 slots of which the first k are seen, D hidden size, T tokens of text.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eval.studies.smol196.data import Batch, Prompts
+from eval.studies.smol196.features import PLACES, SHRUNK, STEP
+from eval.studies.smol196.model import Language, Lora, Projector
+from eval.studies.smol196.recipes import KS, LANGUAGE, LINEAR, MOST, Recipe
+from eval.studies.smol196.rows import Memory, Rows, answer_rows
+from llava_fwd2bot.bottleneck import SummaryTokens, compress_pass, embed, nested_averages
+from llava_fwd2bot.config import Fwd2BotConfig
+from llava_fwd2bot.losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss
+
+from ..rivals import QueryTransformer
+
+
+class Compressor(nn.Module):
+    """A recipe's parameters, on a frozen base."""
+
+    def __init__(self, recipe: Recipe, language: Language, projector: Projector, prompts: Prompts) -> None:
+        super().__init__()
+        self.recipe, self.prompts = recipe, prompts
+        self.base = [language, projector]  # in a list: no part of what is trained
+        shape, size = language.shape, language.shape.hidden
+        self.answer = Lora(shape, recipe.rank) if recipe.kind != "last" else None
+        own = recipe.kind in LANGUAGE and not recipe.shared
+        self.compress = Lora(shape, recipe.rank) if own else None
+        self.own = nn.ModuleDict()
+        if recipe.kind in LANGUAGE:
+            config = Fwd2BotConfig(
+                num_summary_tokens=MOST + (recipe.vector == "token"),
+                residual="average" if recipe.residual else "none",
+            )
+            self.own["tokens"] = SummaryTokens(config, language.words, prompts.image, prompts.text)
+        elif recipe.kind == "query":
+            self.own["resampler"] = QueryTransformer(size, MOST, PLACES, size // 64)
+        elif recipe.kind == "downsample":
+            self.own["places"] = nn.Embedding(len(KS) * MOST, size)
+            nn.init.normal_(self.own["places"].weight, std=0.02)
+        elif recipe.kind in LINEAR:
+            self.register_buffer("weights", linear_weights(recipe.kind), persistent=False)
+        elif recipe.kind == "base":
+            self.own["projector"] = projector
+        if recipe.rebuild:
+            self.own["rebuild"] = Rebuild(size)
+
+    @property
+    def language(self) -> Language:
+        return self.base[0]
+
+    def adapted(self, stage: str) -> list[tuple[Tensor, ...]]:
+        adapter = self.compress if stage == "compress" and not self.recipe.shared else self.answer
+        return self.language.weights(adapter)
+
+    # ------------------------------------------------------------------ compress
+    def dense(self, features: Tensor) -> Tensor:
+        """uint8 features [B, ≥ 196, 1280] → V [B, 196, D]"""
+        with autocast(features.device):
+            return self.base[1](features[:, :PLACES].float() * STEP).to(self.language.dtype)
+
+    def memory(
+        self, features: Tensor, k: Tensor, weights: Any = None, dense: Tensor | None = None, fast: bool = True
+    ) -> tuple[Memory, Tensor | None]:
+        """What the answer pass reads, and S with what else the language model said beside it (for the vector).
+
+        Args:
+            features: [B, 227, 1280]. k: [B]. weights: of the compress stage, where there is one.
+        """
+        recipe, kind = self.recipe, self.recipe.kind
+        dense = self.dense(features) if dense is None else dense
+        if kind in ("base", "dense"):
+            return Memory(dense, None, torch.full_like(k, PLACES)), None
+        if kind in LINEAR:
+            if kind == "random":
+                # drawn from the picture's own features, so that it is the same whenever the picture is seen
+                seeds = features[:, :PLACES].sum(-1, dtype=torch.long) + 7919 * torch.arange(PLACES, device=k.device)
+                noise = seeds * 2654435761 % 2147483647 * 48271 % 2147483647
+                at = noise.topk(MOST, dim=1).indices
+                return Memory(dense.gather(1, at[..., None].expand(-1, -1, dense.shape[-1])), None, k), None
+            which = torch.tensor(KS, device=k.device)
+            rows = self.weights[torch.bucketize(k, which)]  # [B, 16, n]
+            return Memory(rows.to(dense) @ dense, None, k), None
+        if kind == "downsample":
+            number = torch.bucketize(k, torch.tensor(KS, device=k.device))
+            first = PLACES + torch.tensor([sum(list(SHRUNK)[:i]) for i in range(len(KS))], device=k.device)[number]
+            at = (first[:, None] + torch.arange(MOST, device=k.device)).clamp(max=features.shape[1] - 1)
+            small = features.gather(1, at[..., None].expand(-1, -1, features.shape[-1]))
+            places = self.own["places"](number[:, None] * MOST + torch.arange(MOST, device=k.device))
+            with autocast(k.device):
+                return Memory(self.base[1](small.float() * STEP, places), None, k), None
+        if kind == "query":
+            with autocast(k.device):
+                return Memory(self.own["resampler"](dense.float(), MOST), None, k), None
+        if kind == "kv":
+            return self._key_values(dense, k, weights, fast), None
+        out = self.said(dense, weights, MOST + (recipe.vector == "token"), fast)
+        return Memory(out[:, :MOST], None, k), out
+
+    def said(self, dense: Tensor, weights: Any, count: int, fast: bool = True) -> Tensor:
+        """S, and the vector's token after it, [B, count, D]; for `last` the state after the prompt, [B, 1, D]."""
+        language, recipe = self.language, self.recipe
+        prompt = language.words[self.own["tokens"].image_prompt_ids].to(language.dtype)
+        decoder = language.decoder(weights, fast)
+        if recipe.kind == "last":
+            return compress_pass(decoder, list(dense), prompt[:-1], prompt[-1:])
+        tokens = self.own["tokens"].tokens[:count]
+        if not (recipe.residual or recipe.seeded):
+            return compress_pass(decoder, list(dense), prompt, tokens)
+        averages = self.averages(dense, count)
+        out = compress_pass(decoder, list(dense), prompt, tokens, list(averages))
+        return averages + self.own["tokens"].log_gain.exp().to(out) * out if recipe.residual else out
+
+    def averages(self, dense: Tensor, count: int) -> Tensor:
+        """What the residual adds, [B, count, D]; the vector's token, after the sixteen, has none."""
+        found = nested_averages(PLACES, min(count, MOST)).to(dense) @ dense
+        return F.pad(found, (0, 0, 0, count - found.shape[1]))
+
+    def _key_values(self, dense: Tensor, k: Tensor, weights: Any, fast: bool) -> Memory:
+        tail = [self.language.words[self.own["tokens"].image_prompt_ids], self.own["tokens"].tokens]
+        tail = torch.cat([t.to(dense.dtype) for t in tail]).expand(len(dense), -1, -1)
+        rows = torch.cat([dense, tail], dim=1)
+        _, kept = self.language.run(weights, rows, keep=True, fast=fast)
+        return Memory(None, [(a[:, :, -MOST:], b[:, :, -MOST:]) for a, b in kept], k, rows.shape[1])
+
+    def texts(self, ids: Tensor, lengths: list[int], weights: Any, j: int, fast: bool = True) -> Tensor:
+        """Unit vectors of captions: ids [C, T] → [C, D]"""
+        language, recipe = self.language, self.recipe
+        words = language.words[ids].to(language.dtype)
+        contexts = [row[:n] for row, n in zip(words, lengths, strict=True)]
+        prompt = language.words[self.own["tokens"].text_prompt_ids].to(language.dtype)
+        decoder = language.decoder(weights, fast)
+        if recipe.kind == "last":
+            return embed(compress_pass(decoder, contexts, prompt[:-1], prompt[-1:]), "mean")
+        tokens = self.own["tokens"].tokens[: {"token": MOST + 1, "first": 1, "mean": MOST}[recipe.vector]]
+        return self.vector(compress_pass(decoder, contexts, prompt, tokens), j)
+
+    def vector(self, said: Tensor, j: int) -> Tensor:
+        """Unit vectors of what was said of pictures or texts, [B, ≥ j, D] → [B, D]"""
+        if self.recipe.vector == "token":
+            return embed(said, "last")
+        return embed(said[:, :j], self.recipe.vector)
+
+    # ------------------------------------------------------------------ losses
+    def hidden(self, memory: Memory, rows: Rows, weights: Any, fast: bool = True) -> Tensor:
+        """The answer pass: last hidden states where a label is, [N, D]"""
+        embeds, positions, bias, at = answer_rows(self.language, self.prompts.prefix, memory, rows)
+        out, _ = self.language.run(weights, embeds, positions, bias, memory.past, fast=fast)
+        return out.flatten(0, 1)[at]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The recipe's losses and their weighted sum, "loss"."""
+        recipe, language = self.recipe, self.language
+        found: dict[str, Tensor] = {}
+        with nullcontext() if recipe.kind == "base" else torch.no_grad():
+            dense = self.dense(batch.features)
+        stage = self.adapted("compress") if recipe.kind in LANGUAGE else None
+        said = None
+        if recipe.answer or recipe.distill:
+            memory, said = self.memory(batch.features, batch.k, stage, dense)
+            logits = language.logits(self.hidden(memory, batch.rows, self.adapted("answer")))
+            found["answer"] = answer_loss(logits, batch.rows.targets)
+            if recipe.distill:
+                with torch.no_grad():
+                    seen = Memory(dense, None, torch.full_like(batch.k, PLACES))
+                    teacher = language.logits(self.hidden(seen, batch.rows, language.weights(None)))
+                found["distill"] = distillation_loss(logits, teacher)
+            if recipe.apart:
+                found["apart"] = apart(memory.slots)
+            if recipe.rebuild:
+                with autocast(dense.device):
+                    found["rebuild"] = self.own["rebuild"](memory.slots, batch.k, dense)
+        if recipe.contrastive:
+            pairs = len(batch.captions)
+            if said is None:
+                said = self.said(dense[:pairs], stage, MOST)
+            images = self.vector(said[:pairs], batch.j) if recipe.kind != "last" else embed(said, "mean")
+            texts = self.texts(batch.captions, batch.caption_lengths, stage, batch.j)
+            scale = self.own["tokens"].logit_scale
+            with torch.no_grad():
+                scale.clamp_(max=MAX_LOGIT_SCALE)
+            found["contrastive"], found["hits"] = contrastive_loss(images, texts, scale)
+        names = ("answer", "distill", "contrastive", "apart", "rebuild")
+        found["loss"] = sum(getattr(recipe, name) * found[name] for name in names if name in found)
+        return found
+
+
+class Rebuild(nn.Module):
+    """The dense tokens, normalised, from the first k of S: learned places attend to them. Training alone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.places = nn.Parameter(0.02 * torch.randn(PLACES, size))
+        self.attention = nn.MultiheadAttention(size, size // 64, batch_first=True)
+        self.out = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
+
+    def forward(self, summary: Tensor, k: Tensor, dense: Tensor) -> Tensor:
+        hidden = torch.arange(summary.shape[1], device=k.device) >= k[:, None]
+        summary = F.layer_norm(summary.float(), summary.shape[-1:])
+        places = self.places.expand(len(summary), -1, -1)
+        seen, _ = self.attention(places, summary, summary, key_padding_mask=hidden, need_weights=False)
+        target = F.layer_norm(dense.float(), dense.shape[-1:])
+        return F.mse_loss(self.out(places + seen).float(), target)
+
+
+def apart(summary: Tensor) -> Tensor:
+    """Mean squared cosine between what two outputs of one picture say beyond what they say of any, [B, S, D] → scalar
+
+    ReMatch has it on the outputs themselves; what these have in common for all pictures is no fault.
+    """
+    own = F.normalize((summary - summary.mean(0, keepdim=True)).float(), dim=-1)
+    alike = (own @ own.mT).square()  # [B, S, S]
+    count = alike.shape[-1]
+    return (alike.sum((1, 2)) - alike.diagonal(dim1=1, dim2=2).sum(1)).mean() / (count * (count - 1))
+
+
+def linear_weights(kind: str) -> Tensor:
+    """Weights over the 14 × 14 grid for each k, zeros beyond it, [5, 16, 196]"""
+    side = int(PLACES**0.5)
+    grid = torch.eye(PLACES).view(PLACES, side, side)
+    out = torch.zeros(len(KS), MOST, PLACES)
+    for number, (k, shape) in enumerate(SHRUNK.items()):
+        if kind == "average":
+            out[number, :k] = nested_averages(PLACES, k)
+        elif kind == "pool":
+            out[number, :k] = F.adaptive_avg_pool2d(grid, shape).flatten(1).T
+        elif kind == "uniform":
+            ys, xs = (((torch.arange(c) + 0.5) * side / c).long() for c in shape)
+            out[number, torch.arange(k), (ys[:, None] * side + xs).flatten()] = 1
+    return out
+
+
+def autocast(device: torch.device) -> Any:
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,389 @@
+"""The study smol196: its own fast model against transformers' and the package's, and the whole run at toy size."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from conftest import settings, shake, toy_base
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from eval.studies import smol_splits
+from eval.studies.smol196 import (
+    compressors,
+    features,
+    measure,
+    pictures,
+    prepare,
+    report,
+    run,
+    scoring,
+    tasks,
+    training,
+    weights,
+)
+from eval.studies.smol196.compressors import Compressor
+from eval.studies.smol196.data import Batch, Data, Prompts
+from eval.studies.smol196.model import PROJECTIONS, Language, Lora, Projector, Shape
+from eval.studies.smol196.recipes import RECIPES, Recipe, recipe
+from eval.studies.smol196.rows import Memory, Rows, answer_rows, offsets
+from llava_fwd2bot import add_fwd2bot
+
+SHAPE = Shape(vocabulary=90, hidden=128, wide=160, layers=2, heads=2, groups=1)
+NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
+NAMES |= {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+CPU = torch.device("cpu")
+
+
+def as_language(model: torch.nn.Module) -> Language:
+    """transformers' Llama with tied embeddings, as the study's `Language`."""
+    c = model.config
+    sizes = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers)
+    theta = c.rope_parameters["rope_theta"]
+    language = Language(Shape(*sizes, c.num_attention_heads, c.num_key_value_heads, theta, c.rms_norm_eps)).to(
+        next(model.parameters()).dtype
+    )
+    state = {n: torch.stack([layer.get_submodule(NAMES[n]).weight for layer in model.layers]) for n in PROJECTIONS}
+    state["norm_in"] = torch.stack([layer.input_layernorm.weight for layer in model.layers])
+    state["norm_mlp"] = torch.stack([layer.post_attention_layernorm.weight for layer in model.layers])
+    state |= {"norm_out": model.norm.weight, "words": model.embed_tokens.weight}
+    language.load_state_dict(state)
+    return language
+
+
+def as_lora(model: torch.nn.Module, stage: str, rank: int, shape: Shape) -> Lora:
+    """One of the package's adapters as the study's."""
+    tensors, lora = model._stages.tensors(stage), Lora(shape, rank)
+    with torch.no_grad():
+        for name in PROJECTIONS:
+            for part, side in ((lora.down, "lora_A"), (lora.up, "lora_B")):
+                found = [t for key, t in tensors.items() if f"{NAMES[name]}.{side}." in key]
+                part[f"_{name}"].copy_(torch.stack(found))
+    return lora
+
+
+def text_rows(tokens: torch.Tensor, segment: torch.Tensor, ahead: torch.Tensor) -> Rows:
+    return Rows(tokens, segment, offsets(segment), ahead, tokens.flatten().roll(-1)[ahead])
+
+
+@pytest.mark.parametrize("residual", ["none", "average"])
+def test_losses_are_the_packages(processor, residual, monkeypatch):
+    """The study's rows, merged adapters and losses must be Fwd2Bot's own, or what it finds says nothing of it."""
+    base = toy_base(processor)
+    base.lm_head.weight = base.get_input_embeddings().weight
+    config = settings(num_summary_tokens=16, residual=residual, lora_alpha=8, pooling="mean")
+    model = shake(add_fwd2bot(base, config, processor))
+    language = as_language(model.model.language_model)
+    chosen = Recipe("test", "fwd2bot", rank=4, contrastive=1.0, residual=residual == "average")
+    tokens = model.fwd2bot
+    prefix = torch.tensor([1, 300])
+    prompts = Prompts(prefix, tokens.image_prompt_ids.tolist(), tokens.text_prompt_ids.tolist(), 2)
+    projector = Projector(8, 64, 196)
+    ours = Compressor(chosen, language, projector, prompts)
+    ours.own["tokens"].load_state_dict(tokens.state_dict())
+    ours.compress, ours.answer = (as_lora(model, s, 4, language.shape) for s in ("compress", "answer"))
+
+    raw = torch.randint(0, 255, (3, 227, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    dense = ours.dense(raw).detach()
+    monkeypatch.setattr(model, "_dense_tokens", lambda **_: list(dense))
+    text = torch.tensor([[310, 311, 312, 313, 2], [314, 315, 316, 2, 0], [317, 318, 319, 320, 2]])
+    segment = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    labelled = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    captions, lengths = torch.tensor([[330, 331, 332], [333, 334, 0], [335, 336, 337]]), [3, 2, 3]
+    image = torch.full((3, 1), model.config.image_token_id)
+    ids = torch.cat([prefix.expand(3, -1), image, text], dim=1)
+    mask = torch.cat([torch.ones(3, 3, dtype=torch.long), segment], dim=1)
+    labels = torch.cat([torch.full((3, 3), -100), text.masked_fill(~labelled, -100)], dim=1)
+    theirs = model(
+        input_ids=ids,
+        attention_mask=mask,
+        labels=labels,
+        pixel_values=torch.zeros(3, 3, 32, 32),
+        caption_input_ids=captions,
+        caption_attention_mask=(captions > 0).long(),
+    )
+    ahead = labelled.flatten().nonzero().flatten() - 1
+    k = torch.full((3,), 16)
+    batch = Batch(raw, text_rows(text, segment, ahead), k, 16, captions, lengths)
+    found = ours.losses(batch)
+    torch.testing.assert_close(found["answer"], theirs.answer_loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["contrastive"], theirs.contrastive_loss, rtol=1e-4, atol=1e-4)
+    theirs.loss.backward()
+    found["loss"].backward()
+    mine = ours.own["tokens"].tokens.grad
+    torch.testing.assert_close(mine, tokens.tokens.grad, rtol=1e-3, atol=1e-3 * float(mine.abs().max()))
+    down = model._stages.tensors("compress")
+    key = next(key for key in down if "layers.1.self_attn.v_proj.lora_A" in key)
+    expected = down[key].grad
+    torch.testing.assert_close(
+        ours.compress.down["_v"].grad[1], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    )
+
+
+@pytest.fixture
+def language():
+    torch.manual_seed(0)
+    return Language(SHAPE).double()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_questions_of_a_row_stand_as_if_alone(language, stored):
+    """Several questions share a row to save time; none may see another, nor the slots beyond k."""
+    prefix, adapted = torch.tensor([1, 2, 3]), language.weights(None)
+    slots = torch.randn(1, 5, 128, dtype=torch.float64)
+    memory = Memory(slots, None, torch.tensor([3]))
+    if stored:
+        _, past = language.run(adapted, slots, keep=True)
+        memory = Memory(None, past, torch.tensor([3]), 5)
+    both = torch.tensor([[10, 11, 12, 20, 21, 22, 23, 0]])
+    segment = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]])
+
+    def last(tokens: torch.Tensor, segment: torch.Tensor, at: int, memory: Memory) -> torch.Tensor:
+        rows = text_rows(tokens, segment, torch.tensor([at]))
+        embeds, positions, bias, place = answer_rows(language, prefix, memory, rows)
+        out, _ = language.run(adapted, embeds, positions, bias, memory.past)
+        return out.flatten(0, 1)[place]
+
+    together = last(both, segment, 6, memory)
+    alone = last(both[:, 3:7], segment[:, 3:7], 3, memory)
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+    if not stored:
+        fewer = Memory(slots[:, :3], None, torch.tensor([3]))
+        torch.testing.assert_close(last(both, segment, 6, fewer), together, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_are_read_as_gguf_writes_them():
+    """The weights travel in their published blocks: our reader must agree with the format's own library."""
+    if find_spec("gguf") is None:
+        pytest.skip("gguf is not installed")
+    from gguf import GGMLQuantizationType, quants
+
+    values = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    for bits, kind in ((4, GGMLQuantizationType.Q4_1), (8, GGMLQuantizationType.Q8_0)):
+        blocks = quants.quantize(values, kind)
+        expected = torch.from_numpy(quants.dequantize(blocks, kind))
+        assert torch.equal(weights.dequantise(torch.from_numpy(blocks), bits), expected)
+
+
+# ---------------------------------------------------------------------- the whole study
+OBJECTS = "dog horse bird ball car boat hat tree snow grass bench table".split()
+
+
+def write_data(folder) -> None:
+    """Photographs, captions and questions in the layout of the real data."""
+    rng = random.Random(0)
+    for name, files in (("flickr8k", ("train", "dev")), ("coco_val2017", ("captions",)), ("daquar", ("train",))):
+        (folder / name / "images").mkdir(parents=True)
+        for file in files:
+            lines = []
+            for i in range(48):
+                image = f"{file}{i}.png"
+                Image.new("RGB", (40, 30), tuple(rng.randint(0, 255) for _ in range(3))).save(
+                    folder / name / "images" / image
+                )
+                thing, other = OBJECTS[i % 12], OBJECTS[(i * 5 + 1) % 12]
+                entry = {"image": image, "captions": [f"A {thing} near a {other} ."] * 5}
+                if name == "daquar":
+                    entry = {"image": image, "question": "what is on the desk ?", "answer": thing}
+                lines.append(json.dumps(entry) + "\n")
+            (folder / name / f"{file}.jsonl").write_text("".join(lines))
+
+
+def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special[1:])
+
+
+def toy_blocks(rows: tuple[int, ...], bits: int, generator: torch.Generator) -> torch.Tensor:
+    blocks = torch.randint(0, 256, (*rows[:-1], rows[-1] // 32, 20 if bits == 4 else 34), generator=generator)
+    blocks = blocks.to(torch.uint8)
+    small = torch.tensor([0.03 if bits == 4 else 0.003, -0.2], dtype=torch.float16)[: 2 if bits == 4 else 1]
+    blocks[..., : 2 * len(small)] = small.view(torch.uint8)
+    return blocks.flatten(-2)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """What `prepare` and `features` leave, at toy size: a random language model, random features of 16 channels."""
+    folder = tmp_path_factory.mktemp("study")
+    data, out = folder / "data", folder / "out"
+    out.mkdir()
+    write_data(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smol_splits, "FLICKR_TUNING", 20)
+        patch.setattr(smol_splits, "DAQUAR_REPORTED", 4)
+        patch.setattr(smol_splits, "DAQUAR_TUNING", 4)
+        sizes = {s: tasks.Sizes(8, 8, 3, 2) for s in tasks.SIZES}
+        texts = [" ".join([i.question, *i.truth]) for i in all_items(data, sizes)]
+        template = "user assistant Summarize the image text in a few words ."
+        tokenizer = word_tokenizer([*texts, template])
+        vocabulary = prepare.write_rows(data, out, sizes, tokenizer, seed=0)
+    prepare.write_photos(data, out, quality=30)
+    generator = torch.Generator().manual_seed(0)
+    shape = Shape(len(vocabulary), 128, 160, 3, 2, 1)
+    tensors = {n: toy_blocks((3, *shape.sizes(n)), 4, generator) for n in PROJECTIONS}
+    tensors["words"] = toy_blocks((shape.vocabulary, 128), 8, generator)
+    tensors |= {"norm_in": torch.ones(3, 128), "norm_mlp": torch.ones(3, 128), "norm_out": torch.ones(128)}
+    save_file(tensors, out / "lm-0.safetensors")
+    count = len(json.loads((out / "pictures.json").read_text()))
+    np.save(out / "features.npy", np.random.default_rng(0).integers(0, 256, (count, 227, 16), dtype=np.uint8))
+    run.main(["base", "--folder", str(out), "--steps", "2", "--batch", "4", "--device", "cpu"])
+    return out
+
+
+def all_items(data, sizes) -> list[tasks.Item]:
+    return [i for split in sizes for e in tasks.entries(data, split, sizes[split]) for i in e.items]
+
+
+def test_collages_do_not_overlap_and_render(study):
+    """Ground truth holds only while no photograph covers another; and every picture must come out whole."""
+    album = features.Album(study)
+    seen = set()
+    for spec in json.loads((study / "pictures.json").read_text()):
+        picture = pictures.Picture.of(spec)
+        seen.add(picture.kind)
+        for i, part in enumerate(picture.parts):
+            assert 0 <= part.box[0] < part.box[2] <= pictures.SIDE and 0 <= part.box[1] < part.box[3] <= pictures.SIDE
+            assert all(pictures._apart(part.box, other.box) for other in picture.parts[:i])
+    assert seen == {"single", "collage", "words"}
+    assert pictures.render(picture, album).size == (448, 448)
+
+
+def test_no_photograph_is_in_two_splits(study):
+    with np.load(study / "rows.npz") as stored:
+        ends = np.cumsum(stored["counts"])
+    specs = json.loads((study / "pictures.json").read_text())
+    parts = [{p[0] for spec in specs[a:b] for p in spec[1]} for a, b in zip([0, *ends], ends, strict=False)]
+    assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
+def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path):
+    """All recipes train, are measured, and come back in one archive; what is done stays done."""
+    specs = ["pool:rate=2e-3,steps=1", "dense:steps=150", "random:steps=1", "query:steps=1", "last:steps=150"]
+    specs += ["downsample:steps=1", "token-all:steps=1", "residual:rate=auto,steps=150", "kv:steps=150"]
+    specs += ["winner:steps=150,keep=true"]  # token-all is the only quick run for both ends
+    data = Data(study, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train", lambda model, *a, **k: {"curve": [], "seconds": 0.0})
+        done = run.work(study, data, specs, float("inf"), batch=6, singles=3)
+        assert len(done) == len(specs)
+        assert run.work(study, data, specs, float("inf"), batch=6, singles=3) == []
+    run.collect(study, tmp_path, base=False)
+    assert (tmp_path / "runs.tar.gz").exists()
+    assert (tmp_path / "token-all_steps-150.compress.safetensors").exists()
+    report.write_report(study, tmp_path / "found", lambda rows: [" ".join(map(str, r[:3])) for r in rows])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["entry"]) == 8 and "dense_steps-150" in (tmp_path / "found.md").read_text()
+    with np.load(study / "runs" / "kv_steps-150" / "answers.npz") as stored:
+        assert {"k1", "k16"} <= set(stored.files) and stored["k1"].any()
+
+
+def test_every_loss_reaches_every_parameter(study):
+    """A recipe with a part that gets no gradient would compare something that was never trained."""
+    data = Data(study, CPU)
+    base = run.open_base(study, data)
+    for chosen in RECIPES.values():
+        if chosen.kind == "base":
+            continue
+        model = run.build(chosen, base, data)
+        for lora in (model.compress, model.answer):
+            if lora is not None:
+                for up in lora.up.values():  # at its start of zero the other half gets no gradient
+                    torch.nn.init.normal_(up, std=0.02)
+        losses = model.losses(data.batch(0, chosen, batch=6, singles=3))
+        assert torch.isfinite(losses["loss"])
+        losses["loss"].backward()
+        idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+        idle -= {"own.tokens.logit_scale"} if not chosen.contrastive else set()
+        idle -= {"own.tokens.tokens"} if chosen.kind == "last" else set()
+        idle -= {"own.rebuild.attention.in_proj_bias"}
+        assert not idle, f"{chosen.name}: {sorted(idle)}"
+
+
+def test_stopped_training_goes_on_where_it_was(study, tmp_path):
+    data = Data(study, CPU)
+    base = run.open_base(study, data)
+    chosen = recipe("token:steps=4")
+    whole = run.build(chosen, base, data)
+    training.train(whole, data, tmp_path / "whole", float("inf"), batch=6, singles=3)
+    clock = iter([0, 0, 1e9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.time, "time", lambda: next(clock, 0))
+        halves = run.build(chosen, base, data)
+        assert training.train(halves, data, tmp_path / "halves", 1.0, batch=6, singles=3) is None
+        fresh = run.build(chosen, base, data)
+        assert training.train(fresh, data, tmp_path / "halves", 1.0, batch=6, singles=3) is not None
+    for (name, a), b in zip(whole.named_parameters(), fresh.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["token-all", "kv", "residual"])
+def test_a_gpus_types_fit_together(study, name, monkeypatch):
+    """On a GPU the passes run in bfloat16: a mismatch of types would show there only."""
+    monkeypatch.setattr(Language, "dtype", property(lambda self: torch.bfloat16))
+    monkeypatch.setattr(compressors, "autocast", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    data = Data(study, CPU)
+    built = run.build(recipe(name), run.open_base(study, data), data)
+    loss = built.losses(data.batch(0, built.recipe, batch=4, singles=2))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert np.isfinite(list(measure.Reader(built, data).tuning_loss(4).values())).all()
+
+
+@pytest.mark.parametrize("name", ["fwd2bot", "kv", "dense", "downsample"])
+def test_generation_is_the_full_forward(study, name):
+    """Answers go through stored keys and values; they must be those that the whole row gives, token by token."""
+    data = Data(study, CPU)
+    model = run.build(recipe(f"{name}:seed=1"), run.open_base(study, data), data)
+    for lora in filter(None, (model.compress, model.answer)):
+        for up in lora.up.values():
+            torch.nn.init.normal_(up, std=0.2)
+    with torch.inference_mode():
+        reader = measure.Reader(model, data, chunk=4)
+        at = np.flatnonzero(data.arrays["question_task"] == tasks.TASKS.index("at"))[:4]
+        rows = reader._questions(at)
+        memory = reader.memory(torch.from_numpy(data.arrays["question_picture"][at].astype(np.int64)), 4)
+        said = measure.generate(model.language, reader.answer, data, memory, rows, 6)
+        grown = torch.cat([rows.tokens, said], dim=1)
+        segment = torch.cat([rows.segment, torch.ones_like(said)], dim=1)
+        offset = torch.cat([rows.offset, rows.offset[:, -1:] + 1 + torch.arange(6)], dim=1)
+        width = grown.shape[1]
+        ahead = (torch.arange(4)[:, None] * width + width - 7 + torch.arange(6)).flatten()
+        hidden = model.hidden(memory, Rows(grown, segment, offset, ahead, ahead), reader.answer)
+        expected = model.language.logits(hidden).argmax(-1).view(4, 6)
+    for got, want in zip(said.tolist(), expected.tolist(), strict=True):
+        length = got.index(data.prompts.end) + 1 if data.prompts.end in got else 6
+        assert got[:length] == want[:length]
+
+
+def test_shares_and_claims():
+    """The floor is 0, the bound is 100, intervals are paired, and many claims cost more than one."""
+    task = np.array(["exists"] * 40 + ["words"] * 20)
+    picture = np.concatenate([np.repeat(np.arange(20), 2), 20 + np.arange(20)])
+    rng = np.random.default_rng(0)
+    good = 100.0 * (rng.random(60) < 0.9)
+    scores = {("dense", "k0"): good, ("dense", "wrong"): 0 * good, ("a", "k1"): good, ("b", "k1"): good / 2}
+    table = scoring.Table(scores, np.zeros(60), task, picture)
+    assert table.tasks == ["exists", "words"] and table.measuring() == [True, True]
+    np.testing.assert_allclose(table.overall("a", "k1"), 100)
+    np.testing.assert_allclose(table.overall("b", "k1"), 50)
+    apart = table.overall("a", "k1") - table.overall("b", "k1")
+    assert scoring.chance(apart) < 0.01 and scoring.interval(apart)[1] > 49
+    results = {n: {"recipe": {"kind": kind}} for n, kind in (("dense", "dense"), ("a", "fwd2bot"), ("b", "pool"))}
+    claim = report.claims(table, ["dense", "a", "b"], results)
+    assert [c["verdict"] for c in claim] == ["ahead"] and "ahead" in report.claims_table(claim)
+    shown, rows = report.shares_table(table, ["a", "b"])
+    assert "| b | 50.0 [50.0, 50.0] |" in shown and report.picture(rows).startswith(b"\x89PNG")
+    assert scoring.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert scoring.letters("dog rad", "dog red") == pytest.approx(6 / 7)
+    assert scoring.letters("", "dog") == 0 and scoring.letters("Dog", "dog") == 1
