@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -38,31 +39,59 @@ def open_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes); download or copy it again")
-        with _open_header(path) as image:
+        with path.open("rb") as file:
+            return _decode(file, str(path), max_pixels)
+    except PermissionError as error:
+        raise ImageError(f"{path}: permission denied; make the file readable") from error
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def decode_image(
+    data: bytes,
+    name: str,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
+    """The picture that is the bytes `data`, as `open_image` gives it; errors name it `name`.
+
+    Args:
+        look: called with the opened picture before its pixels are decoded.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty (0 bytes); download or copy it again")
+    return _decode(io.BytesIO(data), name, max_pixels, look)
+
+
+def _decode(
+    file: BinaryIO, name: str, max_pixels: int, look: Callable[[Image.Image], None] | None = None
+) -> Image.Image:
+    try:
+        with _open_header(file) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(
-                    f"{path}: {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
+                    f"{name}: {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
                     "make the picture smaller, or raise max_pixels if you trust the file"
                 )
+            if look is not None:
+                look(image)
             return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a picture that Pillow can read; remove it or convert it to JPEG/PNG") from error
-    except PermissionError as error:
-        raise ImageError(f"{path}: permission denied; make the file readable") from error
+        raise ImageError(f"{name}: not a picture that Pillow can read; remove it or convert it to JPEG/PNG") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ...
-        raise ImageError(f"{path}: damaged or truncated ({error}); download or copy it again") from error
+        raise ImageError(f"{name}: damaged or truncated ({error}); download or copy it again") from error
 
 
-def _open_header(path: Path) -> Image.Image:
+def _open_header(file: BinaryIO) -> Image.Image:
     # Pillow's own limit is a global, known only by a pixel count, and stands in the way of a higher max_pixels.
     # It is lifted for the header alone, under a lock; open_image compares the size before anything is decoded.
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            return Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

@@ -1,0 +1,222 @@
+"""Caches of format 1, where a row was known by a name and held its own tensors: read, and converted to format 2.
+
+Their tables are `images` and `skipped`. A row's one checksum covers all its tokens, so that a part of them is checked
+by reading all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .codecs import get_codec
+from .format import (
+    COMMITS,
+    FILES,
+    FORMAT,
+    OLD_TABLES,
+    SUMMARIES,
+    TABLES,
+    CacheSettings,
+    DamagedCache,
+    blocks,
+    is_local,
+    lancedb_module,
+    lock,
+    one_of,
+    reading,
+)
+from .rows import decoded, tokens_in, vectors_in
+from .tables import OK, create_tables, settings_in
+from .writer import MANY
+
+OLD_ABOUT = ("id", "sha256", "source", "bytes", "modified", "width", "height", "added")
+_TOLD = OLD_ABOUT[:-1]
+
+
+class OldCache:
+    """The reading half of SummaryCache, over format 1."""
+
+    def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
+        self.path, self.settings = path, settings
+        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
+        with reading(path):
+            self.images, self._skipped = (database.open_table(name) for name in OLD_TABLES)
+
+    @classmethod
+    def open(cls, path: str, fingerprint: str | None = None) -> OldCache:
+        from .reader import checked_settings
+
+        database = lancedb_module().connect(path)
+        with reading(path):
+            table = database.open_table(OLD_TABLES[0])
+        return cls(path, database, checked_settings(path, settings_in(table, path), fingerprint))
+
+    @property
+    def local(self) -> bool:
+        return is_local(self.path)
+
+    def __len__(self) -> int:
+        return self.images.count_rows()
+
+    def about(self, columns: Sequence[str] = OLD_ABOUT, where: str | None = None) -> list[dict[str, Any]]:
+        return self._rows(list(columns), where).to_pylist()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        with reading(self.path):
+            return self._skipped.search().limit(None).to_arrow().to_pylist()
+
+    def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
+        """See SummaryCache.get; the whole row is read, as its checksum covers it."""
+        from .summary_file import unknown_id
+
+        most = self.settings.k
+        k = most if k is None else k
+        if not 1 <= k <= most:
+            raise ValueError(f"{self.path} holds {most} tokens per image, but --k asks for {k}.")
+        if not len(ids):
+            return torch.empty(0, k, self.settings.size)
+        rows = self._rows(None, one_of("id", list(dict.fromkeys(ids))))
+        place = {name: i for i, name in enumerate(rows["id"].to_pylist())}
+        for name in ids:
+            if name not in place:
+                known = [row["id"] for row in self.about(["id"])]
+                raise ValueError(unknown_id(Path(self.path), name, known or [""], self.skipped()))
+        if (wrong := self.wrong(rows)).any():
+            names = [name for name, i in place.items() if wrong[i]]
+            raise DamagedCache(f"{self.path} is damaged at {', '.join(names[:3])}.")
+        tokens = tokens_in(self.settings, rows, self.blocks)[[place[name] for name in ids]]
+        return decoded(self.settings, tokens)[:, :k]
+
+    def search(
+        self,
+        vector: Tensor,
+        top: int = 10,
+        where: str | None = None,
+        exact: bool | None = None,
+        columns: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """See SummaryCache.search; columns that format 1 does not have are None."""
+        from .nearest import filter_error
+
+        query = self.images.search(vector.detach().cpu().half().numpy(), vector_column_name="embedding")
+        own = [name for name in dict.fromkeys(("id", *columns)) if name in OLD_ABOUT]
+        query = query.distance_type("cosine").limit(top).select([*own, "_distance"])
+        if where is not None:
+            query = query.where(f"({where})", prefilter=True)
+        query = query.bypass_vector_index() if exact else query.nprobes(20).refine_factor(2)
+        with filter_error(where, OLD_ABOUT), reading(self.path):
+            rows = query.to_list()
+        return [{**{n: row.get(n) for n in ("id", *columns)}, "score": 1 - row["_distance"]} for row in rows]
+
+    def wrong(self, rows: Any) -> np.ndarray:
+        """Which rows (all columns) are not what was written, bool [N]."""
+        tokens, vectors = tokens_in(self.settings, rows, self.blocks), vectors_in(rows)
+        told = zip(*(rows[name].to_pylist() for name in _TOLD), strict=True)
+        found = []
+        for data, vector, names in zip(tokens, vectors, told, strict=True):
+            start = zlib.crc32(vector.astype("<f2").tobytes(), zlib.crc32(np.ascontiguousarray(data)))
+            found.append(zlib.crc32("\0".join(map(str, names)).encode(), start))
+        return np.array(found, np.int64) != rows["crc32"].to_numpy()
+
+    def batches(self, size: int = 1024) -> Iterator[Any]:
+        import pyarrow as pa
+
+        stream = self.images.search().limit(None).to_batches(size)
+        while True:
+            with reading(self.path):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield pa.Table.from_batches([batch])
+
+    def _rows(self, columns: list[str] | None, where: str | None) -> Any:
+        query = self.images.search().limit(None)
+        if columns is not None:
+            query = query.select(columns)
+        if where is not None:
+            query = query.where(where)
+        with reading(self.path):
+            return query.to_arrow()
+
+
+def migrate(path: str | os.PathLike) -> dict[str, Any]:
+    """Converts a cache of format 1 in its place; killed on the way, it is still of format 1, and can be begun again.
+
+    Returns:
+        {"rows", "damaged": ids of rows that were not what was written, and are left out}
+
+    Raises:
+        ValueError: it is not of format 1.
+    """
+    from .reader import SummaryCache
+
+    text = os.fspath(path)
+    with lock(text):
+        old = SummaryCache.open(text)
+        if not isinstance(old, OldCache):
+            raise ValueError(f"{text} is of the newest format already.")
+        settings = CacheSettings(**{**old.settings.__dict__, "format": FORMAT})
+        database = lancedb_module().connect(text)
+        for name in TABLES:  # of a conversion that was killed
+            if name in database.list_tables().tables:
+                database.drop_table(name)
+        create_tables(text, settings, (SUMMARIES, FILES))
+        tables = {name: database.open_table(name) for name in (SUMMARIES, FILES)}
+        damaged = _convert(old, settings, tables)
+        create_tables(text, settings, (COMMITS,))  # from here on it is of format 2
+    cache = SummaryCache.open(text)
+    with cache.writing():
+        cache.record("migrate")
+    if is_local(text):
+        for name in OLD_TABLES:
+            shutil.rmtree(Path(text) / f"{name}.lance", ignore_errors=True)
+    else:
+        for name in OLD_TABLES:
+            database.drop_table(name)
+    return {"rows": len(cache), "damaged": damaged}
+
+
+def _convert(old: OldCache, settings: CacheSettings, tables: dict[str, Any]) -> list[str]:
+    from .rows import file_rows, summary_rows
+    from .tables import BROKEN, KEYS
+    from .writer import root_of
+
+    damaged: list[str] = []
+
+    def put(name: str, rows: Any) -> None:
+        tables[name].merge_insert(KEYS[name]).when_not_matched_insert_all().execute(rows)
+
+    def entry(row: dict[str, Any], **more: Any) -> dict[str, Any]:
+        own = {name: row[name] for name in ("source", "bytes", "modified")}
+        root = root_of(row["source"], row["id"])
+        return {**own, "root": root, "id": row["source"][len(root.rstrip("/")) + 1 :], **more}
+
+    for rows in old.batches():
+        wrong = old.wrong(rows)
+        damaged += [name for name, bad in zip(rows["id"].to_pylist(), wrong, strict=True) if bad]
+        rows = rows.filter((~wrong).tolist())
+        if not rows.num_rows:
+            continue
+        keys = rows["sha256"].to_pylist()
+        first = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
+        some = rows.take(first)
+        sizes = list(zip(some["width"].to_pylist(), some["height"].to_pylist(), strict=True))
+        tokens, vectors = tokens_in(settings, some, old.blocks), vectors_in(some)
+        put(SUMMARIES, summary_rows(settings, some["sha256"].to_pylist(), sizes, tokens, vectors))
+        about = rows.select(list(OLD_ABOUT)).to_pylist()
+        kept = ("sha256", "width", "height", "added")
+        put(FILES, file_rows(settings, [entry(r, status=OK, **{n: r[n] for n in kept}) for r in about]))
+    skipped = old.skipped()
+    for at in range(0, len(skipped), MANY):
+        part = [entry(row, status=BROKEN, reason=row["reason"]) for row in skipped[at : at + MANY]]
+        put(FILES, file_rows(settings, part))
+    return damaged

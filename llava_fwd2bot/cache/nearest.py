@@ -1,0 +1,168 @@
+"""The images nearest to a vector: the vectors are of contents, what a filter asks is of files; here they meet.
+
+Candidates come from the index, or from all vectors, best first. Files of theirs that the filter picks are the hits;
+where they are too few, more candidates are asked for. A filter that few files pass is applied before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .checksum import sums_of
+from .format import FILES, SUMMARIES, first_line, of_engine, one_of, reading
+from .rows import vectors_in
+from .tables import ABOUT, OK, users_columns
+
+if TYPE_CHECKING:
+    from .reader import SummaryCache
+
+EXACT_BELOW = 100_000  # rows up to which a search compares with every row
+REFINED = 20  # hits of the index at least, whose vectors are read to put them in order; or twice what is asked for
+FEW = 2000  # contents whose vectors are compared by name
+MOST = 100_000  # candidates that the index is asked for
+
+
+def nearest(
+    cache: SummaryCache, vector: Tensor, top: int, where: str | None, exact: bool | None, columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """See `SummaryCache.search`."""
+    files = cache.table(FILES)
+    known = [*ABOUT, *users_columns(files.schema)]
+    if unknown := set(columns) - {*known}:
+        raise ValueError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+    total = cache.table(SUMMARIES).count_rows()
+    top = min(top, len(cache)) if top > total else top
+    by_index = not exact and (exact is False or total > EXACT_BELOW) and indexed(cache)
+    ask, allowed = top + 10 if where is None else 5 * top + 50, None
+    while True:
+        whole = not by_index or ask > MOST
+        found = candidates(cache, vector, min(ask, total), not whole, allowed if few(allowed) else None)
+        if allowed is not None:
+            found = [hit for hit in found if hit[0] in allowed]
+        # the filter is read once where it is tried on many
+        condition = where if len(found) <= FEW or allowed is None else None
+        rows = files_of(cache, found[: max(FEW, 2 * top)], condition, columns, known)
+        if len(rows) >= top or (ask >= total and whole) or few(allowed):
+            return rows[:top]
+        if where is not None and allowed is None:
+            allowed = contents(cache, where, known)
+            ask = max(4 * ask, int(1.5 * top * total / max(1, len(allowed))))
+        else:
+            ask *= 4
+
+
+def few(allowed: set[str] | None) -> bool:
+    return allowed is not None and len(allowed) <= FEW
+
+
+def indexed(cache: SummaryCache) -> bool:
+    with reading(cache.path):
+        return any(index.columns == ["embedding"] for index in cache.table(SUMMARIES).list_indices())
+
+
+def candidates(
+    cache: SummaryCache, vector: Tensor, ask: int, by_index: bool, only: set[str] | None
+) -> list[tuple[str, float]]:
+    """(SHA-256, cosine) of the nearest contents whose vectors are whole, best first."""
+    from .index import probes
+
+    query = cache.table(SUMMARIES).search(
+        vector.detach().cpu().half().numpy(), vector_column_name="embedding", query_type="vector"
+    )
+    query = query.distance_type("cosine").limit(max(1, ask))
+    if only is not None:
+        query = query.where(one_of("sha256", sorted(only)), prefilter=True).bypass_vector_index()
+    elif by_index:
+        query = query.nprobes(probes(cache)).refine_factor(max(2, -(-REFINED // max(1, ask))))
+    else:
+        query = query.bypass_vector_index()
+    checked = ask <= FEW
+    names = ["sha256", "_distance", *(("width", "height", "sums", "embedding") if checked else ())]
+    with reading(cache.path):
+        rows = query.select(names).to_arrow()
+    hits = list(zip(rows["sha256"].to_pylist(), (1 - rows["_distance"].to_numpy()).tolist(), strict=True))
+    if not checked or not hits:
+        return hits
+    told = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(rows.num_rows, -1)
+    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    found = sums_of([key for key, _ in hits], sizes, vectors_in(rows), np.empty((len(hits), 0, 1), np.uint8), ())
+    return [hit for hit, own, right in zip(hits, found, told[:, :2], strict=True) if (own == right).all()]
+
+
+def files_of(
+    cache: SummaryCache, hits: Sequence[tuple[str, float]], where: str | None, columns: Sequence[str], known: list[str]
+) -> list[dict[str, Any]]:
+    """The files of these contents that a condition picks, in the order of the contents; of copies the first by path."""
+    if not hits:
+        return []
+    condition = f"{one_of('sha256', [key for key, _ in hits])} AND status = '{OK}'"
+    names = list(dict.fromkeys(["id", "source", "sha256", *columns]))
+    rows = filtered(cache, names, condition, where, known)
+    by_content: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_content.setdefault(row["sha256"], []).append(row)
+    found = []
+    for key, score in hits:
+        for row in sorted(by_content.get(key, []), key=lambda row: row["source"]):
+            found.append({**{n: row[n] for n in ("id", *columns)}, "score": score, "_source": row["source"]})
+    return _spelled(cache, found)
+
+
+def _spelled(cache: SummaryCache, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hits by whole path where their id stands for several files."""
+    names = sorted({hit["id"] for hit in hits})
+    times: dict[str, int] = {}
+    for at in range(0, len(names), FEW):
+        for row in cache.rows(FILES, ["id"], f"{one_of('id', names[at : at + FEW])} AND status = '{OK}'").to_pylist():
+            times[row["id"]] = times.get(row["id"], 0) + 1
+    for hit in hits:
+        source = hit.pop("_source")
+        if times.get(hit["id"], 0) > 1:
+            hit["id"] = source
+    return hits
+
+
+def contents(cache: SummaryCache, where: str, known: list[str]) -> set[str]:
+    """The contents of the files that a condition picks."""
+    return {row["sha256"] for row in filtered(cache, ["sha256"], f"status = '{OK}'", where, known)}
+
+
+def filtered(
+    cache: SummaryCache, names: list[str], condition: str, where: str | None, known: list[str]
+) -> list[dict[str, Any]]:
+    if where is None:
+        return cache.rows(FILES, names, condition).to_pylist()
+    with filter_error(where, known):
+        # in brackets: the parser takes the longest condition that it understands, and drops what follows
+        return cache.table(FILES).search().where(f"({where}) AND {condition}").select(names).limit(None).to_list()
+
+
+@contextmanager
+def filter_error(where: str | None, known: Sequence[str]) -> Iterator[None]:
+    """ValueError that names the filter and the columns, for whatever LanceDB raises within."""
+    if where is not None:
+        check_filter(where)
+    try:
+        yield
+    except BaseException as error:
+        if where is None or not of_engine(error):
+            raise
+        columns = ", ".join(known)
+        raise ValueError(f"The filter {where!r} does not work: {first_line(error)}. Columns: {columns}.") from error
+
+
+# functions by which a short condition makes a text of any length, and thereby ends the process for lack of memory
+_MULTIPLY = ("repeat", "lpad", "rpad", "generate_series", "range", "array_repeat", "list_repeat", "array_resize")
+
+
+def check_filter(where: str) -> None:
+    """ValueError for a condition that could end the process, and not the search alone."""
+    for name in _MULTIPLY:
+        if re.search(rf"\b{name}\s*\(", where, re.IGNORECASE):
+            raise ValueError(f"The filter {where[:200]!r} does not work: {name}() is not allowed in a filter.")
