@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .bottleneck import Collapsed, collapse, compress_pass, embed, nested_averages
+from .checkpoint.files import save_checkpoint
 from .modeling.attach import Fwd2BotAttachMixin
 from .modeling.generation import Fwd2BotGenerationMixin
 from .modeling.objective import Batch, Fwd2BotLossMixin
@@ -303,8 +304,6 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
             is_main_process: False on the ranks that do not write.
             state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
         """
-        from .checkpoint.files import save_checkpoint
-
         if not kwargs.get("is_main_process", True):
             return
         save_checkpoint(self, save_directory, processor=kwargs.get("processor"), state_dict=kwargs.get("state_dict"))

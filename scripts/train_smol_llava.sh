@@ -20,7 +20,7 @@ train() { # NAME ARGUMENTS…: skipped when its result is there
     [ -e "$work/$name.done" ] && return
     # bfloat16 is 1.8 times as fast as float32 on a CPU that has it (AVX512-BF16); eager attention beats the fused kernel
     # there at these lengths
-    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m ${MODULE:-llava_fwd2bot.training.command} \
+    torchrun --nproc_per_node "${PROCESSES:-2}" --master_port "${PORT:-29510}" -m ${MODULE:-llava_fwd2bot train} \
         --image_folder "$data" --output_dir "$work/$name" --bf16 True --attn_implementation "${ATTENTION:-eager}" \
         --lr_scheduler_type cosine --warmup_steps 20 --logging_steps 20 --save_strategy steps --save_steps 50 \
         --save_total_limit 1 --report_to none --disable_tqdm True --ddp_find_unused_parameters False "$@" ${DEVICE_ARGS:-}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..checkpoint.load import load_for_inference
 from .compressor import Compressor
 from .reader import SummaryCache
 from .sources import CHUNK, Filled, SourceImage, digest_of, fits, found_again, outdated, skip, too_large
@@ -28,12 +29,8 @@ class Worker:
     """Loads the model once; reads and compresses batches of {"id", "path"}."""
 
     def __init__(self, path: str, loading: dict[str, Any], k: int, batch_size: int, max_pixels: int | None, known: Any):
-        from argparse import Namespace
-
-        from ..cli.options import load_model
-
         self.known = known
-        self.compressor = Compressor(*load_model(Path(path), Namespace(**loading)), k, batch_size, max_pixels)
+        self.compressor = Compressor(*load_for_inference(path, **loading), k, batch_size, max_pixels)
         self.shape = (k, self.compressor.words.shape[1])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -83,7 +80,7 @@ def fill_by_ray(
     """Brings `cache` up to date with `images` by Ray; see `fill.fill`.
 
     Args:
-        path: the checkpoint. loading: what `options.load_model` reads: base, device, dtype, load_4bit, load_8bit.
+        path: the checkpoint. loading: by keyword to `load_for_inference`.
         actors: default: one per GPU of the cluster, or one where there is none.
     """
     try:

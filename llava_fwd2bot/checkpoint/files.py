@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import CONFIG_NAME, Fwd2BotConfig, read_json, write_json
-from ..modeling.fingerprint import fingerprint
 from ..version import __version__
+from .fingerprint import fingerprint
 
 TENSORS_NAME = "fwd2bot.safetensors"
 ADAPTER_NAME = "adapter_model.safetensors"

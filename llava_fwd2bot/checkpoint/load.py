@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import CONFIG_NAME
-from ..hosts import host_class, install
-from ..modeling.fingerprint import check_base
-from ..smol import base_folder, checkpoint_folder, is_smol
-from .files import load_weights, read_checkpoint
+from ..config import read_json
+from ..hosts.opening import base_of, local_folder, open_checkpoint
+from ..smol import base_folder, is_smol
+from .files import read_checkpoint
 
 # the original LLaVA's model types, unknown to transformers
 ORIGINAL = {
@@ -23,13 +22,11 @@ ORIGINAL = {
     "llava_mistral": "LlavaMistralForCausalLM",
     "llava_qwen": "LlavaQwenForCausalLM",
 }
-# names that belong to the checkpoint's own place on a hub, not to its base
-_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-_AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "adapter_kwargs", "subfolder")
 
 
 def register() -> None:
     """Lets transformers' Auto classes open Fwd2Bot checkpoints, and smol-llava, whose vision tower is ours."""
+    # late: the original LLaVA runs on a transformers that lacks some of these classes
     from ..hosts import llava, llava_next, llava_onevision
     from ..smol import tower
 
@@ -73,67 +70,40 @@ def load_fwd2bot(
     return model, model.load_processor(processor_source(path, base))
 
 
-def open_checkpoint(
-    path: str | os.PathLike, base: str | os.PathLike | None = None, host: type | None = None, **loading: Any
-) -> nn.Module:
-    """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
-    path = local_folder(path, loading)
-    for name in ("revision", *_AUTO):
-        loading.pop(name, None)
-    settings = read_checkpoint(path)
-    trained = settings["base"].get("trained")  # adapters="none": the checkpoint brings the language model along
-    source = str(path / trained) if trained else base_of(path, base, settings)
-    host = host or host_class(settings["base"]["fingerprint"]["class"])
-    quantization = loading.get("quantization_config")
-    if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
-        quantization.llm_int8_skip_modules = list(host.quantization_skip)
-    model = host.load_base(source, **loading)
-    if base is None and is_smol(settings["base"]["name_or_path"]):
-        model.name_or_path = settings["base"]["name_or_path"]  # saved again it must not name a cache's folder
-    install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
-    check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
-    load_weights(model, path)
-    model.adopt_settings(path)
-    return model.eval()
-
-
-def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
-    """`path` itself, the folder in this package, or the folder that the hub's copy of it was brought to."""
-    if is_smol(path):
-        return checkpoint_folder()
-    if Path(path).exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
-    except Exception as error:  # of many kinds: no such repository, no right to it, no network
-        raise FileNotFoundError(
-            2, f"There is no such folder here, and the hub did not give it either ({error})", str(path)
-        ) from error
-
-
-def base_of(
-    path: str | os.PathLike, base: str | os.PathLike | None = None, settings: dict[str, Any] | None = None
-) -> str:
-    """Where the base of the checkpoint at `path` is: as given, as named, or at the same place beside the checkpoint.
+def load_for_inference(
+    path: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    load_4bit: bool = False,
+    load_8bit: bool = False,
+) -> tuple[nn.Module, Any]:
+    """`load_fwd2bot` by what a command line says: names of a device (default: CUDA where there is one) and of a dtype.
 
     Raises:
-        FileNotFoundError: the checkpoint names a folder that is not there any more, or no base at all.
+        ValueError: there is no such device.
     """
-    if base is not None:
-        return str(base)
-    named = (settings or read_checkpoint(path))["base"]
-    if is_smol(named["name_or_path"]):
-        return str(base_folder())
-    relative = named.get("relative_path")
-    for folder in (relative and Path(path) / relative, relative and Path(named["name_or_path"])):
-        if folder and folder.is_dir():
-            return str(folder.resolve())
-    if relative or not named["name_or_path"]:
-        where = named["name_or_path"] or "a model that had no name"
-        raise FileNotFoundError(2, f"The base of {path} is missing. Pass where it is now: base=…", where)
-    return named["name_or_path"]
+    place = _device(device)
+    loading: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    if not (load_4bit or load_8bit):
+        model, processor = load_fwd2bot(path, base, **loading)
+        return model.to(place), processor
+    loading["device_map"] = {"": place}
+    if load_4bit and dtype == "auto":  # bitsandbytes computes in float32 unless it is told
+        loading["dtype"] = getattr(torch, str(read_json(Path(path) / "config.json").get("dtype") or "float16"))
+    return load_fwd2bot(path, base, load_in_4bit=load_4bit, load_in_8bit=load_8bit, **loading)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
+    return device
 
 
 def processor_source(path: str | os.PathLike, base: str | os.PathLike | None = None) -> str:
@@ -192,8 +162,3 @@ def base_class_name(base: str | os.PathLike) -> str:
 
     named = original_class_name(base)
     return named or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(base))].__name__
-
-
-def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a Fwd2Bot checkpoint, rather than a base, is at `path`."""
-    return (Path(path) / CONFIG_NAME).is_file()

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint.files import read_checkpoint
-from ..checkpoint.load import base_of
 from ..config import Fwd2BotConfig, read_json
+from ..hosts.opening import base_of
 from ..smol import cached_base, is_smol
 
 

@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(argv[1:])
             return 0
         if argv[:2] == ["llava", "train"]:
-            from ..hosts.original.train import train as train_original
+            from ..training.original import train as train_original
 
             train_original(argv[2:])
             return 0
         if argv[:2] == ["llava", "eval"]:
-            from ..hosts.original.evaluate import evaluate
+            from ..evaluation.original import evaluate
 
             evaluate(argv[2:])
             return 0

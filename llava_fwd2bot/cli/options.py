@@ -50,7 +50,7 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
 
 
 def folder_of(name: str) -> Path:
-    from ..checkpoint.load import local_folder
+    from ..hosts.opening import local_folder
 
     try:
         return local_folder(name, {})
@@ -71,37 +71,11 @@ def checked(name: str, *ks: int | None) -> tuple[Path, int]:
 
 def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     """(model, processor) on the device and in the precision asked for."""
-    import torch
+    from ..checkpoint.load import load_for_inference
 
-    from ..checkpoint.load import load_fwd2bot
-    from ..config import read_json
-
-    device = _device(args.device)
-    loading: dict[str, Any] = {"dtype": "auto" if args.dtype == "auto" else getattr(torch, args.dtype)}
-    if not (args.load_4bit or args.load_8bit):
-        model, processor = load_fwd2bot(path, args.base, **loading)
-        return model.to(device), processor
-    loading["device_map"] = {"": device}
-    if args.load_4bit:
-        if args.dtype == "auto":  # bitsandbytes computes in float32 unless it is told
-            loading["dtype"] = getattr(torch, str(read_json(path / "config.json").get("dtype") or "float16"))
-    return load_fwd2bot(path, args.base, load_in_4bit=args.load_4bit, load_in_8bit=args.load_8bit, **loading)
+    return load_for_inference(path, args.base, args.device, args.dtype, args.load_4bit, args.load_8bit)
 
 
 def quantisation(args: argparse.Namespace) -> str | None:
     """The width that --load-4bit or --load-8bit asks for, as caches and results name it."""
     return "4bit" if args.load_4bit else "8bit" if args.load_8bit else None
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name} is not a device: say cpu, cuda or cuda:1, for example.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here. Try --device cpu.")
-    return device

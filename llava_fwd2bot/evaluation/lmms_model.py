@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .. import load_fwd2bot
 from ..cache.summary_file import fingerprint_of, write_tensors
-from ..checkpoint.load import local_folder
+from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import join_pixels, prepare_pixels
 from .generate import from_base, from_summaries

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..mixin import Fwd2BotMixin
+from .opening import base_of, open_checkpoint
 
 
 class TransformersHost(Fwd2BotMixin):
@@ -56,8 +57,6 @@ class TransformersHost(Fwd2BotMixin):
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, *args: Any, config: Any = None, **loading: Any) -> nn.Module:
         """Opens a Fwd2Bot checkpoint: its base (or `base=`), then what was trained. Other arguments load the base."""
-        from ..checkpoint.load import open_checkpoint
-
         attention = getattr(config, "_attn_implementation_internal", None)  # where AutoConfig puts the argument
         if attention is not None:
             loading.setdefault("attn_implementation", attention)
@@ -69,8 +68,6 @@ class _BaseProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> Any:
-        from ..checkpoint.load import base_of
-
         return AutoProcessor.from_pretrained(base_of(path), **kwargs)
 
 

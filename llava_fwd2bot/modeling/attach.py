@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..bottleneck import SummaryTokens
+from ..checkpoint.fingerprint import fingerprint
 from ..config import Fwd2BotConfig
 from .adapters import SafeSwitch, StageAdapters, TrainedCopy
-from .fingerprint import fingerprint
 
 
 class Fwd2BotAttachMixin:

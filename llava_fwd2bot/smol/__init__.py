@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-NAME = "smol-llava"
+from .name import NAME
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 

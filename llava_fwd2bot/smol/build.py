@@ -21,7 +21,8 @@ from torch import nn
 
 from ..checkpoint.files import file_hash
 from ..config import write_folder
-from . import NAME, tower
+from . import tower
+from .name import NAME
 
 IMAGE_TOKEN = "<image>"
 # distribution, version, file inside it, sha256 of that file

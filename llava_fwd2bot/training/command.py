@@ -10,7 +10,6 @@ accelerate launch it on several processes.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from ..checkpoint.files import write_card
 from ..checkpoint.load import (
     base_class_name,
     base_source,
-    is_checkpoint,
-    open_checkpoint,
     original_class_name,
     processor_source,
     quantization_config,
@@ -33,6 +30,7 @@ from ..checkpoint.load import (
 )
 from ..config import Fwd2BotConfig
 from ..hosts import add_fwd2bot, host_class
+from ..hosts.opening import is_checkpoint, open_checkpoint
 from ..modeling.adapters import lora_target
 from ..processing.conversation import V1_TEMPLATE
 from .arguments import LlavaTrainingArguments, given_settings, parse
@@ -236,9 +234,3 @@ def _training_figures(args: Any, data_args: Any, dataset: LlavaDataset, trainer:
         "Learning rate": args.learning_rate,
         **{f"Last {name.replace('_', ' ')}": value for name, value in last.items() if name != "train_loss"},
     }
-
-
-if __name__ == "__main__":
-    from ..cli.main import main
-
-    raise SystemExit(main(["train", *sys.argv[1:]]))

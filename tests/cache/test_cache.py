@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 
 pytest.importorskip("lancedb")
 
+from llava_fwd2bot.cache import maintenance as tools
 from llava_fwd2bot.cache.format import blocks  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
-from llava_fwd2bot.cache import maintenance as tools
 
 SCRIPTS = str(Path(__file__).parents[2] / "scripts")
 sys.path.insert(0, SCRIPTS)

@@ -13,9 +13,9 @@ from conftest import settings  # noqa: E402
 from original_toys import DENSE, IMAGE, SIDE, clip_tower, original_base, shaken  # noqa: E402
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration  # noqa: E402
 
-from llava_fwd2bot.checkpoint.load import open_checkpoint  # noqa: E402
 from llava_fwd2bot.cli.main import main  # noqa: E402
 from llava_fwd2bot.hosts import host_class, install  # noqa: E402
+from llava_fwd2bot.hosts.opening import open_checkpoint  # noqa: E402
 
 PLACEHOLDER = 127  # transformers' image token, within the toy's vocabulary
 

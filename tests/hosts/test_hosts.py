@@ -41,7 +41,7 @@ def close(a, b):
 
 
 def test_every_host_of_transformers_is_here():
-    ours = {name for name, (module, _) in HOSTS.items() if module != "original"}
+    ours = {name for name, (module, _) in HOSTS.items() if not module.startswith("original")}
     assert {toy(torch.float32).base.__class__.__name__ for toy in TOYS.values()} == ours
 
 

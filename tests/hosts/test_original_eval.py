@@ -22,10 +22,10 @@ from llava.model import LlavaLlamaForCausalLM  # noqa: E402
 from original_toys import clip_tower, conversations, on_disk, shaken  # noqa: E402
 
 from llava_fwd2bot import Fwd2BotConfig, load_fwd2bot  # noqa: E402
+from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
 from llava_fwd2bot.cli.main import main  # noqa: E402
+from llava_fwd2bot.evaluation.original import evaluate  # noqa: E402
 from llava_fwd2bot.hosts import host_class, install  # noqa: E402
-from llava_fwd2bot.hosts.original.evaluate import evaluate  # noqa: E402
-from llava_fwd2bot.hosts.original.load import load_pretrained_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_their_program_on_stored_summaries(toys, tmp_path, capsys):
         found = answers({**toys, "images": gone}, tmp_path, toys["model"], *more, "--from-cache", str(cache))
         assert [line["text"] for line in found] == [line["text"] for line in expected]
     with pytest.raises(ValueError, match="no id 'other/0.png'"):
-        from llava_fwd2bot.hosts.original.summaries import from_cache
+        from llava_fwd2bot.evaluation.original_summaries import from_cache
 
         theirs = ["--image-folder", "x", "--model-path", str(toys["model"])]
         with from_cache(str(cache), theirs, None):

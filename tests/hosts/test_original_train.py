@@ -16,11 +16,11 @@ pytest.importorskip(
 
 from original_toys import clip_tower, conversations, on_disk  # noqa: E402
 
-from llava_fwd2bot import hosts
 from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
+from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
 from llava_fwd2bot.hosts.original import shims
-from llava_fwd2bot.hosts.original.load import load_pretrained_model  # noqa: E402
-from llava_fwd2bot.hosts.original.train import train  # noqa: E402
+from llava_fwd2bot.training import original as programs  # noqa: E402
+from llava_fwd2bot.training.original import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_the_one_flag_on_their_own_train(toys, tmp_path):
         kept.update(model=installed, start={n: p.detach().clone() for n, p in trained(installed)})
         return installed
 
-    install = hosts.install
+    install = programs.install
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hosts, "install", watch)
+        patch.setattr(programs, "install", watch)
         more = ("--fwd2bot", "4", "--num_train_epochs", "16", "--image_aspect_ratio", "square")
         train(command(toys, tmp_path / "m", *more))
     assert sys.argv is argv

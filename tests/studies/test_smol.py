@@ -14,6 +14,7 @@ from eval.studies import smol_splits
 from llava_fwd2bot import register, smol
 from llava_fwd2bot.checkpoint import load
 from llava_fwd2bot.checkpoint.files import read_checkpoint
+from llava_fwd2bot.hosts import opening
 from llava_fwd2bot.smol import build, tower
 from llava_fwd2bot.smol import instructions as make
 
@@ -192,7 +193,7 @@ def test_a_version_without_its_trained_files_says_so(tmp_path, monkeypatch):
 
 def test_a_checkpoint_trained_further_still_names_smol_llava(on_disk, base_dir, processor, tmp_path, monkeypatch):
     """Not the folder of the cache where the base was put together: that is on one machine alone."""
-    monkeypatch.setattr(load, "base_folder", lambda: base_dir)
+    monkeypatch.setattr(opening, "base_folder", lambda: base_dir)
     on_disk.name_or_path = smol.NAME
     for name in ("first", "second"):
         on_disk.save_pretrained(tmp_path / name, processor=processor)

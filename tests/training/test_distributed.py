@@ -112,7 +112,7 @@ def test_the_training_command_on_two_processes(base_dir, llava_data, tmp_path, l
     where = ["--nproc_per_node", "2"] if "distributed" in launcher else ["--cpu", "--num_processes", "2"]
     port = ["--master_port" if "distributed" in launcher else "--main_process_port", free_port()]
     done = subprocess.run(
-        [sys.executable, "-m", launcher, *where, *port, "-m", "llava_fwd2bot.training.command", *argv],
+        [sys.executable, "-m", launcher, *where, *port, "-m", "llava_fwd2bot", "train", *argv],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,

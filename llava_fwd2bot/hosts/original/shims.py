@@ -8,7 +8,7 @@ LLaVA imports it) is taken away again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -19,7 +19,6 @@ import transformers
 import transformers.trainer
 from torch import Tensor, nn
 
-from ...training.arguments import renamed as todays_names
 from .model import OriginalHost
 
 
@@ -164,11 +163,6 @@ def repaired_forward(model: nn.Module) -> None:
 def plain_copy(parameter: Tensor, ignore_status: bool = False, name: str | None = None) -> Tensor:
     """What LLaVA's `maybe_zero_3` does with a parameter that no ZeRO has split."""
     return parameter.detach().cpu().clone()
-
-
-def renamed(argv: Sequence[str]) -> list[str]:
-    """The command line with the names that this transformers has."""
-    return todays_names(argv) if needed("arguments") else list(argv)
 
 
 @contextmanager

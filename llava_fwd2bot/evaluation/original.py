@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from . import shims
-from .load import load_pretrained_model
-from .summaries import from_cache
+from ..checkpoint.original import load_pretrained_model
+from ..hosts.original import shims
+from .original_summaries import from_cache
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -4,7 +4,7 @@
 
 Their parser, data, conversation formats and loop run as they are. Before the trainer is made the model gets Fwd2Bot;
 LoRA is then ours, one adapter per stage, so that `--lora_enable` and its rank are read here and not acted on twice.
-Without the flag nothing but the repairs of original_shims.py differs from `python llava/train/train.py`.
+Without the flag nothing but the repairs of hosts/original/shims.py differs from `python llava/train/train.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig, Trainer
 from transformers.hf_argparser import string_to_bool
 
-from ...checkpoint.load import original_class_name
-from ...config import Fwd2BotConfig, read_json
-from ...training.arguments import Fwd2BotArguments, given_settings
-from ...training.data import read_records
-from ...training.trainer import Fwd2BotTrainerMixin
-from . import shims
-from .model import check_version
+from ..checkpoint.load import original_class_name
+from ..config import Fwd2BotConfig, read_json
+from ..hosts import host_class, install
+from ..hosts.original import shims
+from ..hosts.original.model import check_version
+from .arguments import Fwd2BotArguments, given_settings, renamed
+from .data import read_records
+from .trainer import Fwd2BotTrainerMixin
 
 
 def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
@@ -49,7 +50,7 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
         trainer = importlib.import_module("llava.train.llava_trainer")
     if hasattr(module.TrainingArguments, "attn_implementation"):  # LLaVA-NeXT: an argument of theirs, not train()'s
         theirs += ["--attn_implementation", attention] if attention else []
-    with shims.applied(module, trainer), _command_line(shims.renamed(theirs)):
+    with shims.applied(module, trainer), _command_line(_names_of_today(theirs)):
         if own.fwd2bot is None:
             given_settings(own, argparse.Namespace(lora_enable=True))  # refuses --fwd2bot_… without --fwd2bot
             sys.argv += ["--lora_enable", str(lora)]
@@ -57,6 +58,11 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
         _check(theirs)
         with shims.rebound(module, **_with_fwd2bot(module, own, lora)):
             return module.train(attention)
+
+
+def _names_of_today(argv: Sequence[str]) -> list[str]:
+    """The command line with the names that this transformers has."""
+    return renamed(argv) if shims.needed("arguments") else list(argv)
 
 
 def _check(theirs: Sequence[str]) -> None:
@@ -140,8 +146,6 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool) -> dict[str, Any]:
 
 
 def _add(model: Any, tokenizer: Any, args: Any, own: Any, lora: bool) -> None:
-    from .. import host_class, install
-
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
         raise ValueError("--fwd2bot needs a LLaVA as its base: this model has no vision tower.")
     ranks = {name: getattr(args, name) if lora else None for name in ("lora_r", "lora_alpha", "lora_dropout")}

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...checkpoint.load import base_of, is_checkpoint, local_folder, open_checkpoint, quantization_config
-from ...config import CONFIG_NAME
-from .model import check_version
-from .shims import repaired_forward
+from ..config import CONFIG_NAME
+from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
+from ..hosts.original.model import check_version
+from ..hosts.original.shims import repaired_forward
+from .load import quantization_config
 
 
 def load_pretrained_model(

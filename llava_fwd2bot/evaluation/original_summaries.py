@@ -17,9 +17,9 @@ import llava.mm_utils
 import torch
 from PIL import Image
 
-from ...cache.summary_file import SummaryFile, fingerprint_of
-from . import shims
-from .load import fwd2bot_folder
+from ..cache.summary_file import SummaryFile, fingerprint_of
+from ..checkpoint.original import fwd2bot_folder
+from ..hosts.original import shims
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""Opening a Fwd2Bot checkpoint by its host: the base, Fwd2Bot on it, then what was trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint.files import load_weights, read_checkpoint
+from ..checkpoint.fingerprint import check_base
+from ..config import CONFIG_NAME
+from ..smol import base_folder, checkpoint_folder, is_smol
+from . import host_class, install
+
+# names that belong to the checkpoint's own place on a hub, not to its base
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+_AUTO = ("_from_auto", "_commit_hash", "trust_remote_code", "code_revision", "adapter_kwargs", "subfolder")
+
+
+def open_checkpoint(
+    path: str | os.PathLike, base: str | os.PathLike | None = None, host: type | None = None, **loading: Any
+) -> nn.Module:
+    """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
+    path = local_folder(path, loading)
+    for name in ("revision", *_AUTO):
+        loading.pop(name, None)
+    settings = read_checkpoint(path)
+    trained = settings["base"].get("trained")  # adapters="none": the checkpoint brings the language model along
+    source = str(path / trained) if trained else base_of(path, base, settings)
+    host = host or host_class(settings["base"]["fingerprint"]["class"])
+    quantization = loading.get("quantization_config")
+    if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
+        quantization.llm_int8_skip_modules = list(host.quantization_skip)
+    model = host.load_base(source, **loading)
+    if base is None and is_smol(settings["base"]["name_or_path"]):
+        model.name_or_path = settings["base"]["name_or_path"]  # saved again it must not name a cache's folder
+    install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
+    check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
+    load_weights(model, path)
+    model.adopt_settings(path)
+    return model.eval()
+
+
+def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
+    """`path` itself, the folder in this package, or the folder that the hub's copy of it was brought to."""
+    if is_smol(path):
+        return checkpoint_folder()
+    if Path(path).exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
+    except Exception as error:  # of many kinds: no such repository, no right to it, no network
+        raise FileNotFoundError(
+            2, f"There is no such folder here, and the hub did not give it either ({error})", str(path)
+        ) from error
+
+
+def base_of(
+    path: str | os.PathLike, base: str | os.PathLike | None = None, settings: dict[str, Any] | None = None
+) -> str:
+    """Where the base of the checkpoint at `path` is: as given, as named, or at the same place beside the checkpoint.
+
+    Raises:
+        FileNotFoundError: the checkpoint names a folder that is not there any more, or no base at all.
+    """
+    if base is not None:
+        return str(base)
+    named = (settings or read_checkpoint(path))["base"]
+    if is_smol(named["name_or_path"]):
+        return str(base_folder())
+    relative = named.get("relative_path")
+    for folder in (relative and Path(path) / relative, relative and Path(named["name_or_path"])):
+        if folder and folder.is_dir():
+            return str(folder.resolve())
+    if relative or not named["name_or_path"]:
+        where = named["name_or_path"] or "a model that had no name"
+        raise FileNotFoundError(2, f"The base of {path} is missing. Pass where it is now: base=…", where)
+    return named["name_or_path"]
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether a Fwd2Bot checkpoint, rather than a base, is at `path`."""
+    return (Path(path) / CONFIG_NAME).is_file()

@@ -1,0 +1,3 @@
+"""The name by which every command knows smol-llava."""
+
+NAME = "smol-llava"
