@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from .entries import Entry
 from .reader import SummaryCache
-from .sources import Entry
 
 LOCKS = 1024  # files that the claims of all chunks share
 

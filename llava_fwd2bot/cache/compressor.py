@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..bottleneck import embed
-from ..processing.images import DEFAULT_MAX_PIXELS, decode_image, join_pixels, prepare_pixels
+from ..processing.images import join_pixels
 from .codecs import Codec
-from .decode import drafted, exif_of, read_file, target_of
-
-
-@dataclass(slots=True)
-class Prepared:
-    """An image as the model takes it; its size; what its EXIF says."""
-
-    pixels: dict[str, Any]
-    size: tuple[int, int]
-    exif: dict[str, Any]
+from .decode import Preparer
 
 
 class Compressor:
@@ -46,26 +35,8 @@ class Compressor:
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.k = k or model.fwd2bot_config.num_summary_tokens
-        self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
         self.words = model.get_input_embeddings().weight
-        self.target = target_of(processor) if fast else None
-
-    def prepare(self, data: bytes, name: str) -> Prepared:
-        """The image that is these bytes, as the model takes it. ValueError, with `name` in it: it cannot be used."""
-        exif: dict[str, Any] = {}
-        size: list[tuple[int, int]] = []
-
-        def look(image: Any) -> None:
-            size.append(image.size)
-            exif.update(exif_of(image))
-            if self.target is not None:
-                drafted(image, self.target)
-
-        image = decode_image(data, name, self.max_pixels, look)
-        return Prepared(prepare_pixels(self.processor, self.model, [image]), size[0], exif)
-
-    def prepare_file(self, path: Path) -> Prepared:
-        return self.prepare(read_file(str(path)), str(path))
+        self.prepare = Preparer(processor, model, max_pixels, fast)
 
     @torch.inference_mode()
     def __call__(self, prepared: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from .sources import Entry
+from ..processing.images import DEFAULT_MAX_PIXELS, decode_image, prepare_pixels
+from .entries import Entry
 
 HELD = 512 * 2**20  # bytes of a file, above which it is no image that anyone compresses
 
@@ -41,6 +42,44 @@ def read_file(path: str) -> bytes:
         if told.st_size > HELD:
             raise ValueError(f"{path}: has {told.st_size:,} bytes, over the limit of {HELD:,}")
         return file.read()
+
+
+@dataclass(slots=True)
+class Prepared:
+    """An image as the model takes it; its size; what its EXIF says."""
+
+    pixels: dict[str, Any]
+    size: tuple[int, int]
+    exif: dict[str, Any]
+
+
+class Preparer:
+    """Bytes to pixels as the model takes them; holds no model, so that it runs where none is.
+
+    Args:
+        host: the model or its class, for the names of what it takes.
+        max_pixels: of an image, above which it is refused; None for DEFAULT_MAX_PIXELS.
+        fast: decode large JPEGs at a smaller scale.
+    """
+
+    def __init__(self, processor: Any, host: Any, max_pixels: int | None = None, fast: bool = False) -> None:
+        self.processor, self.host = processor, host
+        self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+        self.target = target_of(processor) if fast else None
+
+    def __call__(self, data: bytes, name: str) -> Prepared:
+        """ValueError, with `name` in it: it cannot be used."""
+        exif: dict[str, Any] = {}
+        size: list[tuple[int, int]] = []
+
+        def look(image: Any) -> None:
+            size.append(image.size)
+            exif.update(exif_of(image))
+            if self.target is not None:
+                drafted(image, self.target)
+
+        image = decode_image(data, name, self.max_pixels, look)
+        return Prepared(prepare_pixels(self.processor, self.host, [image]), size[0], exif)
 
 
 def exif_of(image: Image.Image) -> dict[str, Any]:

@@ -144,15 +144,23 @@ def is_cache(path: str) -> bool:
 
 
 def clear_unfinished(path: str) -> None:
-    """Removes tables of a `create` that was killed; ValueError where anything else is in the folder."""
-    if is_local(path):
-        tables = {f"{name}.lance" for name in TABLES}
-        inside = [entry.name for entry in Path(path).iterdir() if entry.name not in (".lock", *tables)]
-        if inside:
-            (Path(path) / ".lock").unlink(missing_ok=True)
-            raise ValueError(f"{path} is a folder with other things in it ({inside[0]}, …): name a new one by --cache.")
-        for name in tables:
-            shutil.rmtree(Path(path) / name, ignore_errors=True)
+    """Removes tables of a `create` that was killed, which are empty.
+
+    Raises:
+        ValueError: anything else is in the folder.
+        DamagedCache: the tables have rows: they are of a cache that has lost one of its three.
+    """
+    if not is_local(path):
+        return
+    tables = [Path(path) / f"{name}.lance" for name in (*TABLES, *OLD_TABLES)]
+    inside = [entry.name for entry in Path(path).iterdir() if not (entry in tables or entry.name.startswith("."))]
+    if inside:
+        (Path(path) / ".lock").unlink(missing_ok=True)
+        raise ValueError(f"{path} is a folder with other things in it ({inside[0]}, …): name a new one by --cache.")
+    if any(next((table / "data").glob("*"), None) for table in tables):
+        raise DamagedCache(f"{path} has lost a table, or its newest version: run `fwd2bot cache repair {path}`.")
+    for table in tables:
+        shutil.rmtree(table, ignore_errors=True)
 
 
 def writable(folder: Path) -> None:

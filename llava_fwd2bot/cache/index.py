@@ -6,12 +6,10 @@ until `optimize` takes them in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .format import SUMMARIES, again, first_line, lock, of_engine, reading
-
-if TYPE_CHECKING:
-    from .reader import SummaryCache
+from .store import CacheStore
 
 LEAST = 256  # rows that an index needs
 GRAPHS_UP_TO = 2_000_000  # rows; an HNSW graph over more takes hours and its memory
@@ -26,7 +24,7 @@ def partitions_of(rows: int) -> tuple[str, int]:
     return "ivf_rq", max(1, rows // LIST_ROWS)
 
 
-def probes(cache: SummaryCache) -> int:
+def probes(cache: CacheStore) -> int:
     """Partitions that a search looks into: all graphs up to 20, more by the square root; a fiftieth of the lists."""
     stats = stats_of(cache)
     kind, partitions = partitions_of(stats.num_indexed_rows if stats else 0)
@@ -35,7 +33,7 @@ def probes(cache: SummaryCache) -> int:
     return max(20, partitions // 50)
 
 
-def stats_of(cache: SummaryCache) -> Any:
+def stats_of(cache: CacheStore) -> Any:
     table = cache.table(SUMMARIES)
     with reading(cache.path):
         for index in table.list_indices():
@@ -44,7 +42,7 @@ def stats_of(cache: SummaryCache) -> Any:
     return None
 
 
-def missing(cache: SummaryCache, exact_below: int) -> str | None:
+def missing(cache: CacheStore, exact_below: int) -> str | None:
     """What to tell the user of an index that is not there or is stale; None where all is well."""
     rows, stats = cache.table(SUMMARIES).count_rows(), stats_of(cache)
     if rows <= exact_below:
@@ -59,7 +57,7 @@ def missing(cache: SummaryCache, exact_below: int) -> str | None:
     return None
 
 
-def build(cache: SummaryCache, kind: str | None = None) -> dict[str, Any]:
+def build(cache: CacheStore, kind: str | None = None) -> dict[str, Any]:
     """Builds the index anew, while others may write.
 
     Args:

@@ -1,4 +1,4 @@
-"""Caches of format 1, where a row was known by a name and held its own tensors: read, and converted to format 2.
+"""Caches of format 1, where a row was known by a name and held its own tensors: read, see migrate.py.
 
 Their tables are `images` and `skipped`. A row's one checksum covers all its tokens, so that a part of them is checked
 by reading all.
@@ -6,8 +6,6 @@ by reading all.
 
 from __future__ import annotations
 
-import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,24 +17,19 @@ from torch import Tensor
 
 from .codecs import get_codec
 from .format import (
-    COMMITS,
-    FILES,
-    FORMAT,
     OLD_TABLES,
-    SUMMARIES,
-    TABLES,
     CacheSettings,
     DamagedCache,
     blocks,
     is_local,
     lancedb_module,
-    lock,
     one_of,
     reading,
 )
+from .naming import unknown_id
+from .nearest import filter_error
 from .rows import decoded, tokens_in, vectors_in
-from .tables import OK, create_tables, settings_in
-from .writer import MANY
+from .tables import checked_settings, settings_in
 
 OLD_ABOUT = ("id", "sha256", "source", "bytes", "modified", "width", "height", "added")
 _TOLD = OLD_ABOUT[:-1]
@@ -53,8 +46,6 @@ class OldCache:
 
     @classmethod
     def open(cls, path: str, fingerprint: str | None = None) -> OldCache:
-        from .reader import checked_settings
-
         database = lancedb_module().connect(path)
         with reading(path):
             table = database.open_table(OLD_TABLES[0])
@@ -76,8 +67,6 @@ class OldCache:
 
     def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
         """See SummaryCache.get; the whole row is read, as its checksum covers it."""
-        from .summary_file import unknown_id
-
         most = self.settings.k
         k = most if k is None else k
         if not 1 <= k <= most:
@@ -105,8 +94,6 @@ class OldCache:
         columns: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
         """See SummaryCache.search; columns that format 1 does not have are None."""
-        from .nearest import filter_error
-
         query = self.images.search(vector.detach().cpu().half().numpy(), vector_column_name="embedding")
         own = [name for name in dict.fromkeys(("id", *columns)) if name in OLD_ABOUT]
         query = query.distance_type("cosine").limit(top).select([*own, "_distance"])
@@ -146,77 +133,3 @@ class OldCache:
             query = query.where(where)
         with reading(self.path):
             return query.to_arrow()
-
-
-def migrate(path: str | os.PathLike) -> dict[str, Any]:
-    """Converts a cache of format 1 in its place; killed on the way, it is still of format 1, and can be begun again.
-
-    Returns:
-        {"rows", "damaged": ids of rows that were not what was written, and are left out}
-
-    Raises:
-        ValueError: it is not of format 1.
-    """
-    from .reader import SummaryCache
-
-    text = os.fspath(path)
-    with lock(text):
-        old = SummaryCache.open(text)
-        if not isinstance(old, OldCache):
-            raise ValueError(f"{text} is of the newest format already.")
-        settings = CacheSettings(**{**old.settings.__dict__, "format": FORMAT})
-        database = lancedb_module().connect(text)
-        for name in TABLES:  # of a conversion that was killed
-            if name in database.list_tables().tables:
-                database.drop_table(name)
-        create_tables(text, settings, (SUMMARIES, FILES))
-        tables = {name: database.open_table(name) for name in (SUMMARIES, FILES)}
-        damaged = _convert(old, settings, tables)
-        create_tables(text, settings, (COMMITS,))  # from here on it is of format 2
-    cache = SummaryCache.open(text)
-    with cache.writing():
-        cache.record("migrate")
-    if is_local(text):
-        for name in OLD_TABLES:
-            shutil.rmtree(Path(text) / f"{name}.lance", ignore_errors=True)
-    else:
-        for name in OLD_TABLES:
-            database.drop_table(name)
-    return {"rows": len(cache), "damaged": damaged}
-
-
-def _convert(old: OldCache, settings: CacheSettings, tables: dict[str, Any]) -> list[str]:
-    from .rows import file_rows, summary_rows
-    from .tables import BROKEN, KEYS
-    from .writer import root_of
-
-    damaged: list[str] = []
-
-    def put(name: str, rows: Any) -> None:
-        tables[name].merge_insert(KEYS[name]).when_not_matched_insert_all().execute(rows)
-
-    def entry(row: dict[str, Any], **more: Any) -> dict[str, Any]:
-        own = {name: row[name] for name in ("source", "bytes", "modified")}
-        root = root_of(row["source"], row["id"])
-        return {**own, "root": root, "id": row["source"][len(root.rstrip("/")) + 1 :], **more}
-
-    for rows in old.batches():
-        wrong = old.wrong(rows)
-        damaged += [name for name, bad in zip(rows["id"].to_pylist(), wrong, strict=True) if bad]
-        rows = rows.filter((~wrong).tolist())
-        if not rows.num_rows:
-            continue
-        keys = rows["sha256"].to_pylist()
-        first = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
-        some = rows.take(first)
-        sizes = list(zip(some["width"].to_pylist(), some["height"].to_pylist(), strict=True))
-        tokens, vectors = tokens_in(settings, some, old.blocks), vectors_in(some)
-        put(SUMMARIES, summary_rows(settings, some["sha256"].to_pylist(), sizes, tokens, vectors))
-        about = rows.select(list(OLD_ABOUT)).to_pylist()
-        kept = ("sha256", "width", "height", "added")
-        put(FILES, file_rows(settings, [entry(r, status=OK, **{n: r[n] for n in kept}) for r in about]))
-    skipped = old.skipped()
-    for at in range(0, len(skipped), MANY):
-        part = [entry(row, status=BROKEN, reason=row["reason"]) for row in skipped[at : at + MANY]]
-        put(FILES, file_rows(settings, part))
-    return damaged

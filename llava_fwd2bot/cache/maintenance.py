@@ -11,10 +11,12 @@ import numpy as np
 
 from .codecs import CODECS
 from .format import COMMITS, FILES, SUMMARIES, is_local, one_of, quoted, reading
+from .nearest import filtered
 from .plan import is_gone
 from .reader import SummaryCache
+from .repair import marked
 from .rows import vectors_in
-from .tables import OK, users_columns
+from .tables import ABOUT, OK, users_columns
 from .verify import verify  # noqa: F401  it is one of them
 from .writer import MANY, prefixes
 
@@ -133,21 +135,24 @@ def prune(cache: SummaryCache, missing_roots: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: a whole folder is missing: a drive that is away looks like that.
     """
+    gone = to_prune(cache, missing_roots)
+    cache.forget(gone, "prune")
+    return {"removed": len(gone), "rows": len(cache)}
+
+
+def to_prune(cache: SummaryCache, missing_roots: bool = False) -> list[str]:
+    """The sources that `prune` would take out; ValueError where a whole folder is missing."""
     gone, roots = prunable(cache)
     if roots and not missing_roots:
         raise ValueError(
             f"{', '.join(roots[:3])} {'is' if len(roots) == 1 else 'are'} not there at all. If a drive is away, "
             "nothing should be removed; if the folder is gone for good, pass --missing-roots."
         )
-    cache.forget(gone, "prune")
-    return {"removed": len(gone), "rows": len(cache)}
+    return gone
 
 
 def chosen(cache: SummaryCache, names: Sequence[str], where: str | None) -> list[str]:
     """The sources of files by id, whole path, folder ("beach/"), or an SQL condition."""
-    from .nearest import filtered
-    from .tables import ABOUT
-
     found: dict[str, None] = {}
     if where is not None:
         known = [*ABOUT, *users_columns(cache.table(FILES).schema)]
@@ -200,8 +205,6 @@ def restore(cache: SummaryCache, version: int) -> dict[str, Any]:
 
 def _without_summary(cache: SummaryCache) -> list[str]:
     """Ids of files whose summary was removed since; they are marked, so that `compress` makes it again."""
-    from .repair import marked
-
     lost: list[dict[str, Any]] = []
     for rows in cache.batches(FILES):
         own = [row for row in rows.to_pylist() if row["status"] == OK]

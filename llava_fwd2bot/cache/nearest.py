@@ -9,18 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from .checksum import sums_of
 from .format import FILES, SUMMARIES, first_line, of_engine, one_of, reading
+from .index import probes
 from .rows import vectors_in
+from .store import CacheStore
 from .tables import ABOUT, OK, users_columns
-
-if TYPE_CHECKING:
-    from .reader import SummaryCache
 
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
 REFINED = 20  # hits of the index at least, whose vectors are read to put them in order; or twice what is asked for
@@ -29,13 +28,13 @@ MOST = 100_000  # candidates that the index is asked for
 
 
 def nearest(
-    cache: SummaryCache, vector: Tensor, top: int, where: str | None, exact: bool | None, columns: Sequence[str]
+    cache: CacheStore, vector: Tensor, top: int, where: str | None, exact: bool | None, columns: Sequence[str]
 ) -> list[dict[str, Any]]:
     """See `SummaryCache.search`."""
     files = cache.table(FILES)
     known = [*ABOUT, *users_columns(files.schema)]
     if unknown := set(columns) - {*known}:
-        raise ValueError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+        raise ValueError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(known[1:])}.")
     total = cache.table(SUMMARIES).count_rows()
     top = min(top, len(cache)) if top > total else top
     by_index = not exact and (exact is False or total > EXACT_BELOW) and indexed(cache)
@@ -61,17 +60,15 @@ def few(allowed: set[str] | None) -> bool:
     return allowed is not None and len(allowed) <= FEW
 
 
-def indexed(cache: SummaryCache) -> bool:
+def indexed(cache: CacheStore) -> bool:
     with reading(cache.path):
         return any(index.columns == ["embedding"] for index in cache.table(SUMMARIES).list_indices())
 
 
 def candidates(
-    cache: SummaryCache, vector: Tensor, ask: int, by_index: bool, only: set[str] | None
+    cache: CacheStore, vector: Tensor, ask: int, by_index: bool, only: set[str] | None
 ) -> list[tuple[str, float]]:
     """(SHA-256, cosine) of the nearest contents whose vectors are whole, best first."""
-    from .index import probes
-
     query = cache.table(SUMMARIES).search(
         vector.detach().cpu().half().numpy(), vector_column_name="embedding", query_type="vector"
     )
@@ -96,7 +93,7 @@ def candidates(
 
 
 def files_of(
-    cache: SummaryCache, hits: Sequence[tuple[str, float]], where: str | None, columns: Sequence[str], known: list[str]
+    cache: CacheStore, hits: Sequence[tuple[str, float]], where: str | None, columns: Sequence[str], known: list[str]
 ) -> list[dict[str, Any]]:
     """The files of these contents that a condition picks, in the order of the contents; of copies the first by path."""
     if not hits:
@@ -114,7 +111,7 @@ def files_of(
     return _spelled(cache, found)
 
 
-def _spelled(cache: SummaryCache, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _spelled(cache: CacheStore, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Hits by whole path where their id stands for several files."""
     names = sorted({hit["id"] for hit in hits})
     times: dict[str, int] = {}
@@ -128,13 +125,13 @@ def _spelled(cache: SummaryCache, hits: list[dict[str, Any]]) -> list[dict[str, 
     return hits
 
 
-def contents(cache: SummaryCache, where: str, known: list[str]) -> set[str]:
+def contents(cache: CacheStore, where: str, known: list[str]) -> set[str]:
     """The contents of the files that a condition picks."""
     return {row["sha256"] for row in filtered(cache, ["sha256"], f"status = '{OK}'", where, known)}
 
 
 def filtered(
-    cache: SummaryCache, names: list[str], condition: str, where: str | None, known: list[str]
+    cache: CacheStore, names: list[str], condition: str, where: str | None, known: list[str]
 ) -> list[dict[str, Any]]:
     if where is None:
         return cache.rows(FILES, names, condition).to_pylist()

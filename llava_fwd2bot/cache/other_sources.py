@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .sources import Entry, extensions, reason_of
+from .entries import Entry, extensions, reason_of
 
 
 def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:

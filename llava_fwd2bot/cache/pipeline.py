@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 from .claims import Claims
 from .compressor import Compressor
 from .decode import Content, read_content
+from .entries import Entry
 from .plan import Filled, Plan, blocks_of
 from .pool import Pool, Stopped, Task
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
-from .sources import Entry
 
 CHUNK = 64  # files of a claim, about
 LOOKUP = 64  # contents that are looked up at once
@@ -156,29 +156,45 @@ class Feeder:
             self._bytes += size
 
 
+@dataclass
+class Later:
+    """A Compressor that is loaded when the first image needs it, and stays."""
+
+    load: Callable[[], Compressor]
+    batch_size: int = 8
+    loaded: Compressor | None = None
+
+    def __call__(self) -> Compressor:
+        if self.loaded is None:
+            self.loaded = self.load()
+        return self.loaded
+
+
 def fill(
     cache: SummaryCache,
     source: Iterable[Entry],
-    compressor: Compressor | Callable[[], Compressor],
+    compressor: Compressor | Later,
     *,
     retry: bool = False,
     chunk: int = CHUNK,
     workers: int | None = None,
     patience: float = PATIENCE,
+    result: Filled | None = None,
 ) -> Filled:
     """Brings `cache` up to date with `source`; what is there and unchanged is not read.
 
     Args:
-        compressor: or what makes it, called once the first file is there that is new.
+        compressor: loaded, or to be loaded once the first file is there that is new.
         retry: read files again that could not be used before and have not changed.
         chunk: entries of a claim, about.
+        result: to go on counting in.
         workers: threads that read and decode; default: as many as the machine has processors.
 
     Raises:
         OSError: the cache cannot be written; what is committed stays.
         Interrupted: a signal came; what was finished is stored.
     """
-    started, result = time.perf_counter(), Filled()
+    started, result = time.perf_counter(), Filled() if result is None else result
     claims = Claims(cache, chunk)
     with stopping() as stop, _bar(source) as bar:
         sink = CacheSink(cache, result, bar, lambda: _tidy(cache, sink))
@@ -195,10 +211,10 @@ def fill(
             )
         finally:
             claims.close()
+            result.seconds += time.perf_counter() - started
         stop.raise_if_set()
         if sink.commits > 1:
             cache.optimize(TIDY, BACK)
-    result.seconds = time.perf_counter() - started
     return result
 
 
@@ -263,7 +279,7 @@ def _chunks(
 def run_stages(
     chunks: Iterable[tuple[int | None, Sequence[Entry]] | None],
     sink: Any,
-    compressor: Compressor | Callable[[], Compressor],
+    compressor: Compressor | Later,
     *,
     known: Callable[[Sequence[str]], dict[str, tuple[int, int]]],
     stop: Stop,
@@ -274,8 +290,9 @@ def run_stages(
     """The stages after the plan."""
     workers = workers or os.cpu_count() or 1
     pool = Pool(workers, patience)
-    model: list[Compressor] = [compressor] if isinstance(compressor, Compressor) else []
-    size = model[0].batch_size if model else getattr(compressor, "batch_size", 8)
+    loaded = compressor.loaded if isinstance(compressor, Later) else compressor
+    model: list[Compressor] = [loaded] if loaded else []
+    size = compressor.batch_size
     feeder = Feeder(pool, stop, known, lambda data, name: model[0].prepare(data, name), 2 * size + workers)
     if model:
         feeder.ready.set()

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .entries import Entry
 from .format import FILES, is_local, one_of, quoted
 from .reader import SummaryCache
-from .sources import Entry
 from .tables import BROKEN, OK
 from .writer import MANY
 
@@ -46,6 +46,7 @@ class Plan:
         self.empty = True  # of an empty cache nothing is known, and nothing has moved
 
     def todo(self, entries: Sequence[Entry]) -> list[Entry]:
+        entries = list({entry.source: entry for entry in entries}.values())  # a file may be given twice
         self.empty = not self.cache.table(FILES).count_rows()
         rows, at = self._join(entries)
         same, status = np.zeros(len(entries), bool), np.full(len(entries), None, object)

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..version import __version__
-from .codecs import get_codec
 from .format import (
     FILES,
     FORMAT,
@@ -32,33 +30,30 @@ from .format import (
     TABLES,
     CacheSettings,
     DamagedCache,
-    blocks,
     clear_unfinished,
     column,
     is_cache,
     is_local,
     lock,
     one_of,
-    reading,
     tables_of,
     writable,
 )
+from .legacy import OldCache
+from .naming import unknown_id
+from .nearest import nearest
 from .rows import decoded, tokens_in, wrong_files, wrong_summaries
-from .tables import ABOUT, OK, create_tables, open_tables, settings_in
-from .writer import MANY, CacheWriter
+from .store import MANY, CacheStore
+from .tables import OK, checked_settings, create_tables, open_tables, settings_in
+from .writer import CacheWriter
 
 
-class SummaryCache(CacheWriter):
+class SummaryCache(CacheStore, CacheWriter):
     """Open or make one by `SummaryCache.open` and `SummaryCache.create`.
 
     Every method sees what other processes have committed. Caches may have many writers, of any number of processes:
     on one machine they take turns by a lock, on object storage by LanceDB's commits.
     """
-
-    def __init__(self, path: str, tables: dict[str, Any], settings: CacheSettings) -> None:
-        self.path, self.settings = path, settings
-        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
-        self._tables = tables
 
     # ------------------------------------------------------------------ opening
     @classmethod
@@ -109,10 +104,8 @@ class SummaryCache(CacheWriter):
         there = tables_of(text)
         if not there.issuperset(TABLES):
             if there.issuperset(OLD_TABLES):
-                from .legacy import OldCache
-
                 return OldCache.open(text, fingerprint)
-            if there & {*TABLES}:
+            if is_local(text) and any(next(Path(text).glob(f"{name}.lance/data/*"), None) for name in TABLES):
                 lost = ", ".join(sorted({*TABLES} - there))
                 raise DamagedCache(f"{text} has lost its table {lost}: `fwd2bot cache repair {text}` mends it.")
             raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
@@ -120,41 +113,7 @@ class SummaryCache(CacheWriter):
         settings = checked_settings(text, settings_in(tables[SUMMARIES], text), fingerprint)
         return cls(text, tables, settings)
 
-    @property
-    def local(self) -> bool:
-        return is_local(self.path)
-
     # ------------------------------------------------------------------ reading
-    def table(self, name: str = SUMMARIES) -> Any:
-        """LanceDB's table, at its newest version."""
-        table = self._tables[name]
-        with reading(self.path):
-            table.checkout_latest()
-        return table
-
-    def __len__(self) -> int:
-        """Images with a summary."""
-        with reading(self.path):
-            return self.table(FILES).count_rows(f"status = '{OK}'")
-
-    def about(self, columns: Sequence[str] = ABOUT, where: str | None = None) -> list[dict[str, Any]]:
-        """What is known of all images with a summary, or of those that an SQL condition picks."""
-        condition = f"status = '{OK}'" + (f" AND ({where})" if where else "")
-        return self.rows(FILES, list(columns), condition).to_pylist()
-
-    def skipped(self) -> list[dict[str, Any]]:
-        """The files that could not be used, or not be reached: id, source, reason, and the file as it was."""
-        columns = ["id", "source", "status", "reason", "bytes", "modified"]
-        return self.rows(FILES, columns, "reason IS NOT NULL").to_pylist()
-
-    def files_of(self, sources: Sequence[str]) -> list[dict[str, Any]]:
-        """All columns of the files of these whole paths that are known; not in their order."""
-        found = []
-        for at in range(0, len(sources), MANY):
-            rows = self.rows(FILES, None, one_of("source", sources[at : at + MANY]))
-            found += rows.to_pylist()
-        return found
-
     def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of `files` that `names`, ids or whole paths, stand for, in their order.
 
@@ -176,13 +135,11 @@ class SummaryCache(CacheWriter):
         for name in wanted:
             self._one(name, by_name.get(name, []))
         if bad := [name for name in wanted if by_name[name][0]["damaged"]]:
-            raise self._damaged(bad)
+            raise self.damaged(bad)
         return [by_name[name][0] for name in names]
 
     def _one(self, name: str, rows: list[dict[str, Any]]) -> None:
         if not rows:
-            from .summary_file import unknown_id
-
             known = [row["id"] for row in self.about(["id"])]
             raise ValueError(unknown_id(Path(self.path), name, known or [""], self.skipped()))
         own = [row for row in rows if row["source"] == name]
@@ -207,7 +164,7 @@ class SummaryCache(CacheWriter):
         keys = [row["sha256"] for row in self.named(ids)]
         found, names = self.read(keys, k), list(ids)
         if lost := [name for name, key in zip(names, keys, strict=True) if key not in found]:
-            raise self._damaged(lost)
+            raise self.damaged(lost)
         return torch.stack([found[key] for key in keys])
 
     def read(self, keys: Sequence[str], k: int) -> dict[str, Tensor]:
@@ -224,11 +181,6 @@ class SummaryCache(CacheWriter):
             whole = [key for key, fine in zip(rows["sha256"].to_pylist(), good, strict=True) if fine]
             found.update(zip(whole, tokens, strict=True))
         return found
-
-    def has(self, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """{SHA-256: (width, height)} of those contents that are there."""
-        rows = self.rows(SUMMARIES, ["sha256", "width", "height"], one_of("sha256", list(dict.fromkeys(keys))))
-        return {row["sha256"]: (row["width"], row["height"]) for row in rows.to_pylist()}
 
     def search(
         self,
@@ -248,67 +200,4 @@ class SummaryCache(CacheWriter):
         Raises:
             ValueError: the condition does not parse, or a column is not there.
         """
-        from .nearest import nearest
-
         return nearest(self, vector, top, where, exact, columns)
-
-    # ------------------------------------------------------------------ parts
-    def rows(self, name: str, columns: list[str] | None = None, where: str | None = None) -> Any:
-        """Rows of a table that a condition picks, as a pyarrow table; all columns where `columns` is None."""
-        query = self.table(name).search().limit(None)
-        if columns is not None:
-            query = query.select(columns)
-        if where is not None:
-            query = query.where(where)
-        with reading(self.path):
-            rows = query.to_arrow()
-            rows.validate(full=True)  # text that is damaged may not be UTF-8
-            return rows
-
-    def batches(self, name: str, columns: list[str] | None = None, size: int = 4096) -> Iterator[Any]:
-        """All rows of one version of a table as pyarrow tables of up to `size` rows."""
-        import pyarrow as pa
-
-        query = self.table(name).search().limit(None)
-        if columns is not None:
-            query = query.select(columns)
-        with reading(self.path):
-            stream = query.to_batches(size)
-        while True:
-            with reading(self.path):
-                batch = next(stream, None)
-                if batch is not None:
-                    batch.validate(full=True)
-            if batch is None:
-                return
-            yield pa.Table.from_batches([batch])
-
-    def check(self, rows: Any) -> None:
-        """DamagedCache where a whole row of `summaries` is not what was written."""
-        wrong = wrong_summaries(self.settings, rows, self.blocks)
-        if wrong.any():
-            raise self._damaged([f"content {rows['sha256'][int(i)].as_py()}" for i in wrong.nonzero()[0]])
-
-    def _damaged(self, names: Sequence[str]) -> DamagedCache:
-        return DamagedCache(
-            f"{self.path} is damaged at {', '.join(names[:3])}: run `fwd2bot cache repair {self.path}`."
-        )
-
-
-def checked_settings(path: str, values: dict[str, Any], fingerprint: str | None) -> CacheSettings:
-    """ValueError where they are of a later version, or of another model than `fingerprint`."""
-    try:
-        settings = CacheSettings(**values)
-    except TypeError:  # a setting that this version does not know
-        settings = None
-    if settings is None or settings.format > FORMAT:
-        raise ValueError(
-            f"{path} was made by llava_fwd2bot {values.get('version')}, in a format that {__version__} does not "
-            "know: upgrade llava_fwd2bot."
-        )
-    if fingerprint is not None and settings.fingerprint != fingerprint:
-        raise ValueError(
-            f"{path} was made with another model ({settings.model or settings.fingerprint[:12]}): summaries are "
-            "read only by the model that made them. Name that one by --model, or choose another --cache."
-        )
-    return settings

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .entries import Entry, entry_of
 from .format import (
     FILES,
     SUMMARIES,
@@ -21,10 +22,9 @@ from .format import (
     lock,
     of_engine,
 )
-from .reader import SummaryCache, checked_settings
+from .reader import SummaryCache
 from .rows import with_checksum
-from .sources import Entry
-from .tables import INDEXED, LOST, create_tables, settings_in
+from .tables import INDEXED, LOST, checked_settings, create_tables, settings_in
 from .verify import look
 from .writer import MANY
 
@@ -55,16 +55,13 @@ def repair(path: str | os.PathLike) -> dict[str, Any]:
     again = look(cache)
     if again.problems or any(again.bad.values()):
         raise DamagedCache(f"{text} could not be mended: {'; '.join(again.problems) or 'rows are still wrong'}.")
-    lost = cache.rows(FILES, ["id"], f"status = '{LOST}'")["id"].to_pylist()
-    return {"removed": removed, "lost": sorted(lost), "mended": mended, "rows": len(cache)}
+    lost = sorted(row["id"] for row in cache.rows_lost())
+    return {"removed": removed, "lost": lost, "mended": mended, "rows": len(cache)}
 
 
 def lost_entries(cache: SummaryCache) -> list[Entry]:
     """The files whose summaries were damaged, for the pipeline."""
-    from .sources import entry_of
-
-    rows = cache.rows(FILES, ["root", "id", "source"], f"status = '{LOST}'").to_pylist()
-    return [entry_of(row["root"], row["id"], row["source"]) for row in rows]
+    return [entry_of(row["root"], row["id"], row["source"]) for row in cache.rows_lost()]
 
 
 def marked(cache: SummaryCache, lost: Sequence[dict[str, Any]], reason: str) -> Iterator[Any]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .compressor import OVERFLOW, encoded
+from .entries import Entry
 from .format import FILES, is_local, one_of
 from .plan import Filled, is_gone
 from .reader import SummaryCache
 from .rows import summary_rows
-from .sources import Entry
 from .tables import EXIF, OK, users_columns
 
 SECONDS = 10.0  # after which what is finished is stored

@@ -12,44 +12,18 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
+import sys
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from .entries import Entry, entry_of, extensions, reason_of
 from .format import is_local
+from .other_sources import of_dataset, of_parquet, of_tar, of_url
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-HEIF = (".heic", ".heif")
-
-
-@dataclass(slots=True)
-class Entry:
-    """An image as its source has it now; `problem`: why it cannot be read at all."""
-
-    root: str
-    id: str
-    bytes: int = 0
-    modified: int = 0  # ns
-    problem: str | None = None
-    read: Callable[[], bytes] | None = None  # where it is no file of its own
-    label: str | None = None  # by which it is told, instead of its source
-
-    @property
-    def source(self) -> str:
-        return f"{self.root.rstrip('/')}/{self.id}"
-
-    @property
-    def told(self) -> str:
-        return self.label or self.source
-
-    def row(self, **more: object) -> dict[str, object]:
-        """What `files` keeps of it."""
-        own = {"root": self.root, "id": self.id, "source": self.source}
-        return {**own, "bytes": self.bytes, "modified": self.modified, **more}
 
 
 @dataclass
@@ -57,8 +31,9 @@ class Source:
     """What a command line names, as entries; iterating again looks again.
 
     Args:
-        given: folders (recursively), files, patterns, lists (.txt, a path in each line), tar files, Parquet files with
-            an image column, Hugging Face data sets ("hf://name" or "hf://name:split"), and URLs that fsspec reads.
+        given: folders (recursively), files, patterns, lists (.txt, or "-" for stdin; a path in each line), tar files,
+            Parquet files with an image column, Hugging Face data sets ("hf://name" or "hf://name:split"), and URLs
+            that fsspec reads.
         shard: (i, n): of n parts of the entries, the i-th, from 1 on.
 
     Attributes:
@@ -72,8 +47,6 @@ class Source:
     refused: list[dict[str, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Entry]:
-        import zlib
-
         self.left_out.clear()
         self.refused.clear()
         number, parts = self.shard
@@ -83,13 +56,11 @@ class Source:
 
     def _all(self) -> Iterator[Entry]:
         for name in self.given:
-            if name.startswith("hf://"):
-                from .other_sources import of_dataset
-
+            if name == "-":
+                yield from of_lines(sys.stdin, Path())
+            elif name.startswith("hf://"):
                 yield from of_dataset(name)
             elif not is_local(name):
-                from .other_sources import of_url
-
                 yield from of_url(name, self.left_out)
             else:
                 yield from self._local(name)
@@ -99,18 +70,12 @@ class Source:
         if path.is_dir():
             yield from walk(absolute(name), self.left_out, self.refused)
         elif name.lower().endswith(ARCHIVES) and path.is_file():
-            from .other_sources import of_tar
-
             yield from of_tar(absolute(name), self.left_out)
         elif path.suffix.lower() == ".parquet" and path.is_file():
-            from .other_sources import of_parquet
-
             yield from of_parquet(absolute(name))
         elif path.suffix.lower() == ".txt" and path.is_file():
             with path.open(encoding="utf-8-sig") as lines:
-                for line in lines:
-                    if line.strip():
-                        yield file_entry(str(path.parent / line.strip()))
+                yield from of_lines(lines, path.parent)
         elif not os.path.lexists(path) and any(sign in name for sign in "*?["):
             for found in sorted(glob.iglob(name, recursive=True)):
                 if os.path.isdir(found):
@@ -121,42 +86,21 @@ class Source:
             yield file_entry(name)
 
 
+def of_lines(lines: Iterable[str], folder: Path) -> Iterator[Entry]:
+    """The files that a list names, a path in each line; relative to its own folder."""
+    for line in lines:
+        if name := line.strip():
+            yield file_entry(str(folder / name))
+
+
 def absolute(name: str) -> str:
     """One name for one place: "a/../b" is b, also where a is a link."""
     return os.path.realpath(name) if ".." in Path(name).parts else os.path.abspath(name)
 
 
-def extensions() -> set[str]:
-    Image.init()
-    return {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
 def file_entry(name: str) -> Entry:
     folder, own = os.path.split(absolute(name))
     return entry_of(folder, own, os.path.join(folder, own))
-
-
-def entry_of(root: str, name: str, path: str, told: os.stat_result | None = None) -> Entry:
-    """The entry of a file; what it is decides whether it may be opened: a named pipe would be waited for for ever."""
-    if not _is_text(path):
-        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (root, name, path)]
-        return Entry(*spelled[:2], problem=f"{spelled[2]}: its name is not UTF-8; rename it")
-    try:
-        told = os.stat(path) if told is None else told
-    except OSError as error:
-        return Entry(root, name, problem=f"{path}: {error.strerror}")
-    entry = Entry(root, name, told.st_size, told.st_mtime_ns)
-    if not stat.S_ISREG(told.st_mode):
-        entry.problem = f"{path}: is not a regular file"
-    return entry
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:  # the cache keeps text
-        return False
-    return True
 
 
 def walk(root: str, left_out: Counter[str], refused: list[dict[str, str]]) -> Iterator[Entry]:
@@ -194,12 +138,6 @@ def walk(root: str, left_out: Counter[str], refused: list[dict[str, str]]) -> It
             yield entry_of(root, path[len(root.rstrip("/")) + 1 :], path)
         else:
             left_out[reason_of(ending)] += 1
-
-
-def reason_of(ending: str) -> str:
-    if ending in HEIF:
-        return f"{ending} (pip install pillow-heif)"
-    return ending or "without an extension"
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -6,7 +6,6 @@ skipped images as JSON lists, k, the fingerprint of the checkpoint, the version.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import hashlib
@@ -32,8 +31,7 @@ from ..config import CONFIG_NAME
 from ..version import __version__
 from .compressor import Compressor
 from .decode import read_file
-
-SPELLED = 50_000  # ids among which the likeliest is looked for
+from .naming import unknown_id
 
 
 def fingerprint_of(checkpoint: str | os.PathLike) -> str:
@@ -135,9 +133,9 @@ def compress_images(
         ValueError: not one image could be read; nothing is written.
         OSError: the file could not be written; what was there before is unchanged.
     """
+    from .entries import Entry
     from .pipeline import run_stages
     from .signals import stopping
-    from .sources import Entry
 
     started = time.perf_counter()
     compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels)
@@ -302,15 +300,3 @@ def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str
     file = SummaryFile(path, fingerprint)
     rows = [file.row(name) for name in ids]
     return file.read(rows, k)
-
-
-def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
-    """What to tell of an id that is not there: why it was skipped, or which ones are close."""
-    for entry in skipped:
-        if entry["id"] == name:
-            return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"
-    close = [k for k in known if name and k.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
-    alike = difflib.get_close_matches(name, known) if len(known) <= SPELLED else []  # it takes 10 s for a million
-    close = list(dict.fromkeys([*close, *alike]))[:3]
-    hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
-    return f"{path} has no id {name!r}. {hint}"

@@ -10,11 +10,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from ..version import __version__
 from .checksum import OWN
 from .codecs import get_codec
 from .format import (
     COMMITS,
     FILES,
+    FORMAT,
     SETTINGS,
     SUMMARIES,
     TABLES,
@@ -86,7 +88,8 @@ def commits_schema(settings: CacheSettings) -> Any:
 SCHEMAS = {SUMMARIES: summaries_schema, FILES: files_schema, COMMITS: commits_schema}
 EXIF = ("taken", "camera", "latitude", "longitude")
 # what a search may tell of a hit
-ABOUT = ("source", "root", "id", "sha256", "bytes", "modified", "width", "height", "added", *EXIF)
+ABOUT = ("id", "sha256", "source", "root", "bytes", "modified", "width", "height", "added", *EXIF)
+COLUMNS = ("source", "sha256", "bytes", "width", "height", "added", *EXIF)  # of a hit, on the command line
 SYSTEM = (*ABOUT, "status", "reason", "crc32")  # the columns of `files` that are not a user's
 
 
@@ -125,3 +128,22 @@ def settings_in(table: Any, path: str) -> dict[str, Any]:
 
 def _told(settings: CacheSettings) -> dict[bytes, bytes]:
     return {SETTINGS: json.dumps(asdict(settings)).encode()}
+
+
+def checked_settings(path: str, values: dict[str, Any], fingerprint: str | None) -> CacheSettings:
+    """ValueError where they are of a later version, or of another model than `fingerprint`."""
+    try:
+        settings = CacheSettings(**values)
+    except TypeError:  # a setting that this version does not know
+        settings = None
+    if settings is None or settings.format > FORMAT:
+        raise ValueError(
+            f"{path} was made by llava_fwd2bot {values.get('version')}, in a format that {__version__} does not "
+            "know: upgrade llava_fwd2bot."
+        )
+    if fingerprint is not None and settings.fingerprint != fingerprint:
+        raise ValueError(
+            f"{path} was made with another model ({settings.model or settings.fingerprint[:12]}): summaries are "
+            "read only by the model that made them. Name that one by --model, or choose another --cache."
+        )
+    return settings

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, lock, of_engine, one_of
 from .rows import file_rows, summary_rows
+from .store import MANY
 from .tables import BROKEN, KEYS, OK, users_columns
-
-MANY = 1000  # names in one condition
 
 
 class CacheWriter:

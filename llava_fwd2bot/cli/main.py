@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..version import __version__
-from .cache import add_cache, add_search, compress_into_cache, said, search_options
+from .cache import add_cache, add_search, fill_options, run_fill, search_options
 from .options import checked, count, folder_of, load_model, model_options, number
 
 STORE_DTYPES = ("float16", "bfloat16", "float32")
@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fwd2bot {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     plain: dict[str, Any] = {"allow_abbrev": False}
-    shared: dict[str, Any] = {"parents": [model_options()], "allow_abbrev": False}
 
     commands.add_parser("train", help="train, with LLaVA's own arguments and --fwd2bot K", add_help=False)
 
@@ -121,8 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.set_defaults(run=_ask, parser=ask)
 
-    compress = commands.add_parser("compress", help="store the summaries of many images", **shared)
-    help = "folders, files, patterns ('*.jpg'), or a .txt with a path in each line"
+    storing = {"parents": [model_options(required=False)], "allow_abbrev": False}
+    compress = commands.add_parser("compress", help="store the summaries of many images", **storing)
+    help = "folders, files, patterns ('*.jpg'), a .txt with a path in each line, - for stdin; with --cache also .tar, "
+    help += ".parquet, hf://NAME, s3://…"
     compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
     target = compress.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
@@ -133,13 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
     )
-    group = compress.add_argument_group("with --cache")
-    group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
-    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: up to 4")
-    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
-    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
-    every = number(float, 0.1, "a number of seconds")
-    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
+    fill_options(compress, count)
     compress.set_defaults(run=_compress, parser=compress)
 
     add_search(commands, {"parents": [model_options(k=False, required=False)], "allow_abbrev": False}, count)
@@ -247,21 +242,20 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _compress(args: argparse.Namespace) -> None:
+def _compress(args: argparse.Namespace) -> int | None:
     from ..cache.summary_file import check_output, compress_images, find_images, fingerprint_of
 
+    if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
+        args.parser.error("--watch, --ray, --retry, --codec and --fast-decode go with --cache PATH")
+    if not args.cache and not args.model:
+        args.parser.error("--model is missing")
+    if args.ray and (args.watch is not None or args.workers):
+        args.parser.error("--ray goes without --watch and --workers")
+    if args.cache:
+        return run_fill(args)
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
-        if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec != "float16"):
-            args.parser.error("--watch, --ray, --retry and --codec go with --cache PATH")
-        if args.ray and (args.watch is not None or args.workers):
-            args.parser.error("--ray goes without --watch and --workers")
-        if args.cache:
-            done = compress_into_cache(args)
-            stack.close()
-            print(json.dumps(done) if args.json else said(done))
-            return
         output = check_output(args.output, args.overwrite)  # what can fail fails before the work
         images, skipped = find_images(args.images)
         path, _ = checked(args.model, args.k)

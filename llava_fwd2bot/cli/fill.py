@@ -1,0 +1,202 @@
+"""`fwd2bot compress --cache`: what is said, and what is settled before the pipeline runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .options import checked, load_model, number, quantisation
+
+DEFAULT_CODEC = "int4"  # a quarter of float16's bytes; it costs no answers (eval/results/cache.md)
+LOOKED_AT = 1000  # entries of a new cache's source, of which one must be there
+
+
+def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
+    group = compress.add_argument_group("with --cache")
+    codec = f"float16, int8, int4, int2; default: the cache's, of a new one {DEFAULT_CODEC}"
+    group.add_argument("--codec", metavar="NAME", help=codec)
+    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: the processors")
+    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
+    group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for Slurm")
+    fast = "decode large JPEGs at a smaller scale; a cache is made with or without"
+    group.add_argument("--fast-decode", action="store_true", help=fast)
+    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
+    every = number(float, 0.1, "a number of seconds")
+    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of N parts, such as 1/8 to 8/8")
+    return int(number), int(parts)
+
+
+def run_fill(args: argparse.Namespace) -> int:
+    """Fills the cache and prints the figures; also after a signal, of what was stored."""
+    from ..cache.signals import Interrupted
+
+    code = 0
+    with ExitStack() as stack:
+        if args.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        run = Run(args)
+        try:
+            run.fill()
+        except Interrupted as stop:
+            code = stop.code
+        except KeyboardInterrupt:  # between two looks of --watch
+            code = 130
+    print(json.dumps(run.done()) if args.json else said(run.done()))
+    if code:
+        print("fwd2bot: interrupted; what was finished is stored", file=sys.stderr)
+    return code
+
+
+class Run:
+    """One call of the command: its source, its cache, the model once it is needed, and what came of it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..cache.format import is_cache
+        from ..cache.plan import Filled
+        from ..cache.reader import SummaryCache
+        from ..cache.sources import Source
+
+        self.args, self.total, self.source = args, Filled(), Source(args.images, args.shard)
+        known = SummaryCache.open(args.cache) if is_cache(args.cache) else None
+        if known is None and not args.model:
+            raise ValueError(f"{args.cache} is a new cache: give --model.")
+        if known is None and args.watch is None:
+            self._is_something()
+        args.model = args.model or known.settings.model
+        if not args.model:
+            raise ValueError(f"{args.cache} does not say which model filled it: give --model.")
+        self.path, most = checked(args.model, args.k)
+        self.settings = self._settings(known and known.settings, most)
+        self.cache = SummaryCache.create(args.cache, self.settings)
+
+    def _is_something(self) -> None:
+        """ValueError where the source is empty, or nothing of it is there: no cache is made for a mistyped name."""
+        first = list(islice(self.source, LOOKED_AT))
+        if not first:
+            left = told(self.source.left_out)
+            also = f" Left out: {left}." if left else ""
+            raise ValueError(
+                f"There is no image file in {', '.join(self.args.images)}. "
+                f"Files are found by extension (.jpg, .png, …).{also}"
+            )
+        if len(first) < LOOKED_AT and all(entry.problem is not None for entry in first):
+            raise ValueError(f"None of the {len(first)} image(s) could be used. The first: {first[0].problem}")
+
+    def _settings(self, known: Any, most: int) -> Any:
+        from ..cache.format import CacheSettings
+        from ..cache.summary_file import fingerprint_of
+        from ..config import CONFIG_NAME, read_json
+
+        args, saved = self.args, read_json(self.path / CONFIG_NAME)  # which `checked` has verified
+        size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
+        name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
+        k = args.k or (known.k if known else most)
+        codec = args.codec or (known.codec if known else DEFAULT_CODEC)
+        more = {"exif_orientation": known.exif_orientation, "transparency": known.transparency} if known else {}
+        if args.fast_decode or (known and known.decoding == "fast"):
+            more["decoding"] = "fast"
+        return CacheSettings(fingerprint_of(self.path), k, size, codec, pooling, name, quantisation(args) or "", **more)
+
+    def fill(self) -> None:
+        from ..cache.watch import watch
+
+        args = self.args
+        self._again(self.source)
+        if args.watch is not None:
+            print(f"fwd2bot: watching {', '.join(args.images)} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
+            watch(self.source, self._again, args.watch)
+            return
+        done = self.total
+        if done.skipped and not (done.compressed or done.known or done.renamed):
+            reason = done.skipped[0]["reason"]
+            raise ValueError(f"None of the {len(done.skipped)} image(s) could be used. The first: {reason}")
+
+    def _again(self, source: Any) -> None:
+        from ..cache.pipeline import fill
+
+        args = self.args
+        if args.ray:
+            from ..cache.ray_fill import fill_by_ray
+
+            loading = {name: getattr(args, name) for name in ("base", "device", "dtype", "load_4bit", "load_8bit")}
+            options = {"batch_size": args.batch_size, "max_pixels": args.max_pixels, "retry": args.retry}
+            result = fill_by_ray(self.cache, source, self.path, loading, result=self.total, **options)
+        else:
+            result = fill(
+                self.cache, source, self._compressor(), retry=args.retry, workers=args.workers, result=self.total
+            )
+        self.total = result
+
+    def _compressor(self) -> Any:
+        from ..cache.pipeline import Later
+
+        def load() -> Any:
+            from ..cache.compressor import Compressor
+
+            args, fast = self.args, self.settings.decoding == "fast"
+            model = load_model(self.path, args)
+            return Compressor(*model, self.settings.k, args.batch_size, args.max_pixels, fast)
+
+        if not hasattr(self, "_loaded"):
+            self._loaded = Later(load, self.args.batch_size)
+        return self._loaded
+
+    def done(self) -> dict[str, Any]:
+        """The figures of the run."""
+        result = self.total
+        skipped = [{"id": row["id"], "reason": row["reason"]} for row in result.skipped]
+        return {
+            "cache": self.args.cache,
+            "images": len(self.cache),
+            "compressed": result.compressed,
+            "renamed": result.renamed,
+            "known": result.known,
+            "skipped": [*self.source.refused, *skipped],
+            "left_out": dict(self.source.left_out),
+            "k": self.settings.k,
+            "dim": self.settings.size,
+            "codec": self.settings.codec,
+            "seconds": round(result.seconds, 3),
+        }
+
+
+def told(left_out: Any, most: int = 5) -> str:
+    """Counts by reason in words, the largest first."""
+    parts = [f"{count:,} {reason}" for reason, count in left_out.most_common(most)]
+    rest = sum(left_out.values()) - sum(count for _, count in left_out.most_common(most))
+    return ", ".join([*parts, *([f"{rest:,} others"] if rest else [])])
+
+
+def said(done: dict[str, Any]) -> str:
+    """The figures in words; the skipped images at the end, by name."""
+    from collections import Counter
+
+    from ..cache.search import escaped
+
+    rate = f", {done['compressed'] / max(done['seconds'], 1e-3):.1f} images/s" if done["compressed"] else ""
+    text = (
+        f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
+        f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
+    )
+    hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
+    if done["left_out"]:
+        hint.append(f"  ignored by extension: {told(Counter(done['left_out']))}")
+    return "\n".join([text, *_skipped(done["skipped"], escaped), *hint])
+
+
+def _skipped(entries: list[dict[str, str]], escaped: Any, most: int = 100) -> Iterator[str]:
+    yield from (f"  skipped {escaped(entry['reason'])}" for entry in entries[:most])
+    if len(entries) > most:
+        yield f"  and {len(entries) - most:,} more: `fwd2bot cache skipped` lists them"
