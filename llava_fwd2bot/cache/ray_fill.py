@@ -192,6 +192,12 @@ def fill_by_ray(
     except ImportError as error:
         raise ImportError("--ray needs Ray: pip install 'llava_fwd2bot[ray]'") from error
     started, result = time.perf_counter(), Filled() if result is None else result
+    counts = Filled()
+    if not any(Plan(cache, retry, counts).todo(block) for block in blocks_of(source, BLOCK)):  # no model is needed
+        result.known += counts.known
+        result.skipped += counts.skipped
+        result.seconds += time.perf_counter() - started
+        return result
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
