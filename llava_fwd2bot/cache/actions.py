@@ -7,16 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import maintenance as tools
-from .export import export
 from .format import FILES
-from .index import build
 from .legacy import OldCache
-from .metadata import import_metadata, read_exif
-from .migrate import migrate
 from .nearest import filtered
 from .reader import SummaryCache
-from .repair import repair
-from .summary_file import check_output
+from .remembered import keep, state_of
 from .tables import ABOUT, OK
 
 
@@ -30,11 +25,18 @@ def open_cache(args: Namespace) -> SummaryCache:
 def run(args: Namespace) -> dict[str, Any]:
     """The figures of an action that changes or measures a cache."""
     if args.action == "migrate":
+        from .migrate import migrate
+
         return migrate(args.cache)
     if args.action == "repair":
+        from .repair import repair
+
         return repair(args.cache)
     cache = open_cache(args)
     if args.action == "export":
+        from .export import export
+        from .summary_file import check_output
+
         return export(cache, check_output(args.output, args.overwrite), args.to)
     if args.action == "merge":
         others = [SummaryCache.open(other, cache.settings.fingerprint) for other in args.others]
@@ -44,6 +46,8 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.action == "import-metadata":
         if bool(args.file) == args.exif:
             raise ValueError("import-metadata takes a FILE, or --exif.")
+        from .metadata import import_metadata, read_exif
+
         return read_exif(cache) if args.exif else import_metadata(cache, args.file)
     if args.action in ("rm", "prune"):
         if not args.dry_run:
@@ -52,8 +56,15 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.action == "restore":
         return _restored(cache, args.version)
     if args.action == "index":
+        from .index import build
+
         return build(cache, args.kind)
-    return {"stats": tools.stats, "verify": tools.verify}[args.action](cache)
+    if args.action == "verify":
+        return tools.verify(cache)
+    before = state_of(args.cache)
+    figures = tools.stats(cache)
+    keep(args.cache, figures, before)
+    return figures
 
 
 def _restored(cache: SummaryCache, version: int | None) -> dict[str, Any]:

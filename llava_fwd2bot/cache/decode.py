@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from ..processing.images import DEFAULT_MAX_PIXELS, decode_image, prepare_pixels
 from .entries import Entry
 
 HELD = 512 * 2**20  # bytes of a file, above which it is no image that anyone compresses
@@ -63,12 +62,16 @@ class Preparer:
     """
 
     def __init__(self, processor: Any, host: Any, max_pixels: int | None = None, fast: bool = False) -> None:
+        from ..processing.images import DEFAULT_MAX_PIXELS
+
         self.processor, self.host = processor, host
         self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
         self.target = target_of(processor) if fast else None
 
     def __call__(self, data: bytes, name: str) -> Prepared:
         """ValueError, with `name` in it: it cannot be used."""
+        from ..processing.images import decode_image, prepare_pixels
+
         exif: dict[str, Any] = {}
         size: list[tuple[int, int]] = []
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .format import FILES, SUMMARIES, one_of
 from .reader import SummaryCache
@@ -59,6 +58,8 @@ def _ids(files: list[dict[str, Any]], times: dict[str, int]) -> list[str]:
 
 
 def _safetensors(cache: SummaryCache, output: Path) -> int:
+    import torch
+
     from .summary_file import write_summaries
 
     ids, parts, vectors, times = [], [], [], {}

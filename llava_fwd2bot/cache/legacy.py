@@ -9,13 +9,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .codecs import get_codec
 from .format import (
     OLD_TABLES,
     CacheSettings,
@@ -31,6 +28,9 @@ from .nearest import filter_error
 from .rows import decoded, tokens_in, vectors_in
 from .tables import checked_settings, settings_in
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 OLD_ABOUT = ("id", "sha256", "source", "bytes", "modified", "width", "height", "added")
 _TOLD = OLD_ABOUT[:-1]
 
@@ -40,7 +40,7 @@ class OldCache:
 
     def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
         self.path, self.settings = path, settings
-        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
+        self.blocks = blocks(settings.k)
         with reading(path):
             self.images, self._skipped = (database.open_table(name) for name in OLD_TABLES)
 
@@ -67,6 +67,8 @@ class OldCache:
 
     def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
         """See SummaryCache.get; the whole row is read, as its checksum covers it."""
+        import torch
+
         most = self.settings.k
         k = most if k is None else k
         if not 1 <= k <= most:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .codecs import CODECS
 from .format import COMMITS, FILES, SUMMARIES, is_local, one_of, quoted, reading
 from .nearest import filtered
 from .plan import is_gone
@@ -25,6 +24,8 @@ UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be re
 
 def stats(cache: SummaryCache) -> dict[str, Any]:
     """Rows, bytes on disk, and bytes per image: of the summary, of the vector, and of the image's own file."""
+    from .codecs import CODECS
+
     rows, settings = len(cache), cache.settings
     token = cache.codec.bytes_per_token(settings.size)
     total, sources = on_disk(cache), 0

@@ -1,11 +1,20 @@
-"""What to tell of an image that a cache, or a file of summaries, does not have."""
+"""By what a cache, or a file of summaries, knows its model; and what to tell of an image that it does not have."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 from pathlib import Path
 
+from ..config import CONFIG_NAME
+
 SPELLED = 50_000  # ids among which the likeliest is looked for
+
+
+def fingerprint_of(checkpoint: str | os.PathLike) -> str:
+    """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
+    return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
 
 
 def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
@@ -18,3 +27,10 @@ def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, 
     close = list(dict.fromkeys([*close, *alike]))[:3]
     hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
     return f"{path} has no id {name!r}. {hint}"
+
+
+def escaped(text: str) -> str:
+    """A text with its control and direction characters as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from .checksum import sums_of
 from .format import FILES, SUMMARIES, first_line, of_engine, one_of, reading
@@ -20,6 +19,9 @@ from .index import probes
 from .rows import vectors_in
 from .store import CacheStore
 from .tables import ABOUT, OK, users_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
 REFINED = 20  # hits of the index at least, whose vectors are read to put them in order; or twice what is asked for

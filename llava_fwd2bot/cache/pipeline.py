@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from .claims import Claims
-from .compressor import Compressor
 from .decode import Content, read_content
 from .entries import Entry
 from .plan import Filled, Plan, blocks_of
@@ -30,6 +29,9 @@ from .pool import Pool, Stopped, Task
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
+
+if TYPE_CHECKING:
+    from .compressor import Compressor
 
 CHUNK = 64  # files of a claim, about
 LOOKUP = 64  # contents that are looked up at once

@@ -17,10 +17,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .format import (
     FILES,
@@ -46,6 +43,9 @@ from .rows import decoded, tokens_in, wrong_files, wrong_summaries
 from .store import MANY, CacheStore
 from .tables import OK, checked_settings, create_tables, open_tables, settings_in
 from .writer import CacheWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SummaryCache(CacheStore, CacheWriter):
@@ -155,6 +155,8 @@ class SummaryCache(CacheStore, CacheWriter):
         Raises:
             ValueError: an id is not there, k is more than is stored, or a row is damaged.
         """
+        import torch
+
         most = self.settings.k
         k = most if k is None else k
         if not len(ids):

@@ -12,6 +12,7 @@ from typing import Any
 
 from .entries import Entry, entry_of
 from .format import (
+    COMMITS,
     FILES,
     SUMMARIES,
     TABLES,
@@ -48,6 +49,11 @@ def repair(path: str | os.PathLike) -> dict[str, Any]:
             cache.drop_rows(name, f"_rowid IN ({', '.join(map(str, rows[at : at + MANY]))})", "repair")
     for name in (SUMMARIES, FILES):
         _indexes(cache, name, found.problems)
+    if any(told.startswith(COMMITS) for told in found.problems):  # it is a log: it is begun anew
+        with lock(text):
+            lancedb_module().connect(text).drop_table(COMMITS)
+            create_tables(text, cache.settings)
+        cache = SummaryCache.open(text)
     for rows in marked(cache, found.lost, "its summary was damaged"):
         cache.put_files(rows, "repair")
     with cache.writing():

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .checksum import OWN, sums_of, told_of
-from .codecs import get_codec
 from .format import CacheSettings, blocks, column
 from .tables import OK, files_schema, summaries_schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def summary_rows(
@@ -77,12 +77,12 @@ def with_checksum(rows: Any) -> Any:
 
 def tokens_in(settings: CacheSettings, rows: Any, parts: Sequence[tuple[int, int]]) -> np.ndarray:
     """The encoded tokens of some blocks, uint8 [N, tokens, B]."""
-    token = get_codec(settings.codec).bytes_per_token(settings.size)
     found = []
     for part in parts:
+        token = rows.schema.field(column(part)).type.byte_width // (part[1] - part[0])
         flat = np.frombuffer(b"".join(rows[column(part)].to_pylist()), np.uint8)
         found.append(flat.reshape(rows.num_rows, -1, token))
-    return np.concatenate(found, axis=1) if found else np.empty((rows.num_rows, 0, token), np.uint8)
+    return np.concatenate(found, axis=1) if found else np.empty((rows.num_rows, 0, 1), np.uint8)
 
 
 def vectors_in(rows: Any) -> np.ndarray:
@@ -117,4 +117,8 @@ def wrong_files(rows: Any) -> Any:
 
 def decoded(settings: CacheSettings, tokens: np.ndarray) -> Tensor:
     """[N, j, D] float32"""
+    import torch
+
+    from .codecs import get_codec
+
     return get_codec(settings.codec).decode(torch.from_numpy(np.ascontiguousarray(tokens)), settings.size)

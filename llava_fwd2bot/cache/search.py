@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..bottleneck import embed, maxsim
 from ..config import write_text
 from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels
+from .naming import escaped
 from .reader import SummaryCache
 from .tables import ABOUT
 
@@ -97,13 +98,6 @@ def table(hits: Sequence[dict[str, Any]]) -> str:
         pixels = f"{hit['width']}x{hit['height']}"
         lines.append(f"{rank:>4} {hit['score']:6.3f}  {pixels:<11} {escaped(hit['source'])}{copies}")
     return "\n".join(lines)
-
-
-def escaped(text: str) -> str:
-    """A text with its control and direction characters as Python writes them."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.PathLike) -> Path:

@@ -6,19 +6,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from .compressor import OVERFLOW, encoded
 from .entries import Entry
 from .format import FILES, is_local, one_of
 from .plan import Filled, is_gone
 from .reader import SummaryCache
 from .rows import summary_rows
 from .tables import EXIF, OK, users_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SECONDS = 10.0  # after which what is finished is stored
 BYTES = 64 * 2**20  # of encoded summaries, after which they are stored
@@ -48,10 +49,14 @@ class CacheSink:
 
     # ------------------------------------------------------------------ what comes in
     def encode(self, summary: Tensor, vectors: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        from .compressor import encoded
+
         return encoded(self.cache.codec, summary, vectors)
 
     @property
     def overflow(self) -> str:
+        from .compressor import OVERFLOW
+
         return OVERFLOW.format(codec=self.cache.codec.name)
 
     @property

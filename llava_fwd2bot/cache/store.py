@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
-from .codecs import get_codec
 from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, is_local, one_of, reading
 from .rows import wrong_summaries
 from .tables import ABOUT, LOST, OK, users_columns
@@ -18,8 +18,14 @@ class CacheStore:
 
     def __init__(self, path: str, tables: dict[str, Any], settings: CacheSettings) -> None:
         self.path, self.settings = path, settings
-        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
+        self.blocks = blocks(settings.k)
         self._tables = tables
+
+    @cached_property
+    def codec(self) -> Any:
+        from .codecs import get_codec  # late, as whatever decodes nothing need not wait for torch
+
+        return get_codec(self.settings.codec)
 
     @property
     def local(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import json
 import os
 import sys
@@ -27,16 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config import CONFIG_NAME
 from ..version import __version__
 from .compressor import Compressor
 from .decode import read_file
+from .naming import fingerprint_of as fingerprint_of  # where others know it
 from .naming import unknown_id
-
-
-def fingerprint_of(checkpoint: str | os.PathLike) -> str:
-    """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
-    return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
 
 
 def find_images(given: Sequence[str], empty: bool = False) -> tuple[dict[str, Path], list[dict[str, str]]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..version import __version__
 from .checksum import OWN
-from .codecs import get_codec
 from .format import (
     COMMITS,
     FILES,
@@ -35,6 +34,8 @@ _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
 def summaries_schema(settings: CacheSettings) -> Any:
     import pyarrow as pa
+
+    from .codecs import get_codec
 
     token, parts = get_codec(settings.codec).bytes_per_token(settings.size), blocks(settings.k)
     return pa.schema(

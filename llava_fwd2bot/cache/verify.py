@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from .format import COMMITS, FILES, SUMMARIES, first_line, of_engine, quoted
@@ -85,7 +84,7 @@ def _summaries(cache: SummaryCache, found: Findings, bar: tqdm) -> np.ndarray:
             _unreadable(found, SUMMARIES, ids, error)
             continue
         wrong = wrong_summaries(settings, rows, cache.blocks)
-        finite = torch.isfinite(decoded(settings, tokens_in(settings, rows, cache.blocks))).flatten(1).all(1).numpy()
+        finite = decoded(settings, tokens_in(settings, rows, cache.blocks)).isfinite().flatten(1).all(1).numpy()
         wrong |= ~finite
         found.bad[SUMMARIES] += ids[wrong].tolist()
         keys = prefixes(rows["sha256"].to_pylist())
@@ -158,7 +157,7 @@ def _indexes(cache: SummaryCache, name: str, found: Findings) -> None:
                     found.problems.append(f"the index of {column} in {name} is damaged")
                     break
         if "embedding" in there:
-            vector = torch.ones(cache.settings.size).numpy()
+            vector = np.ones(cache.settings.size, np.float32)
             table.search(vector, vector_column_name="embedding").distance_type("cosine").limit(10).to_arrow()
     except BaseException as error:
         if not of_engine(error):

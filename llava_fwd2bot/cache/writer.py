@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, lock, of_engine, one_of
 from .rows import file_rows, summary_rows
 from .store import MANY
 from .tables import BROKEN, KEYS, OK, users_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CacheWriter:

@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
+from ..cache.remembered import recall
 from .fill import fill_options, run_fill
 from .options import checked, load_model, model_options
 from .search import add_search, model_of, search_options, summaries_for_answer
@@ -69,6 +70,9 @@ def add_cache(commands: Any) -> None:
 
 
 def run_cache(args: argparse.Namespace) -> int:
+    if args.action == "stats" and (kept := recall(args.cache)):
+        print(json.dumps(kept, indent=2) if args.json else lines(kept))
+        return 0
     from ..cache import actions
 
     if args.action in ("ls", "skipped", "dedup"):
@@ -88,7 +92,7 @@ def run_cache(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     """What may be long is printed as it comes, with --json one object a line."""
     from ..cache import actions
-    from ..cache.search import escaped
+    from ..cache.naming import escaped
 
     for row in actions.listed(args):
         if args.json:
@@ -104,7 +108,7 @@ def _list(args: argparse.Namespace) -> int:
 def _agreed(args: argparse.Namespace) -> bool:
     """Shows what would go, and asks; without a terminal to ask on, --yes must be given."""
     from ..cache import actions
-    from ..cache.search import escaped
+    from ..cache.naming import escaped
 
     args.chosen = actions.chosen_to_go(args)
     if args.dry_run or not (args.yes or not args.chosen):
@@ -121,10 +125,10 @@ def _agreed(args: argparse.Namespace) -> bool:
 
 def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
     from ..cache.compressor import Compressor
+    from ..cache.naming import fingerprint_of
     from ..cache.pipeline import Later, fill
     from ..cache.reader import SummaryCache
     from ..cache.repair import lost_entries
-    from ..cache.summary_file import fingerprint_of
 
     path, _ = checked(args.model or model_of(args.cache))
     cache = SummaryCache.open(args.cache, fingerprint_of(path))
@@ -137,7 +141,7 @@ def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> str:
     """Figures in words, one a line."""
-    from ..cache.search import escaped
+    from ..cache.naming import escaped
 
     told = []
     for name, value in found.items():

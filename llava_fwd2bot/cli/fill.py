@@ -96,7 +96,7 @@ class Run:
 
     def _settings(self, known: Any, most: int) -> Any:
         from ..cache.format import CacheSettings
-        from ..cache.summary_file import fingerprint_of
+        from ..cache.naming import fingerprint_of
         from ..config import CONFIG_NAME, read_json
 
         args, saved = self.args, read_json(self.path / CONFIG_NAME)  # which `checked` has verified
@@ -183,7 +183,7 @@ def said(done: dict[str, Any]) -> str:
     """The figures in words; the skipped images at the end, by name."""
     from collections import Counter
 
-    from ..cache.search import escaped
+    from ..cache.naming import escaped
 
     rate = f", {done['compressed'] / max(done['seconds'], 1e-3):.1f} images/s" if done["compressed"] else ""
     text = (

@@ -39,9 +39,9 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
 
 def run_search(args: argparse.Namespace) -> None:
     from ..cache.index import missing
+    from ..cache.naming import fingerprint_of
     from ..cache.nearest import EXACT_BELOW
     from ..cache.reader import SummaryCache
-    from ..cache.summary_file import fingerprint_of
     from ..cache.tables import COLUMNS
 
     given = [x for x in (args.text, args.image, args.id, args.queries) if x is not None]
@@ -122,7 +122,8 @@ def _one(
 
 
 def _show(args: argparse.Namespace, text: str | None, hits: list[dict[str, Any]], sheet: Path | None) -> None:
-    from ..cache.search import escaped, table
+    from ..cache.naming import escaped
+    from ..cache.search import table
 
     query = text or args.image or args.id
     if args.json:
@@ -150,8 +151,8 @@ def model_of(path: str) -> str:
 def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:
     """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
     from ..cache import search as finder
+    from ..cache.naming import fingerprint_of
     from ..cache.reader import SummaryCache
-    from ..cache.summary_file import fingerprint_of
 
     cache = SummaryCache.open(args.cache, fingerprint_of(path))
     if args.id:
