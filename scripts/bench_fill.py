@@ -28,7 +28,13 @@ from llava_fwd2bot.evaluation.measure import environment, ratio
 
 
 def measure(
-    model_name: str, given: list[str], codec: str, rounds: int, batch_size: int, fast: bool, threads: int | None
+    model_name: str,
+    given: list[str],
+    codec: str,
+    rounds: int,
+    batch_size: int,
+    fast: bool = False,
+    threads: int | None = None,
 ) -> dict[str, object]:
     if threads:
         torch.set_num_threads(threads)
