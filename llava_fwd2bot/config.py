@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files.text import parse_json, read_text
+
 CONFIG_NAME = "fwd2bot_config.json"
 STAGES = ("compress", "answer")
 POOLINGS = ("mean", "last", "first")
@@ -143,9 +145,10 @@ class Fwd2BotConfig:
 def read_any_json(path: str | os.PathLike) -> Any:
     """What JSON `path` holds; ValueError with the place of the fault when it is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). It is damaged: restore it or make it again.") from error
+        return parse_json(read_text(path), path)
+    except ValueError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path} is not valid JSON ({why}). It is damaged: restore it or make it again.") from error
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

@@ -9,118 +9,27 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import gc
 import json
+import os
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from bench_shapes import CAPTION_TOKENS, LABELLED, PROMPT_TOKENS, SHAPES, SYSTEM_TOKENS, Shape
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
 from llava_fwd2bot.evaluation.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
 
-__all__ = ["MALLOC", "PeakMemory", "in_turn", "quartiles", "ratio", "summarize"]  # for the benchmarks beside this file
-
-PROMPT_TOKENS = 10  # "Summarize the image in a few words." with Llama's tokenizer, its space in front included
-SYSTEM_TOKENS = 35  # LLaVA v1's system prompt and "USER: ", before the image
-LABELLED = 0.5  # share of the text that is answers
-CAPTION_TOKENS = 30
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a LLaVA, and the text and the LoRA rank that go with them."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    vocab: int
-    vision_hidden: int
-    vision_intermediate: int
-    vision_layers: int
-    vision_heads: int
-    image_size: int
-    patch: int
-    text_tokens: int
-    lora_r: int  # the same share of the width in every shape: 64 of 4096, the package's default on 7B
-
-    @property
-    def dense_tokens(self) -> int:
-        return (self.image_size // self.patch) ** 2
-
-    def config(self) -> LlavaConfig:
-        return LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=self.vision_hidden,
-                intermediate_size=self.vision_intermediate,
-                num_hidden_layers=self.vision_layers,
-                num_attention_heads=self.vision_heads,
-                image_size=self.image_size,
-                patch_size=self.patch,
-            ),
-            text_config=LlamaConfig(
-                hidden_size=self.hidden,
-                intermediate_size=self.intermediate,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                num_key_value_heads=self.heads,
-                vocab_size=self.vocab,
-                max_position_embeddings=4096,
-            ),
-            image_token_id=self.vocab - 1,
-            image_seq_length=self.dense_tokens,
-        )
-
-    # ------------------------------------------------------------------ operations, counted by hand
-    def _tower(self) -> float:
-        tokens, width = self.dense_tokens + 1, self.vision_hidden
-        weights = self.vision_layers * (4 * width**2 + 2 * width * self.vision_intermediate)
-        return 2 * tokens * weights + self.vision_layers * 4 * tokens**2 * width
-
-    def _layers(self, tokens: int) -> float:
-        weights = self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
-        return 2 * tokens * weights + self._attention(tokens)
-
-    def _attention(self, tokens: int) -> float:
-        return self.layers * 2 * tokens**2 * self.hidden  # two products, of which the causal mask leaves half
-
-    def _head(self, tokens: int) -> float:
-        return 2 * tokens * self.hidden * self.vocab
-
-    def shares(self, text_tokens: int) -> dict[str, float]:
-        """Of the base's forward operations on n dense tokens and the text, what each part takes."""
-        tokens = self.dense_tokens + text_tokens
-        layers, head, tower = self._layers(tokens), self._head(tokens), self._tower()
-        total = layers + head + tower
-        return {
-            "head_of_language_model": head / (layers + head),
-            "vision_tower": tower / total,
-            "attention": self._attention(tokens) / total,
-        }
-
-    def step_operations_ratio(self, text_tokens: int, k: int, checkpointing: bool) -> float:
-        """What the operations alone make one expect of a training step with Fwd2Bot over one without; LoRA left out.
-
-        Backward through frozen weights costs one forward more, checkpointing another one; the tower has no backward.
-        """
-        n, passes = self.dense_tokens, 3 if checkpointing else 2
-        host = self._tower() + passes * self._layers(n + text_tokens) + 2 * self._head(n + text_tokens)
-        layers = self._layers(n + PROMPT_TOKENS + k) + self._layers(k + text_tokens)
-        return (self._tower() + passes * layers + 2 * self._head(int(LABELLED * text_tokens))) / host
-
-
-SHAPES = {
-    # LLaVA-1.5's proportions at a width a CPU can train: n and the text are the real ones, and the vocabulary and the
-    # tower are cut until head and tower take the share they take of 7B, so that logits we save do not flatter us
-    "toy": Shape(512, 1376, 8, 8, 1024, 192, 768, 2, 3, 336, 14, 200, 8),
-    "7b": Shape(4096, 11008, 32, 32, 32064, 1024, 4096, 24, 16, 336, 14, 200, 64),
-    "tiny": Shape(64, 128, 2, 4, 128, 64, 128, 2, 2, 48, 8, 24, 4),  # for the tests, in a second
-}
+# for the benchmarks beside this file
+__all__ = ["CAPTION_TOKENS", "LABELLED", "MALLOC", "PROMPT_TOKENS", "SHAPES", "PeakMemory", "Shape"]
+__all__ += ["environment", "in_turn", "quartiles", "ratio", "summarize"]
 
 
 # ---------------------------------------------------------------------- models and data
@@ -182,6 +91,7 @@ def parser(description: str, shape: str = "toy") -> argparse.ArgumentParser:
     options.add_argument("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"))
     options.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
     options.add_argument("--threads", type=int, default=1, help="on CPU; more wait for what else runs there")
+    options.add_argument("--seconds", type=float, help="begin nothing new after so long; what is left out is named")
     options.add_argument("--json", action="store_true", help="end with one line of JSON")
     options.add_argument("--output", type=Path, help="write the JSON there as well")
     return options
@@ -211,10 +121,67 @@ def shape_facts(shape: Shape, text_tokens: int) -> dict[str, Any]:
     }
 
 
+class Clock:
+    """The time that `--seconds` leaves."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.until = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        return None if self.until is None else max(self.until - time.monotonic(), 0.0)
+
+    def share(self, part: float) -> float | None:
+        return None if self.until is None else self.left() * part
+
+    def over(self) -> bool:
+        return self.left() == 0
+
+
+def clocked(side: Callable[[], Any], into: list[float]) -> Callable[[], None]:
+    """A side that notes the processor time it took, which neighbours on the machine touch less."""
+
+    def run() -> None:
+        start = time.process_time()
+        side()
+        into.append(time.process_time() - start)
+
+    return run
+
+
+def peak_of(side: Callable[[], Any], device: torch.device, times: int = 1) -> dict[str, Any]:
+    """Memory before a side runs, and at its highest while it does, of the worst of several times."""
+    memory, before, peak = PeakMemory(device), 0, 0
+    for _ in range(times):
+        memory.reset()
+        before = max(before, memory.now())
+        side()
+        peak = max(peak, memory.peak())
+    return {"before": before, "peak": peak, "exact": memory.exact}
+
+
+def achieved(operations: float, size: float, seconds: float) -> dict[str, float]:
+    """Counted operations and bytes over the time that they took."""
+    return {"tflops": operations / seconds / 1e12, "gb_per_s": size / seconds / 1e9}
+
+
+def free(device: torch.device) -> None:
+    """Gives back what a measurement left, so that the next one has the whole memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def write(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Writes what there is so far to `--output`: whoever ends this process still finds it."""
+    if options.output:
+        beside = options.output.with_name(options.output.name + ".new")
+        beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, options.output)
+
+
 def finish(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     result["environment"] = environment(options.device)
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(result, options)
     if options.json:
         print(json.dumps(result), flush=True)
     return result

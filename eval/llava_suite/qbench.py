@@ -7,7 +7,6 @@ LLaVA's own script calls a module that its repository does not have. The prompt 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_fwd2bot.config import read_any_json
+from llava_fwd2bot.files.text import json_line
 from llava_fwd2bot.training.data import read_records
 
 LETTERS = "ABCDEFGH"
@@ -124,7 +124,7 @@ def main() -> None:
 def _write(path: Path, lines: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    beside.write_text("".join(map(json_line, lines)), encoding="utf-8")
     os.replace(beside, path)
 
 

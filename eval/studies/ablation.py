@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from llava_fwd2bot.cli.options import count
 from llava_fwd2bot.config import read_json, write_json
+from llava_fwd2bot.files.text import read_text
 from llava_fwd2bot.training.data import read_records
 
 from .rivals import RIVALS
@@ -74,7 +75,10 @@ class Study:
     @classmethod
     def read(cls, file: Path) -> Study:
         """Raises ValueError where a name is unknown, or a claim is about a row that is not there."""
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            given = yaml.safe_load(read_text(file))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is not YAML: {error}") from error
         try:
             rows = {name: Row(name, **(values or {})) for name, values in given.pop("rows").items()}
             claims = [Claim(**claim) for claim in given.pop("claims", [])]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.checkpoint.load import base_source
 from llava_fwd2bot.evaluation.generate import contiguous_head
 from llava_fwd2bot.processing.conversation import ConversationFormatter, needs_bos
+from llava_fwd2bot.processing.images import open_image
 
 from .rivals import RIVALS, KeyValueLlava, PooledLlava
 
@@ -254,7 +254,7 @@ class Images:
         bar = tqdm(total=len(missing), desc="encode", unit="image", disable=not missing)
         for at in range(0, len(missing), batch_size):
             part = missing[at : at + batch_size]
-            pictures = [Image.open(path).convert("RGB") for path in part]
+            pictures = [open_image(path) for path in part]
             pixels = self.reader.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
             self.known.update(zip(part, self.reader.encode(pixels), strict=True))
             bar.update(len(part))

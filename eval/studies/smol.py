@@ -18,11 +18,13 @@ sugarcrepe 426 pairs of a true caption and a false one: how often the true one i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_fwd2bot.cache.summary_file import fingerprint_of
+from llava_fwd2bot.checkpoint.load import base_source
 from llava_fwd2bot.config import read_json, write_text
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.answers import DENSE
 from llava_fwd2bot.evaluation.search import ranks, recalls
+from llava_fwd2bot.files.images import file_digest
 from llava_fwd2bot.hosts.opening import is_checkpoint, local_folder
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.data import read_records
@@ -175,6 +179,26 @@ def images_of_items(task: str, asked_of: Asked) -> list[Any]:
     return [i for i, said in enumerate(split.captions) for _ in said]
 
 
+def contents_of(task: str, asked_of: Asked) -> str:
+    """A digest of a task's images, questions and right answers: a result is of these, whatever their names."""
+    if task in ANSWERED:
+        paths, *told = questions_of(task, asked_of)
+    elif task == "sugarcrepe":
+        rows, kinds = sugarcrepe_items(asked_of)
+        paths, told = [path for path, *_ in rows], [[row[1:] for row in rows], kinds]
+    else:
+        split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
+        paths, told = split.paths, [split.captions]
+    images = {path: file_digest(path) for path in dict.fromkeys(paths)}
+    return hashlib.sha256(json.dumps([[images[path] for path in paths], *told]).encode()).hexdigest()[:16]
+
+
+def weights_of(base: str) -> str | None:
+    """A digest of a base's weights; None for one that is named by the hub."""
+    files = sorted(Path(base_source(base)).glob("*.safetensors"))
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()[:16] if files else None
+
+
 def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_of: Asked, work: Path) -> None:
     """Does what is not done yet of one method, and writes a file for each task and k."""
     kind = method.split("-")[0]
@@ -190,7 +214,10 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
     about = {"method": method, "path": path, "limit": asked_of.limit, "tuning": asked_of.tuning}
     if kind not in ("base", "prune") and is_checkpoint(folder := local_folder(path, {})):
         about["fingerprint"] = fingerprint_of(folder)  # one that is trained anew may keep its path
-    jobs = [(task, k) for task, k in jobs if not is_done(result_file(work, method, task, k), about)]
+    else:
+        about["weights"] = weights_of(path)
+    contents = cache(lambda task: contents_of(task, asked_of))
+    jobs = [(task, k) for task, k in jobs if not is_done(result_file(work, method, task, k), about, contents)]
     if not jobs:
         return
     reader = open_reader(method, path)
@@ -209,13 +236,17 @@ def run(method: str, path: str, tasks: Sequence[str], ks: Sequence[int], asked_o
         seconds = round(time.perf_counter() - start, 1)
         found["items"] = [round(x, 5) if x % 1 else int(x) for x in found["items"]]
         # on one line: there are many such files, and they are kept
-        result = json.dumps({"task": task, "k": k, "seconds": seconds, **about, **found}, ensure_ascii=False)
+        own = {"task": task, "k": k, "seconds": seconds, **about, "data": contents(task)}
+        result = json.dumps({**own, **found}, ensure_ascii=False)
         write_text(result_file(work, method, task, k), result + "\n")
         print(f"{method} {task} k={k or 'dense'}: {found['figures']} ({seconds} s)", flush=True)
 
 
-def is_done(file: Path, about: dict[str, Any]) -> bool:
+def is_done(file: Path, about: dict[str, Any], contents: Callable[[str], str]) -> bool:
     """Whether `file` holds this result.
+
+    Args:
+        contents: gives the digest of a task's items.
 
     Raises:
         ValueError: it holds another model's, or that of other items.
@@ -223,10 +254,14 @@ def is_done(file: Path, about: dict[str, Any]) -> bool:
     if not file.exists():
         return False
     found = read_json(file)
-    if other := [
-        f"{name} {found.get(name)!r}, not {value!r}" for name, value in about.items() if found.get(name, value) != value
-    ]:
-        raise ValueError(f"{file} is a result of {'; '.join(other)}: give another --work, or delete it")
+
+    def other(about: dict[str, Any]) -> list[str]:
+        pairs = ((name, found.get(name, value), value) for name, value in about.items())
+        return [f"{name} {own!r}, not {value!r}" for name, own, value in pairs if own != value]
+
+    # the settings first: to digest the items all images are read
+    if wrong := other(about) or ("data" in found and other({"data": contents(found["task"])})):
+        raise ValueError(f"{file} is a result of {'; '.join(wrong)}: give another --work, or delete it")
     return True
 
 

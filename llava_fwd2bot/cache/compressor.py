@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bottleneck import embed
+from ..files.images import LLAVA, Reading
 from ..processing.images import join_pixels
 from .codecs import Codec
 from .decode import Preparer
@@ -21,6 +22,7 @@ class Compressor:
     Args:
         k: summary tokens of an image; None for all that the model makes.
         max_pixels: of an image, above which it is refused; None for DEFAULT_MAX_PIXELS.
+        reading: how files become pictures; of a cache, its own settings.
         fast: decode large JPEGs at a smaller scale.
     """
 
@@ -31,12 +33,13 @@ class Compressor:
         k: int | None = None,
         batch_size: int = 8,
         max_pixels: int | None = None,
+        reading: Reading = LLAVA,
         fast: bool = False,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.k = k or model.fwd2bot_config.num_summary_tokens
         self.words = model.get_input_embeddings().weight
-        self.prepare = Preparer(processor, model, max_pixels, fast)
+        self.prepare = Preparer(processor, model, max_pixels, reading, fast)
 
     @torch.inference_mode()
     def __call__(self, prepared: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from PIL import ExifTags, Image
 
+from ..files.images import DEFAULT_MAX_PIXELS, LLAVA, Reading, decode_image, open_regular
 from .entries import Entry
 
 HELD = 512 * 2**20  # bytes of a file, above which it is no image that anyone compresses
@@ -33,13 +33,9 @@ def read_content(entry: Entry) -> Content:
 
 def read_file(path: str) -> bytes:
     """The bytes of a regular file; anything else is not opened, and not waited for if it takes a file's place."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:
-        told = os.fstat(handle)
-        if not stat.S_ISREG(told.st_mode):
-            raise ValueError(f"{path}: is not a regular file")
-        if told.st_size > HELD:
-            raise ValueError(f"{path}: has {told.st_size:,} bytes, over the limit of {HELD:,}")
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > HELD:
+            raise ValueError(f"{path}: has {size:,} bytes, over the limit of {HELD:,}")
         return file.read()
 
 
@@ -58,19 +54,28 @@ class Preparer:
     Args:
         host: the model or its class, for the names of what it takes.
         max_pixels: of an image, above which it is refused; None for DEFAULT_MAX_PIXELS.
+        reading: how files become pictures; of a cache, its own settings.
         fast: decode large JPEGs at a smaller scale.
     """
 
-    def __init__(self, processor: Any, host: Any, max_pixels: int | None = None, fast: bool = False) -> None:
-        from ..processing.images import DEFAULT_MAX_PIXELS
+    def __init__(
+        self,
+        processor: Any,
+        host: Any,
+        max_pixels: int | None = None,
+        reading: Reading = LLAVA,
+        fast: bool = False,
+    ) -> None:
+        from ..processing.images import prepared_size
 
         self.processor, self.host = processor, host
         self.max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+        self.reading, self._prepared = reading, prepared_size(processor)
         self.target = target_of(processor) if fast else None
 
     def __call__(self, data: bytes, name: str) -> Prepared:
         """ValueError, with `name` in it: it cannot be used."""
-        from ..processing.images import decode_image, prepare_pixels
+        from ..processing.images import prepare_pixels
 
         exif: dict[str, Any] = {}
         size: list[tuple[int, int]] = []
@@ -81,7 +86,7 @@ class Preparer:
             if self.target is not None:
                 drafted(image, self.target)
 
-        image = decode_image(data, name, self.max_pixels, look)
+        image = decode_image(data, name, self.max_pixels, self.reading, self._prepared, look)
         return Prepared(prepare_pixels(self.processor, self.host, [image]), size[0], exif)
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image
-
-HEIF = (".heic", ".heif")
+from ..files.images import irregular
 
 
 @dataclass(slots=True)
@@ -38,17 +35,6 @@ class Entry:
         return {**own, "bytes": self.bytes, "modified": self.modified, **more}
 
 
-def extensions() -> set[str]:
-    Image.init()
-    return {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def reason_of(ending: str) -> str:
-    if ending in HEIF:
-        return f"{ending} (pip install pillow-heif)"
-    return ending or "without an extension"
-
-
 def entry_of(root: str, name: str, path: str, told: os.stat_result | None = None) -> Entry:
     """The entry of a file; what it is decides whether it may be opened: a named pipe would be waited for for ever."""
     if not _is_text(path):
@@ -59,8 +45,8 @@ def entry_of(root: str, name: str, path: str, told: os.stat_result | None = None
     except OSError as error:
         return Entry(root, name, problem=f"{path}: {error.strerror}")
     entry = Entry(root, name, told.st_size, told.st_mtime_ns)
-    if not stat.S_ISREG(told.st_mode):
-        entry.problem = f"{path}: is not a regular file"
+    if kind := irregular(told.st_mode):
+        entry.problem = f"{path}: is {kind}, not a regular file"
     return entry
 
 

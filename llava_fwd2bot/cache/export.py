@@ -70,7 +70,8 @@ def _safetensors(cache: SummaryCache, output: Path) -> int:
     skipped = [{"id": row["id"], "reason": row["reason"]} for row in cache.skipped()]
     order = sorted(range(len(ids)), key=lambda i: ids[i])
     summary, embedding = torch.cat(parts)[order], torch.cat(vectors)[order]
-    write_summaries(summary, embedding, output, [ids[i] for i in order], skipped, cache.settings.fingerprint)
+    ids, settings = [ids[i] for i in order], cache.settings
+    write_summaries(summary, embedding, output, ids, skipped, settings.fingerprint, settings.reading)
     return len(ids)
 
 

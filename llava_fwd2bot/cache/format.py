@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..files.images import Reading
 from ..version import __version__
 
 FORMAT = 2  # of the tables; a later one is refused, an earlier one is read by legacy.py
@@ -69,6 +70,11 @@ class CacheSettings:
     version: str = __version__
     format: int = FORMAT
 
+    @property
+    def reading(self) -> Reading:
+        """How files become the pictures of this cache."""
+        return Reading(self.exif_orientation == "on", self.transparency == "white")
+
     def differs(self, other: CacheSettings) -> str | None:
         """The name of the first setting that makes summaries differ; None where they can stand in one cache."""
         for field in fields(self):
@@ -111,7 +117,7 @@ def of_engine(error: BaseException) -> bool:
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
+def guarded(path: str) -> Iterator[None]:
     """DamagedCache for whatever LanceDB raises within."""
     try:
         yield

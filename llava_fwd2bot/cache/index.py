@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .format import SUMMARIES, again, first_line, lock, of_engine, reading
+from .format import SUMMARIES, again, first_line, guarded, lock, of_engine
 from .store import CacheStore
 
 LEAST = 256  # rows that an index needs
@@ -35,7 +35,7 @@ def probes(cache: CacheStore) -> int:
 
 def stats_of(cache: CacheStore) -> Any:
     table = cache.table(SUMMARIES)
-    with reading(cache.path):
+    with guarded(cache.path):
         for index in table.list_indices():
             if index.columns == ["embedding"]:
                 return table.index_stats(index.name)

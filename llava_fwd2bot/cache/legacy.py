@@ -18,10 +18,10 @@ from .format import (
     CacheSettings,
     DamagedCache,
     blocks,
+    guarded,
     is_local,
     lancedb_module,
     one_of,
-    reading,
 )
 from .naming import unknown_id
 from .nearest import filter_error
@@ -41,13 +41,13 @@ class OldCache:
     def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
         self.path, self.settings = path, settings
         self.blocks = blocks(settings.k)
-        with reading(path):
+        with guarded(path):
             self.images, self._skipped = (database.open_table(name) for name in OLD_TABLES)
 
     @classmethod
     def open(cls, path: str, fingerprint: str | None = None) -> OldCache:
         database = lancedb_module().connect(path)
-        with reading(path):
+        with guarded(path):
             table = database.open_table(OLD_TABLES[0])
         return cls(path, database, checked_settings(path, settings_in(table, path), fingerprint))
 
@@ -62,7 +62,7 @@ class OldCache:
         return self._rows(list(columns), where).to_pylist()
 
     def skipped(self) -> list[dict[str, Any]]:
-        with reading(self.path):
+        with guarded(self.path):
             return self._skipped.search().limit(None).to_arrow().to_pylist()
 
     def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class OldCache:
         if where is not None:
             query = query.where(f"({where})", prefilter=True)
         query = query.bypass_vector_index() if exact else query.nprobes(20).refine_factor(2)
-        with filter_error(where, OLD_ABOUT), reading(self.path):
+        with filter_error(where, OLD_ABOUT), guarded(self.path):
             rows = query.to_list()
         return [{**{n: row.get(n) for n in ("id", *columns)}, "score": 1 - row["_distance"]} for row in rows]
 
@@ -121,7 +121,7 @@ class OldCache:
 
         stream = self.images.search().limit(None).to_batches(size)
         while True:
-            with reading(self.path):
+            with guarded(self.path):
                 batch = next(stream, None)
             if batch is None:
                 return
@@ -133,5 +133,5 @@ class OldCache:
             query = query.select(columns)
         if where is not None:
             query = query.where(where)
-        with reading(self.path):
+        with guarded(self.path):
             return query.to_arrow()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .format import COMMITS, FILES, SUMMARIES, is_local, one_of, quoted, reading
+from .format import COMMITS, FILES, SUMMARIES, guarded, is_local, one_of, quoted
 from .nearest import filtered
 from .plan import is_gone
 from .reader import SummaryCache
@@ -32,21 +32,17 @@ def stats(cache: SummaryCache) -> dict[str, Any]:
     for batch in cache.batches(FILES, ["bytes", "status"], 65536):
         own = batch.filter([status == OK for status in batch["status"].to_pylist()])
         sources += sum(own["bytes"].to_pylist())
-    with reading(cache.path):
+    with guarded(cache.path):
         distinct, skipped = cache.table(SUMMARIES).count_rows(), cache.table(FILES).count_rows("reason IS NOT NULL")
     found: dict[str, Any] = {"rows": rows, "contents": distinct, "skipped": skipped}
     found |= {"k": settings.k, "dim": settings.size, "codec": settings.codec, "model": settings.model, "bytes": total}
+    found |= {**settings.reading.told(), "decoding": settings.decoding}
     found["bytes_per_image"] = settings.k * token
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)
     found["bytes_per_source_image"] = round(sources / rows, 1) if rows else None
     found["bytes_per_image_by_codec"] = {
         name: settings.k * codec.bytes_per_token(settings.size) for name, codec in CODECS.items()
-    }
-    found["read_as"] = {
-        "exif_orientation": settings.exif_orientation,
-        "transparency": settings.transparency,
-        "decoding": settings.decoding,
     }
     return found
 
@@ -174,7 +170,7 @@ def chosen(cache: SummaryCache, names: Sequence[str], where: str | None) -> list
 # ---------------------------------------------------------------------- the way back
 def commits(cache: SummaryCache) -> list[dict[str, Any]]:
     """The commits whose files can be restored, the newest first: version, at, what, rows."""
-    with reading(cache.path):
+    with guarded(cache.path):
         there = {entry["version"] for entry in cache.table(FILES).list_versions()}
     rows = sorted(cache.rows(COMMITS).to_pylist(), key=lambda row: row["at"], reverse=True)
     return [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checksum import sums_of
-from .format import FILES, SUMMARIES, first_line, of_engine, one_of, reading
+from .format import FILES, SUMMARIES, first_line, guarded, of_engine, one_of
 from .index import probes
 from .rows import vectors_in
 from .store import CacheStore
@@ -63,7 +63,7 @@ def few(allowed: set[str] | None) -> bool:
 
 
 def indexed(cache: CacheStore) -> bool:
-    with reading(cache.path):
+    with guarded(cache.path):
         return any(index.columns == ["embedding"] for index in cache.table(SUMMARIES).list_indices())
 
 
@@ -83,7 +83,7 @@ def candidates(
         query = query.bypass_vector_index()
     checked = ask <= FEW
     names = ["sha256", "_distance", *(("width", "height", "sums", "embedding") if checked else ())]
-    with reading(cache.path):
+    with guarded(cache.path):
         rows = query.select(names).to_arrow()
     hits = list(zip(rows["sha256"].to_pylist(), (1 - rows["_distance"].to_numpy()).tolist(), strict=True))
     if not checked or not hits:

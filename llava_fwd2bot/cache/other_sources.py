@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .entries import Entry, extensions, reason_of
+from ..files.folders import reason_of
+from ..files.images import extensions
+from .entries import Entry
 
 
 def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
@@ -20,7 +22,7 @@ def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
             ending = os.path.splitext(member.name)[1].lower()
             if not member.isreg() or ending not in known:
                 if member.isreg():
-                    left_out[reason_of(ending)] += 1
+                    left_out[reason_of(None, ending)] += 1
                 continue
             data = archive.extractfile(member).read() if packed else None  # what is packed has no places
             yield Entry(
@@ -133,7 +135,7 @@ def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
             if ending in known:
                 yield entry(files[own]["name"], files[own], root)
             else:
-                left_out[reason_of(ending)] += 1
+                left_out[reason_of(None, ending)] += 1
 
 
 def _time(told: dict[str, Any]) -> int:

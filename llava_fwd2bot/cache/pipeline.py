@@ -194,8 +194,14 @@ def fill(
 
     Raises:
         OSError: the cache cannot be written; what is committed stays.
+        ValueError: the compressor reads files otherwise than the cache's were read.
         Interrupted: a signal came; what was finished is stored.
     """
+    if not isinstance(compressor, Later) and compressor.prepare.reading != cache.settings.reading:
+        raise ValueError(
+            f"{cache.path} was made with {cache.settings.reading}, and the compressor reads with "
+            f"{compressor.prepare.reading}: make it with reading=cache.settings.reading."
+        )
     started, result = time.perf_counter(), Filled() if result is None else result
     claims = Claims(cache, chunk)
     with stopping() as stop, _bar(source) as bar:

@@ -27,6 +27,7 @@ from .codecs import get_codec
 from .compressor import OVERFLOW, Compressor, encoded
 from .decode import Preparer, read_content
 from .entries import Entry
+from .format import CacheSettings
 from .plan import BLOCK, Filled, Plan, blocks_of
 from .reader import SummaryCache
 from .sink import CacheSink
@@ -100,20 +101,20 @@ class Reader:
             if self.original:  # its processor is a part of the model: the worker prepares
                 row.data = content.data
             else:
-                prepare(self._preparer(cache.settings.decoding == "fast"), content.data, row)
+                prepare(self._preparer(cache.settings), content.data, row)
         return {"row": as_column(rows)}
 
     @property
     def original(self) -> bool:
         return read_checkpoint(self.path)["base"]["fingerprint"]["class"] in ORIGINAL.values()
 
-    def _preparer(self, fast: bool) -> Preparer:
+    def _preparer(self, settings: CacheSettings) -> Preparer:
         if self._prepare is None:
             from transformers import AutoProcessor
 
             host = host_class(read_checkpoint(self.path)["base"]["fingerprint"]["class"])
             processor = AutoProcessor.from_pretrained(processor_source(self.path, self.base))
-            self._prepare = Preparer(processor, host, self.max_pixels, fast)
+            self._prepare = Preparer(processor, host, self.max_pixels, settings.reading, settings.decoding == "fast")
         return self._prepare
 
 
@@ -132,15 +133,13 @@ class Worker:
         self,
         path: str,
         loading: dict[str, Any],
-        k: int,
-        codec: str,
+        settings: CacheSettings,
         batch_size: int,
         max_pixels: int | None = None,
-        fast: bool = False,
     ) -> None:
-        model = load_for_inference(Path(path), **loading)
-        self.compressor = Compressor(*model, k, batch_size, max_pixels, fast)
-        self.codec = get_codec(codec)
+        model, fast = load_for_inference(Path(path), **loading), settings.decoding == "fast"
+        self.compressor = Compressor(*model, settings.k, batch_size, max_pixels, settings.reading, fast)
+        self.codec = get_codec(settings.codec)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows: list[Row] = list(batch["row"])
@@ -202,14 +201,13 @@ def fill_by_ray(
         ray.init(log_to_driver=False, include_dashboard=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     where, settings = str(Path(cache.path).absolute()) if cache.local else cache.path, cache.settings
-    fast = settings.decoding == "fast"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = ray.data.read_datasource(_datasource(lambda: planned(where, source, retry)), override_num_blocks=1)
     rows = rows.map_batches(reader(where, path, loading.get("base"), max_pixels), batch_size=READ_AT_ONCE)
     done = rows.map_batches(
         worker,
-        fn_constructor_args=(str(path), loading, settings.k, settings.codec, batch_size, max_pixels, fast),
+        fn_constructor_args=(str(path), loading, settings, batch_size, max_pixels),
         batch_size=batch_size,
         concurrency=actors or max(1, gpus),
         num_gpus=1 if gpus else 0,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..bottleneck import embed, maxsim
 from ..config import write_text
-from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels
+from ..files.images import LLAVA, OWN, Reading
+from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels, prepared_size
 from .naming import escaped
 from .reader import SummaryCache
 from .tables import ABOUT
@@ -42,9 +43,12 @@ def summary_of_text(model: nn.Module, processor: Any, text: str, k: int) -> Tens
 
 
 @torch.inference_mode()
-def summary_of_image(model: nn.Module, processor: Any, path: str | os.PathLike, k: int) -> Tensor:
-    """[k, D]"""
-    pixels = [prepare_pixels(processor, model, [open_image(path)])]
+def summary_of_image(
+    model: nn.Module, processor: Any, path: str | os.PathLike, k: int, reading: Reading = LLAVA
+) -> Tensor:
+    """[k, D]; `reading`: how the file becomes a picture, of a cache its own settings."""
+    image = open_image(path, reading=reading, prepared=prepared_size(processor))
+    pixels = [prepare_pixels(processor, model, [image])]
     return model.compress(**join_pixels(pixels, model.get_input_embeddings().weight), num_tokens=k)[0].cpu()
 
 
@@ -132,7 +136,7 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
 def thumbnail(source: str) -> str | None:
     """A small picture of a file as a JPEG in base64, for pages that carry all with them; None where it is gone."""
     try:
-        picture = open_image(source)
+        picture = open_image(source, reading=OWN, prepared=lambda size: 0)  # for people's eyes, not for the model
     except ImageError:
         return None
     picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # twice, for fine screens

@@ -10,16 +10,18 @@ An `id` may name a part of a file after "#", as "clip.mp4#t=12.5": frames of vid
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .entries import Entry, entry_of, extensions, reason_of
+from ..files.folders import matching, reason_of, tree
+from ..files.images import extensions
+from ..files.text import read_lines
+from .entries import Entry, entry_of
 from .format import is_local
 from .other_sources import of_dataset, of_parquet, of_tar, of_url
 
@@ -54,6 +56,9 @@ class Source:
             if parts == 1 or zlib.crc32(entry.source.encode("utf-8", "replace")) % parts == number - 1:
                 yield entry
 
+    def _refuse(self, error: OSError) -> None:
+        self.refused.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
+
     def _all(self) -> Iterator[Entry]:
         for name in self.given:
             if name == "-":
@@ -68,18 +73,17 @@ class Source:
     def _local(self, name: str) -> Iterator[Entry]:
         path = Path(name)
         if path.is_dir():
-            yield from walk(absolute(name), self.left_out, self.refused)
+            yield from walk(absolute(name), self.left_out, self._refuse)
         elif name.lower().endswith(ARCHIVES) and path.is_file():
             yield from of_tar(absolute(name), self.left_out)
         elif path.suffix.lower() == ".parquet" and path.is_file():
             yield from of_parquet(absolute(name))
         elif path.suffix.lower() == ".txt" and path.is_file():
-            with path.open(encoding="utf-8-sig") as lines:
-                yield from of_lines(lines, path.parent)
+            yield from of_lines(read_lines(path), path.parent)
         elif not os.path.lexists(path) and any(sign in name for sign in "*?["):
-            for found in sorted(glob.iglob(name, recursive=True)):
+            for found in matching(name, self._refuse, self.left_out):
                 if os.path.isdir(found):
-                    yield from walk(absolute(found), self.left_out, self.refused)
+                    yield from walk(absolute(found), self.left_out, self._refuse)
                 else:
                     yield file_entry(found)
         else:  # also one that is not there, which is told with the other bad images
@@ -103,48 +107,18 @@ def file_entry(name: str) -> Entry:
     return entry_of(folder, own, os.path.join(folder, own))
 
 
-def walk(root: str, left_out: Counter[str], refused: list[dict[str, str]]) -> Iterator[Entry]:
-    """The images below a folder, in the order of their paths; folders that are links are followed, each once."""
-    known, seen = extensions(), set()
-    stack: list[tuple[str, list[str]]] = []  # a folder, and what of it is to come, in reverse
-
-    def enter(folder: str) -> None:
-        try:
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in seen:
-                left_out["linked folders that are read already"] += 1
-                return
-            seen.add((about.st_dev, about.st_ino))
-            with os.scandir(folder) as found:  # names alone: a folder may have millions
-                names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in found)
-        except OSError as error:
-            refused.append({"id": folder, "reason": f"{folder}: {error.strerror}"})
-            return
-        stack.append((folder, names[::-1]))
-
-    enter(root)
-    while stack:
-        folder, names = stack[-1]
-        if not names:
-            stack.pop()
-            continue
-        name = names.pop()
-        path = os.path.join(folder, name.rstrip("/"))
-        if name.endswith("/"):
-            enter(path)
-            continue
-        ending = os.path.splitext(name)[1].lower()
-        if ending in known:
-            yield entry_of(root, path[len(root.rstrip("/")) + 1 :], path)
-        else:
-            left_out[reason_of(ending)] += 1
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; it is told as a file that cannot be read
-        return False
+def walk(root: str, left_out: Counter[str], refuse: Callable[[OSError], None]) -> Iterator[Entry]:
+    """The images below a folder, folder by folder; folders that are links are followed, each once."""
+    known = extensions()
+    for folder, names in tree(Path(root), refuse, left_out):
+        place = str(folder)
+        below = place[len(root.rstrip("/")) + 1 :]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in known:
+                yield entry_of(root, f"{below}/{name}" if below else name, f"{place}/{name}")
+            else:
+                left_out[reason_of(folder / name, ending)] += 1
 
 
 def paths(found: Iterable[str | os.PathLike]) -> list[Entry]:

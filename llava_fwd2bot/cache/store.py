@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, is_local, one_of, reading
+from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, guarded, is_local, one_of
 from .rows import wrong_summaries
 from .tables import ABOUT, LOST, OK, users_columns
 
@@ -34,7 +34,7 @@ class CacheStore:
     def table(self, name: str = SUMMARIES) -> Any:
         """LanceDB's table, at its newest version."""
         table = self._tables[name]
-        with reading(self.path):
+        with guarded(self.path):
             table.checkout_latest()
         return table
 
@@ -45,7 +45,7 @@ class CacheStore:
 
     def __len__(self) -> int:
         """Images with a summary."""
-        with reading(self.path):
+        with guarded(self.path):
             return self.table(FILES).count_rows(f"status = '{OK}'")
 
     def about(self, columns: Sequence[str] = ABOUT, where: str | None = None) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ class CacheStore:
             query = query.select(columns)
         if where is not None:
             query = query.where(where)
-        with reading(self.path):
+        with guarded(self.path):
             rows = query.to_arrow()
             rows.validate(full=True)  # text that is damaged may not be UTF-8
             return rows
@@ -94,10 +94,10 @@ class CacheStore:
         query = self.table(name).search().limit(None)
         if columns is not None:
             query = query.select(columns)
-        with reading(self.path):
+        with guarded(self.path):
             stream = query.to_batches(size)
         while True:
-            with reading(self.path):
+            with guarded(self.path):
                 batch = next(stream, None)
                 if batch is not None:
                     batch.validate(full=True)

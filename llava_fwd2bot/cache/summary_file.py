@@ -7,12 +7,10 @@ skipped images as JSON lists, k, the fingerprint of the checkpoint, the version.
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,67 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..files.folders import find_images as find_images  # where others know it
+from ..files.images import OWN, Reading
 from ..version import __version__
 from .compressor import Compressor
 from .decode import read_file
 from .naming import fingerprint_of as fingerprint_of  # where others know it
 from .naming import unknown_id
-
-
-def find_images(given: Sequence[str], empty: bool = False) -> tuple[dict[str, Path], list[dict[str, str]]]:
-    """The images in folders (recursively, in sorted order), files, patterns, and lists (.txt, a path in each line).
-
-    Args:
-        empty: whether it is right that there is none yet.
-
-    Returns:
-        ({id: path}, folders that could not be read). An id is the path below the folder that was given, a file's its
-        name; where two would be the same, the path as given.
-
-    Raises:
-        ValueError: there is no image file.
-    """
-    Image.init()
-    extensions = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: dict[str, tuple[str, Path]] = {}  # path as given → (short id, path)
-    unreadable: list[dict[str, str]] = []
-
-    def refused(error: OSError) -> None:
-        unreadable.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
-
-    for start in map(Path, _spelled_out(given)):
-        if not start.is_dir():  # also one that is not there, which is told with the other bad images
-            found[start.as_posix()] = (start.name, start)
-            continue
-        below = (Path(folder, name) for folder, _, names in os.walk(start, onerror=refused) for name in names)
-        for path in sorted(p for p in below if p.suffix.lower() in extensions):
-            found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
-    if not found and not empty:
-        raise ValueError(f"There is no image file in {', '.join(given)}. Files are found by extension (.jpg, .png, …).")
-    times = Counter(short for short, _ in found.values())
-    images = {short if times[short] == 1 else full: path for full, (short, path) in found.items()}
-    if len(images) < len(found):  # a path as given is the short id of another image
-        images = {full: path for full, (_, path) in found.items()}
-    return images, unreadable
-
-
-def _spelled_out(given: Sequence[str]) -> Iterator[str]:
-    """Patterns and lists as the paths they stand for; names in a list are relative to it."""
-    for name in given:
-        path = Path(name)
-        if path.suffix == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            yield from (str(path.parent / line.strip()) for line in lines if line.strip())
-        elif not path.exists() and any(sign in name for sign in "*?["):
-            yield from sorted(glob.glob(name, recursive=True))
-        else:
-            yield name
 
 
 def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
@@ -120,8 +69,12 @@ def compress_images(
     batch_size: int = 8,
     max_pixels: int | None = None,
     store_dtype: str = "float16",
+    reading: Reading = OWN,
 ) -> dict[str, Any]:
     """Compresses `images` and writes `output`; images that cannot be read are named on stderr, recorded, and left out.
+
+    Args:
+        reading: how the files become pictures; the file says it.
 
     Raises:
         ValueError: not one image could be read; nothing is written.
@@ -132,7 +85,7 @@ def compress_images(
     from .signals import stopping
 
     started = time.perf_counter()
-    compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels)
+    compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels, reading)
     k, size = compressor.k, compressor.words.shape[1]
     entries = [Entry("", name, read=partial(_read, path), label=str(path)) for name, path in images.items()]
     with stopping() as stop, tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
@@ -147,7 +100,7 @@ def compress_images(
         summaries, embeddings = summaries[order], embeddings[order]
     if not ids:
         raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
-    write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint)
+    write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint, reading)
     return {
         "output": str(output),
         "images": len(ids),
@@ -155,6 +108,7 @@ def compress_images(
         "k": k,
         "dim": size,
         "dtype": store_dtype,
+        **reading.told(),
         "bytes": output.stat().st_size,
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -216,7 +170,13 @@ class FileSink:
 
 
 def write_summaries(
-    summary: Tensor, embedding: Tensor, output: Path, ids: list[str], skipped: list[dict[str, str]], fingerprint: str
+    summary: Tensor,
+    embedding: Tensor,
+    output: Path,
+    ids: list[str],
+    skipped: list[dict[str, str]],
+    fingerprint: str,
+    reading: Reading,
 ) -> None:
     """The file that SummaryFile reads: `summary` [N, k, D], `embedding` [N, D]."""
     metadata = {
@@ -225,6 +185,7 @@ def write_summaries(
         "k": str(summary.shape[1]),
         "fingerprint": fingerprint,
         "version": __version__,
+        **reading.told(),
     }
     write_tensors({"summary": summary, "embedding": embedding}, output, metadata)
 
@@ -263,6 +224,7 @@ class SummaryFile:
                 "Name that one by --model, or compress the images again."
             )
         self.k, self.skipped = int(meta["k"]), json.loads(meta["skipped"])
+        self.exif_orientation = meta.get("exif_orientation", "off")  # files that do not say it were made without
         self.place = {name: at for at, name in enumerate(json.loads(meta["ids"]))}
 
     def row(self, name: str) -> int:

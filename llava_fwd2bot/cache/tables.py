@@ -22,8 +22,8 @@ from .format import (
     CacheSettings,
     blocks,
     column,
+    guarded,
     lancedb_module,
-    reading,
 )
 
 KEYS = {SUMMARIES: "sha256", FILES: "source"}
@@ -113,13 +113,13 @@ def create_tables(path: str, settings: CacheSettings, names: tuple[str, ...] = T
 def open_tables(path: str) -> dict[str, Any]:
     """{name: table}; DamagedCache where one cannot be opened."""
     database = lancedb_module().connect(path)
-    with reading(path):
+    with guarded(path):
         return {name: database.open_table(name) for name in TABLES}
 
 
 def settings_in(table: Any, path: str) -> dict[str, Any]:
     """The settings in a table's metadata; ValueError where there are none."""
-    with reading(path):
+    with guarded(path):
         meta = table.schema.metadata or {}
     try:
         return json.loads(meta[SETTINGS])

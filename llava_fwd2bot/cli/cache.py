@@ -132,8 +132,9 @@ def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
 
     path, _ = checked(args.model or model_of(args.cache))
     cache = SummaryCache.open(args.cache, fingerprint_of(path))
-    fast = cache.settings.decoding == "fast"
-    later = Later(lambda: Compressor(*load_model(path, args), cache.settings.k, fast=fast), 8)
+    settings = cache.settings
+    own = {"reading": settings.reading, "fast": settings.decoding == "fast"}
+    later = Later(lambda: Compressor(*load_model(path, args), settings.k, **own), 8)
     done = fill(cache, lost_entries(cache), later)
     still = [entry.id for entry in lost_entries(cache)]
     return {"compressed": done.compressed, "renamed": done.renamed, "lost": still}

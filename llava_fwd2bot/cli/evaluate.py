@@ -15,6 +15,7 @@ from typing import Any
 from ..cache.format import writable
 from ..config import write_json, write_text
 from ..evaluation import scorers
+from ..files.text import json_line
 from ..version import __version__
 from .options import checked, count, load_model, model_options, quantisation
 
@@ -310,8 +311,7 @@ def _score(args: argparse.Namespace) -> None:
         if found.note:
             print(f"fwd2bot: {args.benchmark}: {found.note}", file=sys.stderr)
         if found.submission_lines:
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.submission]
-            write_text(args.submission, "".join(lines))
+            write_text(args.submission, "".join(map(json_line, found.submission)))
         else:
             write_json(args.submission, found.submission)
     if args.output:

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import checked, load_model, number, quantisation
+
+if TYPE_CHECKING:
+    from ..cache.format import CacheSettings
+    from ..files.images import Reading
 
 DEFAULT_CODEC = "int4"  # a quarter of float16's bytes; it costs no answers (eval/results/cache.md)
 LOOKED_AT = 1000  # entries of a new cache's source, of which one must be there
@@ -85,6 +89,8 @@ class Run:
         """ValueError where the source is empty, or nothing of it is there: no cache is made for a mistyped name."""
         first = list(islice(self.source, LOOKED_AT))
         if not first:
+            from ..files.folders import told
+
             left = told(self.source.left_out)
             also = f" Left out: {left}." if left else ""
             raise ValueError(
@@ -104,7 +110,7 @@ class Run:
         name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
         k = args.k or (known.k if known else most)
         codec = args.codec or (known.codec if known else DEFAULT_CODEC)
-        more = {"exif_orientation": known.exif_orientation, "transparency": known.transparency} if known else {}
+        more = reading_of(args, known).told()
         if args.fast_decode or (known and known.decoding == "fast"):
             more["decoding"] = "fast"
         return CacheSettings(fingerprint_of(self.path), k, size, codec, pooling, name, quantisation(args) or "", **more)
@@ -147,7 +153,8 @@ class Run:
 
             args, fast = self.args, self.settings.decoding == "fast"
             model = load_model(self.path, args)
-            return Compressor(*model, self.settings.k, args.batch_size, args.max_pixels, fast)
+            settings = self.settings
+            return Compressor(*model, settings.k, args.batch_size, args.max_pixels, settings.reading, fast)
 
         if not hasattr(self, "_loaded"):
             self._loaded = Later(load, self.args.batch_size)
@@ -165,6 +172,7 @@ class Run:
             "known": result.known,
             "skipped": [*self.source.refused, *skipped],
             "left_out": dict(self.source.left_out),
+            **self.settings.reading.told(),
             "k": self.settings.k,
             "dim": self.settings.size,
             "codec": self.settings.codec,
@@ -172,11 +180,26 @@ class Run:
         }
 
 
-def told(left_out: Any, most: int = 5) -> str:
-    """Counts by reason in words, the largest first."""
-    parts = [f"{count:,} {reason}" for reason, count in left_out.most_common(most)]
-    rest = sum(left_out.values()) - sum(count for _, count in left_out.most_common(most))
-    return ", ".join([*parts, *([f"{rest:,} others"] if rest else [])])
+def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading:
+    """How the files of --cache are read: as those that are in it; in a new one as --exif-orientation says.
+
+    Raises:
+        ValueError: --exif-orientation is not the cache's.
+    """
+    from ..files.images import Reading
+
+    asked = Reading(args.exif_orientation != "off", on_white=True)
+    if known is None:
+        return asked
+    if args.exif_orientation not in (None, known.exif_orientation):
+        raise ValueError(
+            f"{args.cache} was made with --exif-orientation {known.exif_orientation}, and its images are not mixed "
+            f"with others: leave out --exif-orientation {args.exif_orientation}, or choose another --cache."
+        )
+    if known.reading != asked:
+        kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.reading.told().items())
+        print(f"fwd2bot: {args.cache} goes on as it was made ({kept})", file=sys.stderr)
+    return known.reading
 
 
 def said(done: dict[str, Any]) -> str:
@@ -184,6 +207,7 @@ def said(done: dict[str, Any]) -> str:
     from collections import Counter
 
     from ..cache.naming import escaped
+    from ..files.folders import told
 
     rate = f", {done['compressed'] / max(done['seconds'], 1e-3):.1f} images/s" if done["compressed"] else ""
     text = (
@@ -192,7 +216,7 @@ def said(done: dict[str, Any]) -> str:
     )
     hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
     if done["left_out"]:
-        hint.append(f"  ignored by extension: {told(Counter(done['left_out']))}")
+        hint.append(f"  left out of the folders: {told(Counter(done['left_out']))}")
     return "\n".join([text, *_skipped(done["skipped"], escaped), *hint])
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..version import __version__
 from .cache import add_cache, add_search, fill_options, run_fill, search_options
-from .options import checked, count, folder_of, load_model, model_options, number
+from .options import checked, count, exif_option, folder_of, load_model, model_options, number
 
 STORE_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): always the likeliest"
     )
+    exif_option(ask)
     ask.set_defaults(run=_ask, parser=ask)
 
     storing = {"parents": [model_options(required=False)], "allow_abbrev": False}
@@ -134,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
     )
+    exif_option(compress)
     fill_options(compress, count)
     compress.set_defaults(run=_compress, parser=compress)
 
@@ -156,6 +159,8 @@ def _images_and_question(args: argparse.Namespace) -> None:
         args.parser.error('with --cache give either --id ID or --search "words"')
     if bool(args.summaries) != bool(args.id) and not args.cache:
         args.parser.error("--id ID goes with --summaries FILE or --cache PATH, and --summaries with --id")
+    if args.exif_orientation and not args.image:
+        args.parser.error("--exif-orientation goes with --image; summaries were read when they were made")
     if args.search and not args.cache:
         args.parser.error("--search goes with --cache PATH")
     if not args.search and (args.filter or args.rerank or args.exact):
@@ -189,7 +194,8 @@ def _ask(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from ..processing.images import join_pixels, open_image, prepare_pixels
+    from ..files.images import Reading, check_prepared
+    from ..processing.images import join_pixels, open_image, prepare_pixels, prepared_size
 
     if args.model is None:
         from .cache import model_of
@@ -206,8 +212,11 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
         from .cache import summaries_for_answer
 
         names, (inputs["summary"], loaded) = summaries_for_answer(args, path)
-    pictures = [open_image(name) for name in args.image or []]
+    reading = Reading(args.exif_orientation != "off", on_white=True)
+    pictures = [open_image(name, reading=reading, prepared=lambda size: 0) for name in args.image or []]
     model, processor = loaded or load_model(path, args)
+    for name, picture in zip(args.image or [], pictures, strict=True):
+        check_prepared(picture.size, prepared_size(processor), name)
 
     from transformers import TextStreamer
 
@@ -244,6 +253,8 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
 def _compress(args: argparse.Namespace) -> int | None:
     from ..cache.summary_file import check_output, compress_images, find_images, fingerprint_of
+    from ..files.folders import told
+    from ..files.images import Reading
 
     if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
         args.parser.error("--watch, --ray, --retry, --codec and --fast-decode go with --cache PATH")
@@ -257,7 +268,8 @@ def _compress(args: argparse.Namespace) -> int | None:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
         output = check_output(args.output, args.overwrite)  # what can fail fails before the work
-        images, skipped = find_images(args.images)
+        left_out: Counter[str] = Counter()
+        images, skipped = find_images(args.images, left_out=left_out)
         path, _ = checked(args.model, args.k)
         model, processor = load_model(path, args)
         done = compress_images(
@@ -271,7 +283,9 @@ def _compress(args: argparse.Namespace) -> int | None:
             batch_size=args.batch_size,
             max_pixels=args.max_pixels,
             store_dtype=args.store_dtype,
+            reading=Reading(args.exif_orientation != "off", on_white=True),
         )
+        done["left_out"] = dict(left_out)
     if args.json:
         print(json.dumps(done))
     else:
@@ -280,6 +294,8 @@ def _compress(args: argparse.Namespace) -> int | None:
             f"({done['bytes'] / 1e6:,.1f} MB), {len(done['skipped'])} skipped, {done['seconds']:.1f} s, "
             f"{done['images'] / done['seconds']:.1f} images/s"
         )
+        if left_out:
+            print(f"  left out of the folders: {told(left_out)}")
 
 
 if __name__ == "__main__":

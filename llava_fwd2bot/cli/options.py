@@ -49,6 +49,14 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
     return options
 
 
+def exif_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exif-orientation",
+        choices=("on", "off"),
+        help="turn photographs as their EXIF says; off: as they lie in the file, as LLaVA reads them; default: on",
+    )
+
+
 def folder_of(name: str) -> Path:
     from ..hosts.opening import local_folder
 

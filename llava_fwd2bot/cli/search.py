@@ -109,7 +109,7 @@ def _one(
     if args.id is not None:
         query = cache.get([args.id])[0]
     elif args.image is not None:
-        query = finder.summary_of_image(*loaded, args.image, k)
+        query = finder.summary_of_image(*loaded, args.image, k, cache.settings.reading)
     else:
         query = finder.summary_of_text(*loaded, text, k)
     # copies of a file are one hit, so some more are asked for

@@ -6,15 +6,15 @@ run that was stopped goes on where it was, with the same answers: decoding is gr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..files.text import json_line
 from ..processing.conversation import ConversationFormatter
-from ..processing.images import open_image
+from ..processing.images import open_image, prepared_size
 from ..training.data import read_records
 from .encode import Encoder, whole_lines
 from .generate import from_base, from_summaries
@@ -55,7 +55,8 @@ class Answerer:
             else:
                 texts = []
                 for i, prompt in zip(part, prompts, strict=True):
-                    texts += from_base(model, processor, prompt, [open_image(paths[i])], **options)
+                    image = open_image(paths[i], prepared=prepared_size(processor))
+                    texts += from_base(model, processor, prompt, [image], **options)
             yield from ((i, text) for i, text in zip(part, texts, strict=True) if i not in done)
 
 
@@ -103,7 +104,8 @@ def answer_questions(
         {"answers": path, "questions": how many, "answered_before": how many were there}.
 
     Raises:
-        FileNotFoundError: an image is not there. ValueError: `answers` is of another model or k.
+        FileNotFoundError: an image is not there. ValueError: `answers` is of another model, preparation or k, or an
+            image has been replaced since it was asked about.
     """
     whole, asked = asked, asked[:limit]
     absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
@@ -112,28 +114,36 @@ def answer_questions(
         raise FileNotFoundError(2, problem, str(images / absent[0]))
     encoder = answerer.encoder
     metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
+    metadata["made_by"] = encoder.made_by
     about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
-    done = {i for i in _done(answers, about, whole) if i < len(asked)}
+    paths = [images / line["image"] for line in asked]
+    contents = encoder.digests(paths)
+    done = {i for i in _done(answers, about, whole, contents) if i < len(asked)}
     answers.parent.mkdir(parents=True, exist_ok=True)
     with (
         answers.open("a", encoding="utf-8") as file,
         tqdm(total=len(asked), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
     ):
-        paths = [images / line["image"] for line in asked]
         for i, text in answerer(paths, [line["text"] for line in asked], k, done):
             line = {"question_id": asked[i]["question_id"], "image": asked[i]["image"], "prompt": asked[i]["text"]}
-            line |= {"text": text, **about}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            line |= {"text": text, "image_sha256": contents[i], **about}
+            file.write(json_line(line))
             file.flush()
             bar.update()
     return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
 
 
-def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]]) -> set[int]:
+def _done(
+    answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]], contents: Sequence[str] = ()
+) -> set[int]:
     """The places of `asked` that `answers` holds.
 
+    Args:
+        contents: the digests of the images of the first questions.
+
     Raises:
-        ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image.
+        ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image, or of
+            another content of the image.
     """
 
     def ours(line: dict[str, Any]) -> None:
@@ -158,5 +168,10 @@ def _done(answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]])
                     f"{answers}: the answer to {line['question_id']!r} is about the {name} {line.get(name)!r}, and now "
                     f"{now!r} is asked: name another file by --answers, or another --work."
                 )
+        if i < len(contents) and line.get("image_sha256") != contents[i]:
+            raise ValueError(
+                f"{answers}: the answer to {line['question_id']!r} is about what {wanted['image']} was before it was "
+                "replaced: name another file by --answers, or remove that line."
+            )
         done.add(i)
     return done

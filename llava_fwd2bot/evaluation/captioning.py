@@ -40,7 +40,10 @@ def captioning(
     names = [str(path.relative_to(root)) for path in paths]
     model_hash, *width = answerer.encoder.fingerprint.split()  # a quantised model is another
     fingerprint = "-".join([model_hash[:12], *width])
-    told = "\n".join([str(root), str(answerer.max_new_tokens), str(answerer.encoder.model.dtype), *names])
+    # by their contents, so that an image that is replaced under its name is described anew
+    encoder = answerer.encoder
+    how = [str(root), str(answerer.max_new_tokens), str(encoder.model.dtype), encoder.made_by]
+    told = "\n".join([*how, *names, *encoder.digests(paths)])
     items = hashlib.sha256(told.encode()).hexdigest()[:8]
     asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
     for k in [*([DENSE] if with_base else []), *ks]:

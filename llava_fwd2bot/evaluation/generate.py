@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..processing.conversation import needs_bos, prompt_ids
-from ..processing.images import join_pixels, prepare_pixels
+from ..processing.images import check_sizes, join_pixels, prepare_pixels
 
 GREEDY = {"do_sample": False}
 
@@ -67,6 +67,7 @@ def from_base(
         if images:
             given |= join_pixels([prepare_pixels(processor, model, images)], like)
     else:
+        check_sizes(processor, images)
         special = needs_bos(processor.tokenizer, prompt)
         given = processor(text=prompt, images=list(images), return_tensors="pt", add_special_tokens=special)
         given = dict(given.to(like.device, like.dtype))

@@ -25,7 +25,7 @@ from .. import load_fwd2bot
 from ..cache.summary_file import fingerprint_of, write_tensors
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.images import join_pixels, prepare_pixels
+from ..processing.images import join_pixels, open_image, prepare_pixels, processor_digest
 from .generate import from_base, from_summaries
 from .likelihood import answer_scores
 
@@ -94,6 +94,7 @@ class _Fwd2Bot(lmms):
             raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
         told = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"
+        told += f" {processor_digest(self.processor)}"
         self._cache = None if cache is None else Path(cache) / hashlib.sha256(told.encode()).hexdigest()[:16]
         self.formatter = ConversationFormatter(self.processor)
 
@@ -200,7 +201,7 @@ def _pictures(visuals: Any) -> list[Image.Image]:
     found = []
     for visual in visuals or []:
         if isinstance(visual, (str, os.PathLike)):
-            visual = Image.open(visual)
+            visual = open_image(visual)
         if not isinstance(visual, Image.Image):
             raise ValueError(f"llava_fwd2bot reads images; this task gave {type(visual).__name__}.")
         found.append(visual.convert("RGB"))

@@ -26,11 +26,17 @@ from ..version import __version__
 
 
 def in_turn(
-    sides: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1
+    sides: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1, limit: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds that each side took in each round. The order turns round from one round to the next."""
+    """Seconds that each side took in each round. The order turns round from one round to the next.
+
+    No round begins once `limit` seconds have passed, but one is always measured.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    begin = time.monotonic()
     for turn in tqdm(range(-warmup, rounds), desc="rounds", unit="round"):  # drawn between what is timed
+        if limit is not None and turn > 0 and time.monotonic() - begin > limit:
+            break
         names = list(sides) if turn % 2 else list(reversed(sides))
         for name in names:
             _synchronize(device)
@@ -123,6 +129,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "instructions": _instructions(),
         "threads": torch.get_num_threads(),
         "llava_fwd2bot": __version__,
         "torch": torch.__version__,
@@ -138,3 +145,12 @@ def _processor() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The widest vector and matrix instructions of the processor: they decide how much of a pass is computing."""
+    try:
+        flags = set(re.search(r"flags\s*:(.+)", Path("/proc/cpuinfo").read_text()).group(1).split())
+    except (OSError, AttributeError):
+        return platform.machine()
+    return " ".join(name for name in ("avx2", "avx512f", "amx_tile") if name in flags) or platform.machine()

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ..files.text import one_line
 from .scorers.pope import figures_of, says_no
+
+_LAST = "thelastofthecaptions"  # one word, which no caption is
 
 
 def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
@@ -29,23 +32,17 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
         Without Java the captions are split at what is no letter or digit, and `tokenizer` says "simple".
 
     Raises:
-        ImportError, ValueError, OSError: as of `check_caption_scores`.
+        ImportError, ValueError, OSError: as of `check_caption_scores`; ValueError as well where the tokenizer fails.
     """
     check_caption_scores(spice)
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
 
     java = shutil.which("java") is not None
-    given = {i: [{"caption": text or "."}] for i, text in enumerate(said)}
-    truth = {i: [{"caption": text} for text in texts] for i, texts in enumerate(references)}
-    if java:
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-        given, truth = PTBTokenizer().tokenize(given), PTBTokenizer().tokenize(truth)
-    else:
-        given, truth = (
-            {i: [_simple(c["caption"]) for c in texts] for i, texts in part.items()} for part in (given, truth)
-        )
+    given = {i: [one_line(text)] for i, text in enumerate(said)}
+    truth = {i: [one_line(text) for text in texts] for i, texts in enumerate(references)}
+    words = _ptb if java else _simple
+    given, truth = words(given), words(truth)
     cider, each = Cider().compute_score(truth, given)
     bleu, _ = Bleu(4).compute_score(truth, given, verbose=0)
     found: dict[str, Any] = {"cider": float(cider), "bleu4": float(bleu[3]), "spice": None}
@@ -80,8 +77,29 @@ def check_caption_scores(spice: bool = False) -> None:
             raise OSError(f"{told}: go online once, or leave out --spice.") from error
 
 
-def _simple(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+def _simple(texts: dict[int, list[str]]) -> dict[int, list[str]]:
+    return {i: [" ".join(re.findall(r"[a-z0-9]+", text.lower())) for text in own] for i, own in texts.items()}
+
+
+def _ptb(texts: dict[int, list[str]]) -> dict[int, list[str]]:
+    """The words of each text, by pycocoevalcap's PTB tokenizer, a Java program that reads a text in each line.
+
+    Raises:
+        ValueError: what it gave back are not the same texts; then every score would be of another image's caption.
+    """
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # An empty line at the end would be lost, and one that is split moves all later ones: the last one shows either.
+    last = max(texts, default=-1) + 1
+    given = {i: [{"caption": text if text.strip() else "."} for text in own] for i, own in texts.items()}
+    found = PTBTokenizer().tokenize({**given, last: [{"caption": _LAST}]})
+    same = found.pop(last, None) == [_LAST] and all(len(found.get(i, ())) == len(own) for i, own in texts.items())
+    if not same:
+        raise ValueError(
+            f"The tokenizer gave back other texts than the {sum(map(len, texts.values()))} captions that it was given: "
+            "one of them holds a character that it takes for the end of a line, or Java failed."
+        )
+    return found
 
 
 def normal(answer: str) -> str:

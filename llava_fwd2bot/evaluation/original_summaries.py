@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,12 @@ def from_cache(cache: str, theirs: Sequence[str], load: Callable) -> Iterator[Ca
     if checkpoint is None:
         raise ValueError(f"--from-cache needs a Fwd2Bot checkpoint as --model-path, not {options.model_path!r}.")
     store = SummaryFile(cache, fingerprint_of(checkpoint))
+    if store.exif_orientation != "off":
+        print(
+            f"fwd2bot: {cache} was made with EXIF orientation on, and LLaVA's programs do not turn images: where yours "
+            "have it, figures differ. Compress with --exif-orientation off.",
+            file=sys.stderr,
+        )
 
     def open_image(path: Any, *args: Any, **kwargs: Any) -> Image.Image:
         if not isinstance(path, (str, os.PathLike)):

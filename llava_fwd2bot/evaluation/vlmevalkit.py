@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
 from vlmeval.vlm.base import BaseModel
 
 from .. import load_fwd2bot
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.images import join_pixels, prepare_pixels
+from ..processing.images import join_pixels, open_image, prepare_pixels
 from .generate import from_base, from_summaries
 
 
@@ -33,7 +32,7 @@ class Fwd2Bot(BaseModel):
 
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
         """The answer to a message of texts and images (paths), in their order."""
-        images = [Image.open(part["value"]).convert("RGB") for part in message if part["type"] == "image"]
+        images = [open_image(part["value"]) for part in message if part["type"] == "image"]
         said = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
         prompt = self.formatter.ask([{"from": "human", "value": said}])
         given = (self.model, self.processor)

@@ -1,110 +1,77 @@
-"""Pictures from disk: opened safely, named in every error, and turned into the host's pixel tensors."""
+"""Pictures to the host's pixel tensors; how their files are opened is in files/images.py."""
 
 from __future__ import annotations
 
-import io
-import threading
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-DEFAULT_MAX_PIXELS = 178_956_970  # where Pillow itself starts to refuse a picture
+from ..files.images import DEFAULT_MAX_PIXELS, ImageError, check_prepared, open_image
 
-_pillow_limit = threading.Lock()
+__all__ = ["DEFAULT_MAX_PIXELS", "ImageError", "ImageReader", "join_pixels", "open_image", "prepare_pixels"]
+
+# of the original LLaVA's configuration: how it prepares a picture
+_ORIGINAL_SETTINGS = ("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution")
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used; the message names the file and the remedy."""
+def prepared_size(processor: Any) -> Callable[[tuple[int, int]], int]:
+    """How many pixels, at the most, the host's own preparation makes of a picture of (width, height) on its way.
 
-
-def open_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """Open one picture as RGB, with the first frame of an animation and, like LLaVA, without turning it by EXIF.
-
-    Palettes, alpha and CMYK go through `convert("RGB")` as in LLaVA. 16-bit grey is scaled to 8 bits, where a plain
-    `convert` would clip it to white.
-
-    Raises:
-        ImageError: the file is missing, empty, not a picture, damaged, or has more than `max_pixels` pixels (this is
-            read from the header, before any decoding).
+    LLaVA-1.5 resizes by the shorter side, and crops only then; or pads to a square. LLaVA-NeXT's and OneVision's crops
+    have sizes of their own, whatever the picture's.
     """
-    path = Path(path)
-    if not path.is_file():
-        problem = "is a folder, not a picture" if path.is_dir() else "no such file"
-        raise ImageError(f"{path}: {problem}; check the name and the folder it is looked for in")
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty (0 bytes); download or copy it again")
-        with path.open("rb") as file:
-            return _decode(file, str(path), max_pixels)
-    except PermissionError as error:
-        raise ImageError(f"{path}: permission denied; make the file readable") from error
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return partial(_prepared_size, preparation(processor))
 
 
-def decode_image(
-    data: bytes,
-    name: str,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    look: Callable[[Image.Image], None] | None = None,
-) -> Image.Image:
-    """The picture that is the bytes `data`, as `open_image` gives it; errors name it `name`.
-
-    Args:
-        look: called with the opened picture before its pixels are decoded.
-    """
-    if not data:
-        raise ImageError(f"{name}: the file is empty (0 bytes); download or copy it again")
-    return _decode(io.BytesIO(data), name, max_pixels, look)
-
-
-def _decode(
-    file: BinaryIO, name: str, max_pixels: int, look: Callable[[Image.Image], None] | None = None
-) -> Image.Image:
-    try:
-        with _open_header(file) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{name}: {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
-                    "make the picture smaller, or raise max_pixels if you trust the file"
-                )
-            if look is not None:
-                look(image)
-            return _to_rgb(image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture that Pillow can read; remove it or convert it to JPEG/PNG") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ...
-        raise ImageError(f"{name}: damaged or truncated ({error}); download or copy it again") from error
+def _prepared_size(settings: dict[str, Any], size: tuple[int, int]) -> int:
+    (width, height), target = size, settings.get("size") or {}
+    aspect = settings.get("image_aspect_ratio") or ""  # the original LLaVA's
+    if settings.get("image_grid_pinpoints") and (not aspect or "anyres" in aspect) or aspect == "highres":
+        return 0
+    largest = width * height
+    if aspect == "pad" or (settings.get("do_pad") and settings.get("do_resize", True)):
+        width = height = max(size)
+        largest = width * height
+    if not settings.get("do_resize", True):
+        return largest
+    shortest = target.get("shortest_edge")
+    if not shortest:
+        return max(largest, (target.get("height") or 0) * (target.get("width") or 0))
+    longer = -(-shortest * max(width, height) // max(1, min(width, height)))
+    return max(largest, shortest * min(longer, target.get("longest_edge") or longer))
 
 
-def _open_header(file: BinaryIO) -> Image.Image:
-    # Pillow's own limit is a global, known only by a pixel count, and stands in the way of a higher max_pixels.
-    # It is lifted for the header alone, under a lock; open_image compares the size before anything is decoded.
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+def preparation(processor: Any) -> dict[str, Any]:
+    """The settings by which the host turns a picture into pixel values, as its image processor is saved."""
+    own = getattr(processor, "clip_processor", None) or processor.image_processor
+    settings = json.loads(json.dumps(own.to_dict(), default=str)) if hasattr(own, "to_dict") else {}
+    config = getattr(processor, "config", None)
+    for name in _ORIGINAL_SETTINGS if hasattr(processor, "clip_processor") else ():
+        if getattr(config, name, None) is not None:
+            settings[name] = getattr(config, name)
+    return {**settings, "image_processor_type": type(own).__name__}
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey opens as "I;16" or, by format, as "I"
-        grey = np.asarray(image)
-        if grey.max(initial=0) > 255:
-            grey = grey >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # the same colours as in one step, without Pillow's warning
-    return image.convert("RGB")
+def processor_digest(processor: Any) -> str:
+    """Of all that a processor does to pictures and texts: what was made with another is of another digest."""
+    tokenizer = processor.tokenizer
+    if hasattr(tokenizer, "backend_tokenizer"):
+        words = json.loads(tokenizer.backend_tokenizer.to_str())
+        words = {
+            name: value for name, value in words.items() if name not in ("padding", "truncation")
+        }  # of the last call
+    else:
+        words = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    told = [preparation(processor), words, template, {n: str(t) for n, t in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class ImageReader:
@@ -130,6 +97,7 @@ class ImageReader:
         if image_token_id is None:
             image_token_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
         self.image_token_id = image_token_id
+        self._prepared = prepared_size(processor)
         self._counts: dict[tuple[int, int], int] = {}
 
     def __call__(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[int]]:
@@ -146,7 +114,7 @@ class ImageReader:
 
     def _open(self, name: str) -> Image.Image:
         try:
-            return open_image(Path(self.image_folder or "", name), self.max_pixels)
+            return open_image(Path(self.image_folder or "", name), self.max_pixels, prepared=self._prepared)
         except ImageError as error:
             raise ImageError(f"{error} (--image_folder is {str(self.image_folder or '')!r})") from error
 
@@ -161,8 +129,20 @@ class ImageReader:
         return self._counts[image.size]
 
 
+def check_sizes(processor: Any, images: Sequence[Image.Image]) -> None:
+    """ImageError where one of `images`, which may come from no file, would become huge in the host's preparation."""
+    prepared = prepared_size(processor)
+    for image in images:
+        check_prepared(image.size, prepared, "an image")
+
+
 def prepare_pixels(processor: Any, model: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """What the host's model takes for `images`, as its image processor gives it."""
+    """What the host's model takes for `images`, as its image processor gives it.
+
+    Raises:
+        ImageError: an image would become huge; see `files.images.check_prepared`.
+    """
+    check_sizes(processor, images)
     found = processor.image_processor(images=list(images), return_tensors="pt")
     return {name: found[name] for name in dict.fromkeys(("pixel_values", *model.image_input_names)) if name in found}
 

@@ -10,7 +10,6 @@ Shapes: B rows, T tokens, L caption tokens, N pictures of a record, M pictures o
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ..files.text import decode_text, parse_json
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter, needs_bos
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .collator import IGNORE_INDEX, few
@@ -45,22 +45,15 @@ def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
 
 def parse_records(content: bytes, path: Path, lines: bool) -> list[dict]:
     """The records in the `content` of `path`, or in a part of it; ValueError that names `path` and the place."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    records = []
-    # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
-    for number, part in enumerate(text.split("\n") if lines else [text], start=1):
-        try:
-            records += [json.loads(part)] if part.strip() else []
-        except json.JSONDecodeError as error:
-            line = number if lines else error.lineno
-            hint = "; one object per line? Name it .jsonl" if error.msg == "Extra data" and not lines else ""
-            where = f"line {line}, column {error.colno} (char {error.pos})"
-            raise ValueError(f"{path}: not JSON at {where}: {error.msg}{hint}") from error
-    if not lines and records:
-        records = records[0]
+    text = decode_text(content, path)
+    records: Any = []
+    if lines:
+        # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
+        for number, part in enumerate(text.split("\n"), start=1):
+            part = part.removeprefix("\ufeff")  # files with marks may have been joined
+            records += [parse_json(part, path, number)] if part.strip() else []
+    elif text.strip():
+        records = parse_json(text, path)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path}: should be a list of records (JSON objects)")
     if not records:

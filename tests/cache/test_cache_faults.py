@@ -353,7 +353,7 @@ def test_what_is_left_out_is_counted_by_reason(run, checkpoint, photos, tmp_path
     assert code == 0 and left[".heic (pip install pillow-heif)"] == 2 and left[".svg"] == 1
     assert left["without an extension"] == 1 and left["linked folders that are read already"] == 1
     assert any(row["id"] == "linked/d.png" for row in SummaryCache.open(tmp_path / "p.cache").about(["id"]))
-    assert "ignored by extension: 2 .heic (pip install pillow-heif)" in run(*command)[1]
+    assert "left out of the folders: 2 .heic (pip install pillow-heif)" in run(*command)[1]
 
 
 def test_ids_do_not_command_the_terminal(run, made, tmp_path):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 # and its fingerprint are plain readers and writers below the model; opening and converting one needs the hosts.
 LAYERS = (
     ("version",),
+    ("files",),
     ("config",),
     ("processing",),
     ("bottleneck", "losses"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,45 @@ def test_paired_intervals_are_narrower_than_their_parts():
     assert metrics.bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])[1] == 3.0
     with pytest.raises(ValueError, match="same items: 3 and 2"):
         metrics.bootstrap([1, 0, 1], [1, 0])
+
+
+ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\0", "\ud800"]
+
+
+@pytest.mark.parametrize("java", [True, False])
+def test_no_character_moves_the_captions(monkeypatch, java):
+    """Java's tokenizer reads a caption in each line: one line end more, and all later ones were other images'."""
+    pytest.importorskip("pycocoevalcap")
+    if java and shutil.which("java") is None:
+        pytest.skip("no Java here")
+    if not java:
+        monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    references = [[f"a cat on mat {i} here", f"the cat sits on the mat {i}"] for i in range(len(ENDS))]
+    said = [own[0] for own in references]
+    good = metrics.caption_scores(said, references)["per_image"]
+    broken = [text.replace(" on ", f"{end}on ") for text, end in zip(said, ENDS, strict=True)]
+    split = [[one.replace(" mat", f" {end} mat") for one in own] for own, end in zip(references, ENDS, strict=True)]
+    # a blank one at the end was lost, and the last image with it
+    for given, truth in ((broken, references), (said, split)):
+        found = metrics.caption_scores([*given, " "], [*truth, ["\u2028"]])["per_image"]
+        assert len(found) == len(ENDS) + 1
+        assert metrics.caption_scores(given, truth)["per_image"] == pytest.approx(good)
+
+
+def test_captions_that_came_back_moved_are_no_scores(monkeypatch):
+    """Whatever a tokenizer takes for a line end next: an error, not a table of zeros."""
+    ptb = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+
+    def moved(self, given):
+        texts = [c["caption"] for own in given.values() for c in own]
+        lines = iter(["one more", *texts])
+        return {i: [next(lines) for _ in own] for i, own in given.items()}
+
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: "/usr/bin/java")
+    for broken in (moved, lambda self, given: {}):
+        monkeypatch.setattr(ptb.PTBTokenizer, "tokenize", broken)
+        with pytest.raises(ValueError, match="The tokenizer gave back other texts than the 2 captions"):
+            metrics.caption_scores(["a cat", "a dog"], [["a cat"], ["a dog"]])
 
 
 @pytest.fixture
@@ -79,6 +119,12 @@ def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photograph
     for other in (["--limit", "2"], ["--tuning"], ["--run", "fwd2bot=another"]):
         with pytest.raises(ValueError, match="give another --work, or delete it"):
             smol.main([*command, *other])
+    image = photographs / "flickr8k" / "images" / "0.png"
+    before = image.read_bytes()
+    Image.new("RGB", (40, 40)).save(image)  # replaced under its name
+    with pytest.raises(ValueError, match=r"base.caption.k0.json is a result of data '\w+', not '"):
+        smol.main(command)
+    image.write_bytes(before)
     kept = tmp_path / "w" / "fwd2bot.coco.k1.json"  # trained anew under its old path
     kept.write_text(re.sub(r'"fingerprint": "\w{4}', '"fingerprint": "0000', kept.read_text()))
     with pytest.raises(ValueError, match="is a result of fingerprint '0000"):

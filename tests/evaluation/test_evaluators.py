@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType
 
@@ -66,6 +67,78 @@ def test_another_model_does_not_take_what_is_kept(checkpoint, captioned):
         Encoder(model, processor, fingerprint, captioned / "work").images(data.paths)
         files |= set((captioned / "work").iterdir())
     assert len(files) == 2 and CHUNK >= 6
+
+
+def replaced(path, colour: str) -> None:
+    """Another picture under the same name, of the same size in bytes and with the same time."""
+    before = path.stat()
+    Image.new("RGB", (40, 30), colour).save(path)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_replaced_picture_is_encoded_anew(checkpoint, captioned):
+    """Bitmaps of one size have one number of bytes: the new picture was answered from the old one's summary."""
+    model, processor = load_fwd2bot(checkpoint)
+    path, work = captioned / "x.bmp", captioned / "work"
+    Image.new("RGB", (40, 30), "red").save(path)
+    encoder = Encoder(model, processor, "one", work)
+    red = encoder.images([path])
+    replaced(path, "blue")
+    blue = encoder.images([path])
+    assert not torch.equal(red, blue) and torch.equal(blue, Encoder(model, processor, "one").images([path]))
+    path.rename(captioned / "y.bmp")  # and the same content is not encoded again, whatever its name
+    assert torch.equal(Encoder(model, processor, "one", work).images([captioned / "y.bmp"]), blue)
+    assert len(list(work.iterdir())) == 2
+
+
+def test_a_picture_that_is_replaced_meanwhile_is_kept_as_what_it_was(checkpoint, captioned, monkeypatch):
+    """Between hashing a file and decoding it another may take its place: a summary under the wrong hash."""
+    model, processor = load_fwd2bot(checkpoint)
+    path, work = captioned / "x.bmp", captioned / "work"
+    Image.new("RGB", (40, 30), "red").save(path)
+    encoder = Encoder(model, processor, "one", work)
+    digests = encoder.digests
+    monkeypatch.setattr(encoder, "digests", lambda paths: (digests(paths), replaced(path, "blue"))[0])
+    blue = encoder.images([path])
+    replaced(path, "red")
+    red = Encoder(model, processor, "one", work).images([path])
+    assert not torch.equal(red, blue) and torch.equal(red, Encoder(model, processor, "one").images([path]))
+
+
+def test_what_another_preparation_left_is_not_taken(checkpoint, captioned):
+    """The image processor is a file of the checkpoint's folder, which its fingerprint does not cover."""
+    model, processor = load_fwd2bot(checkpoint)
+    paths, work = read_captioned(str(captioned / "own.jsonl")).paths, captioned / "work"
+    first = Encoder(model, processor, "one", work).images(paths)
+    processor.image_processor.image_mean = [0.0, 0.0, 0.0]
+    other = Encoder(model, processor, "one", work).images(paths)
+    assert not torch.equal(first, other) and torch.equal(other, Encoder(model, processor, "one").images(paths))
+
+
+def test_answers_about_a_replaced_picture_are_not_kept(run, checkpoint, captioned):
+    """The encoding is one thing that is kept by a name; the answers file is another, and the captions' a third."""
+    questions, answers, images = captioned / "q.jsonl", captioned / "a.jsonl", captioned / "images"
+    Image.new("RGB", (40, 30), "red").save(images / "x.bmp")
+    questions.write_text(
+        json.dumps({"question_id": 1, "image": "x.bmp", "text": "a\u2028b?"}, ensure_ascii=False) + "\n"
+    )
+    argv = ["eval", "answer", "--model", checkpoint, "--questions", questions, "--images", images]
+    argv += ["--answers", answers, "--work", captioned / "work", "--max-new-tokens", 6, "--device", "cpu"]
+    assert run(*argv)[0] == 0 and run(*argv)[0] == 0
+    written = answers.read_text()
+    assert len(written.splitlines()) == 1 and json.loads(written)["prompt"] == "a\u2028b?"
+    replaced(images / "x.bmp", "blue")
+    code, _, err = run(*argv)
+    assert code == 1 and "about what x.bmp was before it was replaced" in err and answers.read_text() == written
+
+    (captioned / "one.jsonl").write_text(json.dumps({"image": "images/x.bmp", "captions": ["a picture"]}))
+    argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "one.jsonl", "--images", captioned]
+    argv += ["--work", captioned / "work", "--max-new-tokens", 6, "--device", "cpu"]
+    pytest.importorskip("pycocoevalcap")
+    assert run(*argv)[0] == 0
+    replaced(images / "x.bmp", "red")
+    assert run(*argv)[0] == 0 and len(list((captioned / "work").glob("captions-*"))) == 2
 
 
 def test_texts_come_back_in_their_order(checkpoint, captioned):

@@ -59,6 +59,35 @@ def test_gradient_checkpointing(bench):
     assert result["tokens"]["caption"] == 0 and "fwd2bot_contrastive" not in result["times"]
 
 
+def test_batches_that_do_not_fit(bench, monkeypatch):
+    """On a GPU: checkpointing where only that fits; what does not fit at all is named, and all before it stays."""
+    from bench_train import _of_batch
+
+    tried = []
+
+    def scarce(batch, models, memory, options, *rest):
+        tried.append((batch, options.gradient_checkpointing))
+        if batch == 8 or (batch == 2 and not options.gradient_checkpointing):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return _of_batch(batch, models, memory, options, *rest)
+
+    monkeypatch.setattr("bench_train._of_batch", scarce)
+    batches = ("--batch", "1", "2", "8", "16", "--fit", "--memory", "beside")
+    result, _, _ = bench("bench_train", "--k", "4", "--steps", "1", *batches)
+    assert tried == [(1, False), (2, False), (2, True), (8, False), (8, True)]
+    found = result["by_batch"]
+    assert {batch: of["gradient_checkpointing"] for batch, of in found.items()} == {"1": False, "2": True}
+    assert result["left_out"] == ["batch 8: out of memory", "batch 16: out of memory"]
+    assert result["times"] == found["1"]["times"] and result["batch"] == 1
+    assert found["2"]["operations"]["host"] > 2 * found["1"]["operations"]["host"]  # recomputed ones count
+
+
+def test_no_time_is_left(bench):
+    """What the time does not reach is named; a run that measured nothing is no success."""
+    with pytest.raises(SystemExit, match="batch 1: out of time"):
+        bench("bench_train", "--k", "4", "--steps", "1", "--memory", "beside", "--seconds", "0")
+
+
 def test_inference(bench):
     result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3")
     assert result == line == file
@@ -66,9 +95,36 @@ def test_inference(bench):
         assert name in result
     assert set(result["by_k"]) == {"4", "2"}
     assert set(result["by_k"]["4"]["compress_ms_per_image"]) == {"1", "8"}
+    assert set(result["ttft_ms"]) - set(result["tokens_per_second"]) == {"words, k = 4", "words, k = 2"}
+    assert {"ttft_ratio_base_over_words", "processor_time_ratio"} <= set(result["by_k"]["2"])
     size = result["by_k"]["4"]["bytes_per_image"]
     assert size["summary"] * 9 == size["dense"] and size["kv_of_summary"] * 9 == size["kv_of_dense"]
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
+
+
+def test_counted_operations_and_bytes_are_those_of_the_model(monkeypatch):
+    """What achieved figures are made of: weights as the model has them, operations as torch counts them."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from bench_common import SHAPES, build, with_fwd2bot
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, k = SHAPES["tiny"], 4
+    model = with_fwd2bot(build(shape, torch.device("cpu"), torch.float32), k, 4)
+    layers = model.model.language_model.layers
+    assert shape.adapter_weights(4) == sum(p.numel() for n, p in layers.named_parameters() if ".compress." in n)
+    matrices = [p.numel() for n, p in layers.named_parameters() if p.dim() == 2 and ".lora_" not in n]
+    assert shape.layer_weights == sum(matrices)
+    assert shape.head_weights == model.lm_head.weight.numel()
+    layers = [p for n, p in model.model.vision_tower.named_parameters() if "encoder.layers" in n]
+    assert shape.tower_weights == sum(p.numel() for p in layers if p.dim() == 2)
+    model.eval().set_attn_implementation("sdpa")
+    pixels = torch.randn(1, 3, shape.image_size, shape.image_size)
+    with torch.no_grad(), model._stages.use(None), FlopCounterMode(display=False) as counter:
+        hidden = model._dense_tokens(pixel_values=pixels)
+        model._language_model()(inputs_embeds=hidden[0][None], use_cache=False)
+    n = shape.dense_tokens
+    counted = shape.compress_operations(k) - shape._layers(n + 10 + k) + shape._layers(n)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)  # the projector, patches, and masked halves
 
 
 def test_toy_keeps_the_proportions_of_7b(monkeypatch):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import string
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...config import read_json
+from ...files.text import read_table
 from . import Answers, Score, answered, blank, complete, mean, once, strangers, with_groups
 
 LETTERS = "ABCDE"
@@ -181,14 +180,12 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Index and fields of each row, but for the image; ValueError where an index is there twice or no whole number."""
-    csv.field_size_limit(sys.maxsize)  # images stand in the table as text
     seen = set()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for line, row in enumerate(csv.DictReader(file, delimiter="\t"), 1):
-            index = row.get("index") or ""
-            if not index.isdecimal():
-                raise ValueError(f"{path}: row {line} has the index {index!r}, which must be a whole number.")
-            if int(index) in seen:
-                raise ValueError(f"{path}: the index {index} is there twice. Remove one of the two.")
-            seen.add(int(index))
-            yield int(index), {name: row[name] or "" for name in row if name not in (None, "image")}
+    for line, row in read_table(path):
+        index = row.get("index") or ""
+        if not index.isdecimal():
+            raise ValueError(f"{path}: row {line} has the index {index!r}, which must be a whole number.")
+        if int(index) in seen:
+            raise ValueError(f"{path}: the index {index} is there twice. Remove one of the two.")
+        seen.add(int(index))
+        yield int(index), {name: row[name] or "" for name in row if name not in (None, "image")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...files.text import read_lines
 from . import Answers, Score, answered, mean, once, strangers
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
@@ -61,7 +62,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
 
 def _pair(text: Path) -> list[tuple[str, str]]:
     """The two questions about an image, each with "yes" or "no"; ValueError where the file holds anything else."""
-    lines = [line.strip().split("\t") for line in text.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line.strip().split("\t") for line in read_lines(text) if line.strip()]
     pair = [(_question(line[0]), line[1].strip().lower()) for line in lines if len(line) == 2]
     if not len(lines) == len(dict(pair)) == 2 or any(truth not in ("yes", "no") for _, truth in pair):
         raise ValueError(f"{text} must hold two lines, each a question, a tab, and Yes or No. Is the download whole?")

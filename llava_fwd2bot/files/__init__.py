@@ -1,0 +1,1 @@
+"""Files that people bring along: texts, images, folders of them."""
