@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..files.images import LLAVA, Reading
 from ..processing.images import join_pixels
 from .codecs import Codec
 from .decode import Preparer
+
+READERS = min(4, os.cpu_count() or 1)  # threads that read a batch
 
 
 class Compressor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def entry_of(root: str, name: str, path: str, told: os.stat_result | None = None
     except OSError as error:
         return Entry(root, name, problem=f"{path}: {error.strerror}")
     entry = Entry(root, name, told.st_size, told.st_mtime_ns)
-    if kind := irregular(told.st_mode):
+    if not stat.S_ISREG(told.st_mode) and (kind := irregular(told.st_mode)):
         entry.problem = f"{path}: is {kind}, not a regular file"
     return entry
 

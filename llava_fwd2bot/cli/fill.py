@@ -82,7 +82,7 @@ class Run:
         if not args.model:
             raise ValueError(f"{args.cache} does not say which model filled it: give --model.")
         self.path, most = checked(args.model, args.k)
-        self.settings = self._settings(known and known.settings, most)
+        self.settings = self._settings(None if known is None else known.settings, most)
         self.cache = SummaryCache.create(args.cache, self.settings)
 
     def _is_something(self) -> None:
