@@ -78,7 +78,9 @@ def plan(folder: Path) -> dict[str, Any]:
     cache, result = SummaryCache.open(folder / "plan.cache"), Filled()
     planned = Plan(cache, False, result)
     new = sum(len(planned.todo(block)) for block in blocks_of(Source([str(folder / "photos")])))
-    return {"known": result.known, "new": new, "seconds": round(time.perf_counter() - start, 2), "peak": peak_bytes()}
+    seconds = {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time()}
+    told = {name: round(value, 2) for name, value in seconds.items()}
+    return {"known": result.known, "new": new, **told, "peak_bytes": peak_bytes()}
 
 
 def lookups(folder: Path, rows: int) -> dict[str, float]:

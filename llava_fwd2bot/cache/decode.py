@@ -91,7 +91,8 @@ class Preparer:
 
 
 def exif_of(image: Image.Image) -> dict[str, Any]:
-    """What a camera has written: `taken` (its own clock), `camera`, `latitude`, `longitude`; what is there of it."""
+    """What a camera has written, where it has: `taken` (by its own clock, "2024-12-31 23:59:59"), `camera`, `latitude`,
+    `longitude`."""
     found: dict[str, Any] = {}
     try:
         exif = image.getexif()
@@ -111,10 +112,10 @@ def exif_of(image: Image.Image) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _time(text: str) -> datetime | None:
+def _time(text: str) -> str | None:
     found = re.match(r"(\d{4})\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)", text)
     try:
-        return datetime(*map(int, found.groups())) if found else None
+        return str(datetime(*map(int, found.groups()))) if found else None
     except ValueError:  # 0000:00:00
         return None
 

@@ -68,7 +68,7 @@ def files_schema(settings: CacheSettings) -> Any:
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("added", time),
-            ("taken", pa.timestamp("us")),  # of the camera's own clock
+            ("taken", pa.string()),  # 2024-12-31 23:59:59, which orders and compares as text does
             ("camera", pa.string()),
             ("latitude", pa.float64()),
             ("longitude", pa.float64()),

@@ -97,6 +97,7 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
     lancedb = pytest.importorskip("lancedb")  # noqa: F841
     from llava_fwd2bot.cache import maintenance as cache_tools
     from llava_fwd2bot.cache.format import SETTINGS, CacheSettings
+    from llava_fwd2bot.cache.pipeline import fill
     from llava_fwd2bot.cache.reader import SummaryCache
 
     new, old = tmp_path / "new.cache", tmp_path / "old.cache"
@@ -131,7 +132,7 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
     with pytest.raises(ValueError, match="has exif_orientation = on"):
         cache_tools.merge(SummaryCache.open(old), cache)
     with pytest.raises(ValueError, match="and the compressor reads with"):
-        pipeline.fill(cache, [], Compressor(*load_fwd2bot(checkpoint)))
+        fill(cache, [], Compressor(*load_fwd2bot(checkpoint)))
     for path, nearest in ((new, {"phone.png", "upright.png"}), (old, {"phone.png", "fallen.png"})):
         code, out, _ = run("search", "--cache", path, "--image", turned / "phone.png", "--top", 2, "--json")
         assert code == 0 and {hit["id"] for hit in json.loads(out)["hits"]} == nearest
