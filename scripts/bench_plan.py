@@ -26,11 +26,11 @@ import numpy as np
 
 from llava_fwd2bot.cache.entries import Entry
 from llava_fwd2bot.cache.format import FILES, CacheSettings, one_of
-from llava_fwd2bot.cache.pipeline import BACK, TIDY_EVERY
 from llava_fwd2bot.cache.plan import Filled, Plan, blocks_of
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sink import CacheSink
 from llava_fwd2bot.cache.sources import Source
+from llava_fwd2bot.cache.writer import BACK, TIDY_EVERY
 from llava_fwd2bot.config import write_json
 
 SETTINGS = CacheSettings("f" * 64, 16, 1024, "int4", "mean")

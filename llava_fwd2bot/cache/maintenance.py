@@ -15,9 +15,10 @@ from .plan import is_gone
 from .reader import SummaryCache
 from .repair import marked
 from .rows import vectors_in
+from .store import MANY
 from .tables import ABOUT, OK, users_columns
 from .verify import verify  # noqa: F401  it is one of them
-from .writer import MANY, prefixes
+from .writer import BACK, TIDY, TIDY_EVERY, prefixes
 
 UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be removed where there is no lock
 
@@ -62,9 +63,11 @@ def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
             if row["status"] == OK and theirs[row["source"]] not in (None, row["sha256"]):
                 raise ValueError(f"{row['source']} is one image in {into.path} and another in {other.path}.")
     before = len(into)
-    for rows in other.batches(SUMMARIES, size=1024):
+    for number, rows in enumerate(other.batches(SUMMARIES, size=1024), 1):
         other.check(rows)
         into.commit(rows.cast(into.table(SUMMARIES).schema), what="merge")
+        if number % TIDY_EVERY == 0:
+            into.optimize(TIDY, BACK)
     schema = into.table(FILES).schema
     for rows in other.batches(FILES):
         known = {row["source"] for row in into.files_of(rows["source"].to_pylist())}

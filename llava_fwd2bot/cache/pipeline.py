@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from .pool import Pool, Stopped, Task
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
+from .writer import BACK, TIDY, TIDY_EVERY
 
 if TYPE_CHECKING:
     from .compressor import Compressor
@@ -37,9 +37,6 @@ CHUNK = 64  # files of a claim, about
 LOOKUP = 64  # contents that are looked up at once
 HELD = 256 * 2**20  # bytes of files that are read and not decoded
 PATIENCE = 60.0  # seconds that a file may take to be read, or to be decoded
-TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
-BACK = timedelta(days=7)  # the same of the small table of files
-TIDY_EVERY = 64  # commits after which small files are joined
 IDLE = 1.0  # seconds without a new image after which a batch that is not full is compressed
 
 

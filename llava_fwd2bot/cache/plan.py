@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .entries import Entry
-from .format import FILES, is_local, one_of, quoted
+from .format import FILES, guarded, is_local, one_of, quoted
 from .reader import SummaryCache
 from .tables import BROKEN, OK
 from .writer import MANY
@@ -94,7 +94,8 @@ class Plan:
         low, high, most = min(sources), max(sources), WIDER * len(entries) + MANY
         table = self.cache.table(FILES)
         query = table.search().where(f"source >= {quoted(low)} AND source <= {quoted(high)}").select(columns)
-        rows = query.limit(most).to_arrow()
+        with guarded(self.cache.path):
+            rows = query.limit(most).to_arrow()
         if rows.num_rows == most:
             parts = [sources[at : at + MANY] for at in range(0, len(sources), MANY)]
             rows = pa.concat_tables(self.cache.rows(FILES, columns, one_of("source", part)) for part in parts)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .format import COMMITS, FILES, SUMMARIES, first_line, of_engine, quoted
 from .reader import SummaryCache
 from .rows import decoded, tokens_in, wrong_files, wrong_summaries
+from .store import MANY
 from .tables import INDEXED, LOST, OK
 from .writer import prefixes
 
@@ -90,20 +91,34 @@ def _summaries(cache: SummaryCache, found: Findings, bar: tqdm) -> np.ndarray:
         keys = prefixes(rows["sha256"].to_pylist())
         seen.append((keys[~wrong], ids[~wrong]))
         bar.update(rows.num_rows)
-    keys = np.concatenate([part for part, _ in seen]) if seen else np.empty(0, np.uint64)
-    places = np.concatenate([part for _, part in seen]) if seen else np.empty(0, np.uint64)
+    keys, twice = _doubles(seen)
+    found.twice[SUMMARIES] = twice
+    found.doubled += _names(cache, SUMMARIES, "sha256", twice)
+    return keys
+
+
+def _doubles(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[int]]:
+    """(all keys, sorted; the row ids of those that come again) of (keys, row ids), both uint64."""
+    if not parts:
+        return np.empty(0, np.uint64), []
+    keys, places = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-    if len(again):
-        found.twice[SUMMARIES] = places[order][again].tolist()
-        found.doubled += [f"content {int(key):016x}" for key in keys[again]]
-    return keys
+    return keys, places[order][again].tolist()
+
+
+def _names(cache: SummaryCache, name: str, column: str, ids: list[int]) -> list[str]:
+    found: list[str] = []
+    for at in range(0, len(ids), MANY):
+        condition = f"_rowid IN ({', '.join(map(str, ids[at : at + MANY]))})"
+        found += cache.rows(name, [column], condition)[column].to_pylist()
+    return found
 
 
 def _files(cache: SummaryCache, found: Findings, good: np.ndarray) -> None:
     used = np.zeros(len(good), bool)
-    times: Counter[bytes] = Counter()
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
     for ids, rows, error in windows(cache, FILES, WINDOW):
         if rows is None:
             _unreadable(found, FILES, ids, error)
@@ -122,12 +137,11 @@ def _files(cache: SummaryCache, found: Findings, good: np.ndarray) -> None:
         if missing.any():
             found.lost += rows.filter(missing.tolist()).to_pylist()
         found.named += [name for name, state in zip(names, status, strict=True) if state == LOST]
-        for i, source in enumerate(rows["source"].to_pylist()):
-            key = hashlib.blake2b(str(source).encode("utf-8", "replace"), digest_size=8).digest()
-            times[key] += 1
-            if times[key] > 1:
-                found.twice[FILES].append(int(ids[i]))
-                found.doubled.append(str(names[i]))
+        sources = [str(source).encode("utf-8", "replace") for source in rows["source"].to_pylist()]
+        hashes = b"".join(hashlib.blake2b(source, digest_size=8).digest() for source in sources)
+        seen.append((np.frombuffer(hashes, np.uint64), ids))
+    found.twice[FILES] = _doubles(seen)[1]
+    found.doubled += _names(cache, FILES, "source", found.twice[FILES])
     found.orphans = int((~used).sum())
 
 

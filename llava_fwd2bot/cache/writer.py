@@ -22,6 +22,10 @@ from .tables import BROKEN, KEYS, OK, users_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
+TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
+BACK = timedelta(days=7)  # the same of the small table of files, whose versions are the way back after `rm`
+TIDY_EVERY = 64  # commits after which small files are joined
+
 
 class CacheWriter:
     """The half of SummaryCache that writes."""
