@@ -6,6 +6,7 @@ until `optimize` takes them in.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from .format import SUMMARIES, again, first_line, guarded, lock, of_engine
@@ -13,24 +14,42 @@ from .store import CacheStore
 
 LEAST = 256  # rows that an index needs
 GRAPHS_UP_TO = 2_000_000  # rows; an HNSW graph over more takes hours and its memory
-GRAPH_ROWS, LIST_ROWS = 2**16, 2**12  # rows of a partition: with a graph, and read from end to end
 STALE = 0.1  # share of the rows that may be outside the index without a word
 
 
-def partitions_of(rows: int) -> tuple[str, int]:
-    """(kind, partitions) for so many rows: HNSW graphs of 8-bit vectors, or lists of rotated binary codes."""
-    if rows <= GRAPHS_UP_TO:
-        return "hnsw_sq", max(1, rows // GRAPH_ROWS)
-    return "ivf_rq", max(1, rows // LIST_ROWS)
+@dataclass(frozen=True)
+class Kind:
+    """Of an index: rows of a partition; which share of them is looked into, but at least `probes`; and of how many hits
+    at the least the vectors themselves are read, to put them in order."""
+
+    rows: int
+    share: float
+    probes: int
+    refined: int
 
 
-def probes(cache: CacheStore) -> int:
-    """Partitions that a search looks into: all graphs up to 20, more by the square root; a fiftieth of the lists."""
+KINDS = {
+    "hnsw_sq": Kind(2**16, 0.25, 20, 20),  # graphs of 8-bit vectors
+    "ivf_rq": Kind(2**12, 0.05, 24, 200),  # lists of rotated binary codes
+    "ivf_pq": Kind(2**12, 0.05, 24, 200),  # lists of product codes
+}
+
+
+def kind_for(rows: int) -> str:
+    return "hnsw_sq" if rows <= GRAPHS_UP_TO else "ivf_rq"
+
+
+def partitions_of(kind: str, rows: int) -> int:
+    return max(1, rows // KINDS[kind].rows)
+
+
+def effort(cache: CacheStore) -> tuple[int, int]:
+    """(partitions that a search looks into, hits whose vectors are read) of the index that is there."""
     stats = stats_of(cache)
-    kind, partitions = partitions_of(stats.num_indexed_rows if stats else 0)
-    if kind == "hnsw_sq":
-        return min(partitions, 20)
-    return max(20, partitions // 50)
+    name = str(stats.index_type).lower() if stats else ""
+    kind = next((kind for kind in KINDS if kind in name.replace("ivf_hnsw", "hnsw")), "hnsw_sq")
+    partitions, own = partitions_of(kind, stats.num_indexed_rows if stats else 0), KINDS[kind]
+    return max(own.probes, int(own.share * partitions)), own.refined
 
 
 def stats_of(cache: CacheStore) -> Any:
@@ -68,10 +87,8 @@ def build(cache: CacheStore, kind: str | None = None) -> dict[str, Any]:
     rows = cache.table(SUMMARIES).count_rows()
     if rows < LEAST:
         raise ValueError(f"{cache.path} has {rows} images: an index needs {LEAST}, and helps from 100,000 on.")
-    own, partitions = partitions_of(rows)
-    kind = kind or own
-    if kind != own:
-        partitions = max(1, rows // (GRAPH_ROWS if kind == "hnsw_sq" else LIST_ROWS))
+    kind = kind or kind_for(rows)
+    partitions = partitions_of(kind, rows)
     kinds = {"hnsw_sq": HnswSq, "ivf_rq": IvfRq, "ivf_pq": IvfPq}
     config = kinds[kind](distance_type="cosine", num_partitions=partitions)
     with lock(cache.path, ".indexing"):  # nobody joins files meanwhile: rows would move

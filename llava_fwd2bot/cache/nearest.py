@@ -15,7 +15,7 @@ import numpy as np
 
 from .checksum import sums_of
 from .format import FILES, SUMMARIES, first_line, guarded, of_engine, one_of
-from .index import probes
+from .index import effort
 from .rows import vectors_in
 from .store import CacheStore
 from .tables import ABOUT, OK, users_columns
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
-REFINED = 20  # hits of the index at least, whose vectors are read to put them in order; or twice what is asked for
-FEW = 2000  # contents whose vectors are compared by name
+FEW, NAMED = 200, 5000  # contents whose vectors are compared by name: always, and where many candidates were needed
+PART = 200  # contents whose files are looked up at once
+CHECKED = 2000  # candidates up to which their vectors are read and checked
 MOST = 100_000  # candidates that the index is asked for
 
 
@@ -40,26 +41,38 @@ def nearest(
     total = cache.table(SUMMARIES).count_rows()
     top = min(top, len(cache)) if top > total else top
     by_index = not exact and (exact is False or total > EXACT_BELOW) and indexed(cache)
-    ask, allowed = top + 10 if where is None else 5 * top + 50, None
+    ask, allowed = top + 10, None
+    if where is not None:
+        ask, allowed = 5 * top + 50, remembered(cache, where)
+        if allowed is not None:
+            ask = share_of(top, total, allowed)
     while True:
-        whole = not by_index or ask > MOST
-        found = candidates(cache, vector, min(ask, total), not whole, allowed if few(allowed) else None)
+        whole, named = not by_index or ask > MOST, by_name(allowed, ask)
+        found = candidates(cache, vector, min(ask, total), not whole, allowed if named else None)
         if allowed is not None:
             found = [hit for hit in found if hit[0] in allowed]
-        # the filter is read once where it is tried on many
-        condition = where if len(found) <= FEW or allowed is None else None
-        rows = files_of(cache, found[: max(FEW, 2 * top)], condition, columns, known)
-        if len(rows) >= top or (ask >= total and whole) or few(allowed):
+        rows: list[dict[str, Any]] = []
+        for at in range(0, len(found), PART):
+            rows += files_of(cache, found[at : at + PART], where, columns, known)
+            if len(rows) >= top:
+                break
+        if len(rows) >= top or (ask >= total and whole) or named:
             return rows[:top]
         if where is not None and allowed is None:
             allowed = contents(cache, where, known)
-            ask = max(4 * ask, int(1.5 * top * total / max(1, len(allowed))))
+            ask = max(4 * ask, share_of(top, total, allowed))
         else:
             ask *= 4
 
 
-def few(allowed: set[str] | None) -> bool:
-    return allowed is not None and len(allowed) <= FEW
+def share_of(top: int, total: int, allowed: set[str]) -> int:
+    """Candidates among which `top` are allowed, were they spread evenly; and half as many again."""
+    return int(1.5 * top * total / max(1, len(allowed)))
+
+
+def by_name(allowed: set[str] | None, ask: int) -> bool:
+    """Whether the vectors of what a filter picks are compared one by one: they are few, beside the candidates."""
+    return allowed is not None and (len(allowed) <= FEW or (len(allowed) <= NAMED and ask > CHECKED))
 
 
 def indexed(cache: CacheStore) -> bool:
@@ -78,10 +91,11 @@ def candidates(
     if only is not None:
         query = query.where(one_of("sha256", sorted(only)), prefilter=True).bypass_vector_index()
     elif by_index:
-        query = query.nprobes(probes(cache)).refine_factor(max(2, -(-REFINED // max(1, ask))))
+        probes, refined = effort(cache)
+        query = query.nprobes(probes).refine_factor(max(2, -(-refined // max(1, ask))))
     else:
         query = query.bypass_vector_index()
-    checked = ask <= FEW
+    checked = ask <= CHECKED
     names = ["sha256", "_distance", *(("width", "height", "sums", "embedding") if checked else ())]
     with guarded(cache.path):
         rows = query.select(names).to_arrow()
@@ -117,8 +131,8 @@ def _spelled(cache: CacheStore, hits: list[dict[str, Any]]) -> list[dict[str, An
     """Hits by whole path where their id stands for several files."""
     names = sorted({hit["id"] for hit in hits})
     times: dict[str, int] = {}
-    for at in range(0, len(names), FEW):
-        for row in cache.rows(FILES, ["id"], f"{one_of('id', names[at : at + FEW])} AND status = '{OK}'").to_pylist():
+    for at in range(0, len(names), PART):
+        for row in cache.rows(FILES, ["id"], f"{one_of('id', names[at : at + PART])} AND status = '{OK}'").to_pylist():
             times[row["id"]] = times.get(row["id"], 0) + 1
     for hit in hits:
         source = hit.pop("_source")
@@ -128,8 +142,17 @@ def _spelled(cache: CacheStore, hits: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def contents(cache: CacheStore, where: str, known: list[str]) -> set[str]:
-    """The contents of the files that a condition picks."""
-    return {row["sha256"] for row in filtered(cache, ["sha256"], f"status = '{OK}'", where, known)}
+    """The contents of the files that a condition picks; kept for the next search with the same one."""
+    version = cache.table(FILES).version
+    found = {row["sha256"] for row in filtered(cache, ["sha256"], f"status = '{OK}'", where, known)}
+    cache.last_filter = (where, version, found)
+    return found
+
+
+def remembered(cache: CacheStore, where: str) -> set[str] | None:
+    """What `contents` found for the same condition, while no file has changed."""
+    last = cache.last_filter
+    return last[2] if last and last[:2] == (where, cache.table(FILES).version) else None
 
 
 def filtered(

@@ -94,6 +94,25 @@ def test_a_filter_is_sql_over_the_columns_and_a_bad_one_names_them(cache):
     assert len(cache) == 6
 
 
+def test_a_filter_of_any_share_finds_what_brute_force_finds(cache):
+    """Vectors are of contents, filters of files: few, some and all of 600, with and without an index, and copies."""
+    ids, summary, vectors = rows(600)
+    cache.add(ids, summary, vectors, [row | {"width": i} for i, row in enumerate(about(ids))])
+    copies = [
+        row | {"source": f"/copies/{i}", "id": str(i), "root": "/copies", "width": -1}
+        for i, row in enumerate(about(ids))
+    ]
+    cache.commit(entries=copies)
+    build(cache)
+    scores = vectors[7].half().float() @ vectors.half().float().T
+    for least in (595, 300, 3, -5):
+        right = [f"0-{i}" for i in scores.topk(600).indices.tolist() if i >= least][:5]
+        for exact in (True, False):
+            for _ in range(2):  # the second time the filter is remembered
+                hits = cache.search(vectors[7], 5, f"width >= {least} AND root = '/nowhere'", exact)
+                assert [hit["id"] for hit in hits] == right, (least, exact)
+
+
 def test_errors_say_what_is_wrong(cache, tmp_path):
     ids, summary, vectors = rows(3)
     cache.add(ids, summary, vectors, about(ids))
