@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,36 +75,66 @@ class Run:
         known = SummaryCache.open(args.cache) if is_cache(args.cache) else None
         if known is None and not args.model:
             raise ValueError(f"{args.cache} is a new cache: give --model.")
-        if known is None and args.watch is None:
+        if known is None and args.watch is None and "-" not in args.images:
             self._is_something()
         args.model = args.model or known.settings.model
         if not args.model:
             raise ValueError(f"{args.cache} does not say which model filled it: give --model.")
-        self.path, most = checked(args.model, args.k)
-        self.settings = self._settings(None if known is None else known.settings, most)
-        self.cache = SummaryCache.create(args.cache, self.settings)
+        if known is not None and self._asks_for(known.settings):
+            self.cache, self.settings = known, known.settings
+        else:
+            self.settings = self._settings(None if known is None else known.settings)
+            self.cache = SummaryCache.create(args.cache, self.settings)
 
     def _is_something(self) -> None:
         """ValueError where the source is empty, or nothing of it is there: no cache is made for a mistyped name."""
-        first = list(islice(self.source, LOOKED_AT))
+        first = ""
+        for seen, entry in enumerate(self.source, 1):
+            if entry.problem is None or seen == LOOKED_AT:
+                return
+            first = first or entry.problem
         if not first:
-            from ..files.folders import told
+            raise self._nothing()
+        raise ValueError(f"None of the {seen} image(s) could be used. The first: {first}")
 
-            left = told(self.source.left_out)
-            also = f" Left out: {left}." if left else ""
-            raise ValueError(
-                f"There is no image file in {', '.join(self.args.images)}. "
-                f"Files are found by extension (.jpg, .png, …).{also}"
-            )
-        if len(first) < LOOKED_AT and all(entry.problem is not None for entry in first):
-            raise ValueError(f"None of the {len(first)} image(s) could be used. The first: {first[0].problem}")
+    def _nothing(self) -> ValueError:
+        from ..files.folders import told
 
-    def _settings(self, known: Any, most: int) -> Any:
+        left = told(self.source.left_out)
+        also = f" Left out: {left}." if left else ""
+        return ValueError(
+            f"There is no image file in {', '.join(self.args.images)}. "
+            f"Files are found by extension (.jpg, .png, …).{also}"
+        )
+
+    def _asks_for(self, known: CacheSettings) -> bool:
+        """Whether the settings are the cache's own: then the model is not looked at before it is needed."""
+        from ..cache.format import FORMAT
+        from ..cache.naming import fingerprint_of
+
+        args, folder = self.args, Path(self.args.model)
+        same = args.model == known.model or (folder.is_dir() and fingerprint_of(folder) == known.fingerprint)
+        same = same and args.k in (None, known.k) and args.codec in (None, known.codec)
+        same = same and (quantisation(args) or "") == known.quantised and known.format == FORMAT
+        return same and reading_of(args, known) == known.reading and (known.decoding == "fast" or not args.fast_decode)
+
+    def _path(self) -> Path:
+        """The checkpoint, once it is known that it is whole, and the one that filled the cache."""
+        from ..cache.naming import fingerprint_of
+        from ..cache.tables import checked_settings
+
+        path, _ = checked(self.args.model, self.args.k)
+        checked_settings(self.args.cache, vars(self.settings), fingerprint_of(path))
+        return path
+
+    def _settings(self, known: CacheSettings | None) -> CacheSettings:
         from ..cache.format import CacheSettings
         from ..cache.naming import fingerprint_of
         from ..config import CONFIG_NAME, read_json
 
-        args, saved = self.args, read_json(self.path / CONFIG_NAME)  # which `checked` has verified
+        args = self.args
+        path, most = checked(args.model, args.k)
+        saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
         size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
         name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
         k = args.k or (known.k if known else most)
@@ -113,7 +142,8 @@ class Run:
         more = reading_of(args, known).told()
         if args.fast_decode or (known and known.decoding == "fast"):
             more["decoding"] = "fast"
-        return CacheSettings(fingerprint_of(self.path), k, size, codec, pooling, name, quantisation(args) or "", **more)
+        more |= {"model": name, "quantised": quantisation(args) or ""}
+        return CacheSettings(fingerprint_of(path), k, size, codec, pooling, **more)
 
     def fill(self) -> None:
         from ..cache.watch import watch
@@ -125,6 +155,8 @@ class Run:
             watch(self.source, self._again, args.watch)
             return
         done = self.total
+        if not (done.skipped or done.compressed or done.known or done.renamed):
+            raise self._nothing()
         if done.skipped and not (done.compressed or done.known or done.renamed):
             reason = done.skipped[0]["reason"]
             raise ValueError(f"None of the {len(done.skipped)} image(s) could be used. The first: {reason}")
@@ -138,7 +170,7 @@ class Run:
 
             loading = {name: getattr(args, name) for name in ("base", "device", "dtype", "load_4bit", "load_8bit")}
             options = {"batch_size": args.batch_size, "max_pixels": args.max_pixels, "retry": args.retry}
-            result = fill_by_ray(self.cache, source, self.path, loading, result=self.total, **options)
+            result = fill_by_ray(self.cache, source, self._path(), loading, result=self.total, **options)
         else:
             result = fill(
                 self.cache, source, self._compressor(), retry=args.retry, workers=args.workers, result=self.total
@@ -152,7 +184,7 @@ class Run:
             from ..cache.compressor import Compressor
 
             args, fast = self.args, self.settings.decoding == "fast"
-            model = load_model(self.path, args)
+            model = load_model(self._path(), args)
             settings = self.settings
             return Compressor(*model, settings.k, args.batch_size, args.max_pixels, settings.reading, fast)
 

@@ -252,10 +252,6 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compress(args: argparse.Namespace) -> int | None:
-    from ..cache.summary_file import check_output, compress_images, find_images, fingerprint_of
-    from ..files.folders import told
-    from ..files.images import Reading
-
     if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
         args.parser.error("--watch, --ray, --retry, --codec and --fast-decode go with --cache PATH")
     if not args.cache and not args.model:
@@ -264,6 +260,10 @@ def _compress(args: argparse.Namespace) -> int | None:
         args.parser.error("--ray goes without --watch and --workers")
     if args.cache:
         return run_fill(args)
+    from ..cache.summary_file import check_output, compress_images, find_images, fingerprint_of
+    from ..files.folders import told
+    from ..files.images import Reading
+
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
