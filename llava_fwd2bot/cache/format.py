@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -207,16 +209,17 @@ def free(path: str, name: str) -> Any:
         return None
 
 
+def in_conflict(error: BaseException) -> bool:
+    """Whether another writer's commit came between."""
+    return "commit conflict" in str(error).lower() or "concurrent" in str(error).lower()
+
+
 def again(run: Callable[[], Any], times: int = 20) -> Any:
     """`run`, once more where another writer's commit came between; LanceDB says so."""
-    import random
-    import time
-
     for attempt in range(times):
         try:
             return run()
         except (RuntimeError, OSError) as error:
-            told = str(error).lower()
-            if attempt + 1 == times or not ("conflict" in told or "concurrent" in told):
+            if attempt + 1 == times or not in_conflict(error):
                 raise
             time.sleep(random.random() * 0.05 * 2 ** min(attempt, 5))

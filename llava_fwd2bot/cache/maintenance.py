@@ -88,7 +88,11 @@ def optimize(cache: SummaryCache, older_than: float = 1.0) -> dict[str, Any]:
     removed = _remove_unused(cache)
     done = cache.optimize(timedelta(hours=older_than))
     found = {"bytes_before": before, "bytes": on_disk(cache), "rows": len(cache), "removed_summaries": removed}
-    return found if done else {**found, "note": "an index is being built: small files are not joined meanwhile"}
+    return (
+        found
+        if done
+        else {**found, "note": "an index is being built, or others write: small files were left as they are"}
+    )
 
 
 def _remove_unused(cache: SummaryCache) -> int:

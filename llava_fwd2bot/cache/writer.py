@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, lock, of_engine, one_of
+from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, in_conflict, lock, of_engine, one_of
 from .rows import file_rows, summary_rows
 from .store import MANY
 from .tables import BROKEN, KEYS, OK, users_columns
@@ -168,7 +168,7 @@ class CacheWriter:
             files_keep: another age for the small table of files, whose versions are the way back after `rm`.
 
         Returns:
-            False where nothing was done, as an index is being built.
+            False where it was left for another time: an index is being built, or, where there is no lock, others write.
         """
         idle = free(self.path, ".indexing")
         if idle is None:
@@ -177,7 +177,12 @@ class CacheWriter:
             for name in (FILES, SUMMARIES, COMMITS):
                 table = self.table(name)
                 own = files_keep if name == FILES and files_keep is not None else keep
-                again(lambda table=table, own=own: _optimize(table, own))
+                try:
+                    again(lambda table=table, own=own: _optimize(table, own), times=5)
+                except (RuntimeError, OSError) as error:
+                    if self.local or not in_conflict(error):
+                        raise
+                    return False
             self.record("optimize")
         return True
 
