@@ -62,7 +62,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def build(path: Path, rows: int, size: int, queries: int, kind: str | None) -> dict[str, Any]:
+def build(path: Path, rows: int, size: int, queries: int, kind: str) -> dict[str, Any]:
     """Fills and indexes a cache; its queries lie beside it."""
     source, found = Source(size), {"rows": rows, "size": size, "queries": queries}
     cache = SummaryCache.create(path, CacheSettings("f" * 64, 1, size, "int2", "mean"))
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--kind", choices=("hnsw_sq", "ivf_rq", "ivf_pq"), help="of the index; default: by the rows")
+    parser.add_argument("--kind", choices=("ivf_rq", "hnsw_sq", "ivf_pq"), default="ivf_rq", help="of the index")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="build the cache there, or use the one that is there")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

@@ -9,24 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checksum import sums_of
 from .format import FILES, SUMMARIES, first_line, guarded, of_engine, one_of
 from .index import effort
-from .rows import vectors_in
-from .store import CacheStore
+from .rows import vectors_in, wrong_vectors
+from .store import MANY, CacheStore
 from .tables import ABOUT, OK, users_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXACT_BELOW = 100_000  # rows up to which a search compares with every row
-FEW, NAMED = 200, 5000  # contents whose vectors are compared by name: always, and where many candidates were needed
+NAMED = 20_000  # contents that a filter picks, up to which the vectors of all are read and compared
 PART = 200  # contents whose files are looked up at once
-CHECKED = 2000  # candidates up to which their vectors are read and checked
+CHECKED = 200  # candidates up to which vectors are read and checked with them; of more, those that are shown
+WHOLE = ("width", "height", "sums", "embedding")  # what the checksum of a vector needs
 MOST = 100_000  # candidates that the index is asked for
 
 
@@ -47,13 +48,17 @@ def nearest(
         if allowed is not None:
             ask = share_of(top, total, allowed)
     while True:
-        whole, named = not by_index or ask > MOST, by_name(allowed, ask)
-        found = candidates(cache, vector, min(ask, total), not whole, allowed if named else None)
+        whole, named = not by_index or ask > MOST, allowed is not None and len(allowed) <= NAMED
+        if named:
+            found = nearest_of(cache, vector, allowed)
+        else:
+            found = candidates(cache, vector, min(ask, total), not whole)
         if allowed is not None:
             found = [hit for hit in found if hit[0] in allowed]
         rows: list[dict[str, Any]] = []
         for at in range(0, len(found), PART):
-            rows += files_of(cache, found[at : at + PART], where, columns, known)
+            part = found[at : at + PART]
+            rows += files_of(cache, part if named or ask <= CHECKED else sound(cache, part), where, columns, known)
             if len(rows) >= top:
                 break
         if len(rows) >= top or (ask >= total and whole) or named:
@@ -70,42 +75,56 @@ def share_of(top: int, total: int, allowed: set[str]) -> int:
     return int(1.5 * top * total / max(1, len(allowed)))
 
 
-def by_name(allowed: set[str] | None, ask: int) -> bool:
-    """Whether the vectors of what a filter picks are compared one by one: they are few, beside the candidates."""
-    return allowed is not None and (len(allowed) <= FEW or (len(allowed) <= NAMED and ask > CHECKED))
-
-
 def indexed(cache: CacheStore) -> bool:
     with guarded(cache.path):
         return any(index.columns == ["embedding"] for index in cache.table(SUMMARIES).list_indices())
 
 
-def candidates(
-    cache: CacheStore, vector: Tensor, ask: int, by_index: bool, only: set[str] | None
-) -> list[tuple[str, float]]:
-    """(SHA-256, cosine) of the nearest contents whose vectors are whole, best first."""
+def candidates(cache: CacheStore, vector: Tensor, ask: int, by_index: bool) -> list[tuple[str, float]]:
+    """(SHA-256, cosine) of the nearest contents, best first; up to CHECKED of them without those that are damaged."""
     query = cache.table(SUMMARIES).search(
         vector.detach().cpu().half().numpy(), vector_column_name="embedding", query_type="vector"
     )
     query = query.distance_type("cosine").limit(max(1, ask))
-    if only is not None:
-        query = query.where(one_of("sha256", sorted(only)), prefilter=True).bypass_vector_index()
-    elif by_index:
+    if by_index:
         probes, refined = effort(cache)
         query = query.nprobes(probes).refine_factor(max(2, -(-refined // max(1, ask))))
     else:
         query = query.bypass_vector_index()
-    checked = ask <= CHECKED
-    names = ["sha256", "_distance", *(("width", "height", "sums", "embedding") if checked else ())]
+    names = ["sha256", "_distance", *(WHOLE if ask <= CHECKED else ())]
     with guarded(cache.path):
         rows = query.select(names).to_arrow()
     hits = list(zip(rows["sha256"].to_pylist(), (1 - rows["_distance"].to_numpy()).tolist(), strict=True))
-    if not checked or not hits:
+    if ask > CHECKED or not hits:
         return hits
-    told = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(rows.num_rows, -1)
-    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
-    found = sums_of([key for key, _ in hits], sizes, vectors_in(rows), np.empty((len(hits), 0, 1), np.uint8), ())
-    return [hit for hit, own, right in zip(hits, found, told[:, :2], strict=True) if (own == right).all()]
+    return [hit for hit, bad in zip(hits, wrong_vectors(rows), strict=True) if not bad]
+
+
+def sound(cache: CacheStore, hits: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Those of the hits whose vectors are what was written."""
+    rows = cache.rows(SUMMARIES, ["sha256", *WHOLE], one_of("sha256", [key for key, _ in hits]))
+    bad = wrong_vectors(rows) if rows.num_rows else ()
+    good = {key for key, wrong in zip(rows["sha256"].to_pylist(), bad, strict=True) if not wrong}
+    return [hit for hit in hits if hit[0] in good]
+
+
+def nearest_of(cache: CacheStore, vector: Tensor, keys: set[str]) -> list[tuple[str, float]]:
+    """(SHA-256, cosine) of all of these contents, best first; their vectors are kept for the next search."""
+    last = cache.last_filter
+    if last.vectors is None:
+        names, parts, ordered = [], [], sorted(keys)
+        for at in range(0, len(ordered), MANY):
+            rows = cache.rows(SUMMARIES, ["sha256", *WHOLE], one_of("sha256", ordered[at : at + MANY]))
+            if rows.num_rows:
+                good = ~wrong_vectors(rows)
+                names += [key for key, fine in zip(rows["sha256"].to_pylist(), good, strict=True) if fine]
+                parts.append(vectors_in(rows)[good].astype(np.float32))
+        empty = np.empty((0, cache.settings.size), np.float32)
+        last.vectors = (names, np.concatenate(parts) if parts else empty)
+    names, vectors = last.vectors
+    query = vector.detach().cpu().half().float().numpy()
+    scores = vectors @ (query / max(float(np.linalg.norm(query)), 1e-12))
+    return [(names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
 def files_of(
@@ -141,18 +160,28 @@ def _spelled(cache: CacheStore, hits: list[dict[str, Any]]) -> list[dict[str, An
     return hits
 
 
+@dataclass
+class Filter:
+    """What a condition picked, kept for the next search with the same one; `vectors`: of few contents, with names."""
+
+    where: str
+    versions: tuple[int, int]
+    contents: set[str]
+    vectors: tuple[list[str], np.ndarray] | None = None
+
+
 def contents(cache: CacheStore, where: str, known: list[str]) -> set[str]:
-    """The contents of the files that a condition picks; kept for the next search with the same one."""
-    version = cache.table(FILES).version
+    """The contents of the files that a condition picks."""
+    versions = (cache.table(FILES).version, cache.table(SUMMARIES).version)
     found = {row["sha256"] for row in filtered(cache, ["sha256"], f"status = '{OK}'", where, known)}
-    cache.last_filter = (where, version, found)
+    cache.last_filter = Filter(where, versions, found)
     return found
 
 
 def remembered(cache: CacheStore, where: str) -> set[str] | None:
-    """What `contents` found for the same condition, while no file has changed."""
-    last = cache.last_filter
-    return last[2] if last and last[:2] == (where, cache.table(FILES).version) else None
+    """What `contents` found for the same condition, while nothing has changed."""
+    last, versions = cache.last_filter, (cache.table(FILES).version, cache.table(SUMMARIES).version)
+    return last.contents if last and (last.where, last.versions) == (where, versions) else None
 
 
 def filtered(

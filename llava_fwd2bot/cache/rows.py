@@ -110,6 +110,15 @@ def wrong_summaries(settings: CacheSettings, rows: Any, parts: Sequence[tuple[in
     return (found[:, start:] != told[:, start : OWN + len(parts)]).any(1)
 
 
+def wrong_vectors(rows: Any) -> np.ndarray:
+    """Which vectors and sizes are not as they were written, bool [N]; of rows with `sha256`, sizes, sums, vectors."""
+    told = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(rows.num_rows, -1)
+    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    nothing = np.empty((rows.num_rows, 0, 1), np.uint8)
+    found = sums_of(rows["sha256"].to_pylist(), sizes, vectors_in(rows), nothing, ())
+    return (found != told[:, :OWN]).any(1)
+
+
 def wrong_files(rows: Any) -> Any:
     """Which rows of `files` (all columns) are not as they were written, bool [N]."""
     return told_of(rows) != np.array(rows["crc32"].to_pylist(), np.float64)  # a damaged row may have no number

@@ -20,7 +20,7 @@ class CacheStore:
         self.path, self.settings = path, settings
         self.blocks = blocks(settings.k)
         self._tables = tables
-        self.last_filter: tuple[str, int, set[str]] | None = None  # see nearest.py
+        self.last_filter: Any = None  # nearest.Filter
 
     @cached_property
     def codec(self) -> Any:

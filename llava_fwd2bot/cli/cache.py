@@ -65,7 +65,7 @@ def add_cache(commands: Any) -> None:
     merge = action("merge", "add the images of other caches of the same model")
     merge.add_argument("others", nargs="+", metavar="OTHER")
     index = action("index", "build the index over the vectors anew")
-    index.add_argument("--kind", choices=("hnsw_sq", "ivf_rq", "ivf_pq"), help="default: by the number of images")
+    index.add_argument("--kind", choices=("ivf_rq", "hnsw_sq", "ivf_pq"), default="ivf_rq", help="default: ivf_rq")
     action("migrate", "convert a cache of an earlier format")
 
 
