@@ -56,11 +56,11 @@ def nearest(
         if allowed is not None:
             found = [hit for hit in found if hit[0] in allowed]
         rows: list[dict[str, Any]] = []
-        for at in range(0, len(found), PART):
-            part = found[at : at + PART]
+        at, size = 0, 2 * top  # most often enough
+        while at < len(found) and len(rows) < top:
+            part = found[at : at + size]
             rows += files_of(cache, part if named or ask <= CHECKED else sound(cache, part), where, columns, known)
-            if len(rows) >= top:
-                break
+            at, size = at + size, PART
         if len(rows) >= top or (ask >= total and whole) or named:
             return rows[:top]
         if where is not None and allowed is None:
