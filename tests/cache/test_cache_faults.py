@@ -407,3 +407,65 @@ def test_one_of_many_random_damages(tmp_path):
     """A few of what scripts/torture_cache.py does by the hundred."""
     found = damages(tmp_path, 6, seed=1)
     assert found["named"] + found["harmless"] == 6
+
+
+def test_watching_tells_what_it_did_when_it_is_ended(run, checkpoint, photos, tmp_path, monkeypatch):
+    """`--watch --json` printed nothing on Ctrl-C."""
+
+    def ended(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llava_fwd2bot.cache.watch.time.sleep", ended)
+    command = ("compress", "--model", checkpoint, "--images", photos, "--cache", tmp_path / "p.cache")
+    code, out, err = run(*command, "--device", "cpu", "--watch", "--json")
+    assert code == 130 and json.loads(out)["compressed"] == 5 and "what was finished is stored" in err
+
+
+def test_a_full_disk_has_old_versions_removed_first(monkeypatch):
+    """Joining files needs room that only removing old ones gives; where that cannot be done alone, the way is named."""
+    from llava_fwd2bot.cache.writer import _optimize
+
+    done = []
+
+    class Table:
+        def optimize(self, cleanup_older_than):
+            done.append("optimize")
+            if len(done) == 1:
+                raise RuntimeError("IO error: No space left on device (os error 28)")
+
+        def cleanup_old_versions(self, older_than):
+            done.append("clean")
+
+    _optimize(Table(), timedelta(0))
+    assert done == ["optimize", "clean", "optimize"]
+    done.clear()
+
+    def missing(self, older_than):
+        raise ImportError("The lance library is required")
+
+    monkeypatch.setattr(Table, "cleanup_old_versions", missing)
+    with pytest.raises(OSError, match="pip install pylance"):
+        _optimize(Table(), timedelta(0))
+
+
+def test_processes_that_share_a_folder_wait_for_each_other_by_claims(made, tmp_path):
+    """A chunk that another process has is left to it, and taken once it is given back."""
+    from llava_fwd2bot.cache.claims import Claims
+
+    cache, run = made
+    for n in range(4):
+        picture(tmp_path / "f" / f"{n}.png", (40 * n, 3, 3))
+    other = Claims(cache, 1)
+    held = str(tmp_path / "f" / "2.png")
+    number = other.take(held)
+    seen = []
+
+    def give_back():
+        seen.append(len(cache))
+        other.give(number)
+
+    timer = threading.Timer(2.0, give_back)
+    timer.start()
+    assert run(tmp_path / "f", chunk=1).compressed == 4
+    timer.join()
+    assert seen == [3]  # what could be done was stored before the waiting
