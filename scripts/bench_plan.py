@@ -30,7 +30,6 @@ from llava_fwd2bot.cache.plan import Filled, Plan, blocks_of
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sink import CacheSink
 from llava_fwd2bot.cache.sources import Source
-from llava_fwd2bot.cache.writer import BACK, TIDY_EVERY
 from llava_fwd2bot.config import write_json
 
 SETTINGS = CacheSettings("f" * 64, 16, 1024, "int4", "mean")
@@ -111,7 +110,7 @@ def grow(folder: Path, rows: int) -> dict[str, Any]:
     token = cache.codec.bytes_per_token(SETTINGS.size)
     sink = CacheSink(cache, Filled(), Bar())
     chance = np.random.default_rng(0)
-    rates, peaks, commits, part = [], [], 0, rows // 10
+    rates, peaks, part = [], [], rows // 10
     for tenth in range(10):
         start = time.perf_counter()
         for number in range(tenth * part, (tenth + 1) * part):
@@ -123,15 +122,17 @@ def grow(folder: Path, rows: int) -> dict[str, Any]:
                 cache.has([content(number + i) for i in range(64)])
             if sink.due:
                 sink.flush()
-                commits += 1
-                if commits % TIDY_EVERY == 0:
-                    cache.optimize(timedelta(0), BACK)
         rates.append(round(part / (time.perf_counter() - start), 1))
         peaks.append(peak_bytes())
         print(json.dumps({"tenth": tenth, "rows_s": rates[-1], "peak": peaks[-1]}), file=sys.stderr, flush=True)
     sink.flush()
     fragments = cache.table().stats().fragment_stats.num_fragments
-    return {"rows": rows, "rows_s": rates, "last_over_first": round(rates[-1] / rates[0], 3), "commits": commits} | {
+    return {
+        "rows": rows,
+        "rows_s": rates,
+        "last_over_first": round(rates[-1] / rates[0], 3),
+        "commits": sink.commits,
+    } | {
         "peak_bytes": peaks,
         "fragments": fragments,
     }

@@ -212,7 +212,7 @@ def _without_summary(cache: SummaryCache) -> list[str]:
     lost: list[dict[str, Any]] = []
     for rows in cache.batches(FILES):
         own = [row for row in rows.to_pylist() if row["status"] == OK]
-        there = cache.has([row["sha256"] for row in own])
+        there = cache.stored([row["sha256"] for row in own])
         lost += [row for row in own if row["sha256"] not in there]
     for rows in marked(cache, lost, "its summary was removed"):
         cache.put_files(rows, "restore")

@@ -28,7 +28,7 @@ from .pool import Pool, Stopped, Task
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
-from .writer import BACK, TIDY, TIDY_EVERY
+from .writer import BACK, TIDY
 
 if TYPE_CHECKING:
     from .compressor import Compressor
@@ -202,7 +202,7 @@ def fill(
     started, result = time.perf_counter(), Filled() if result is None else result
     claims = Claims(cache, chunk)
     with stopping() as stop, _bar(source) as bar:
-        sink = CacheSink(cache, result, bar, lambda: _tidy(cache, sink))
+        sink = CacheSink(cache, result, bar)
         try:
             run_stages(
                 _chunks(cache, source, claims, retry, result, bar),
@@ -227,11 +227,6 @@ def _bar(source: Iterable[Entry]) -> tqdm:
     """It counts what is stored, and has an end where the source knows how many there are."""
     total = len(source) if hasattr(source, "__len__") else None
     return tqdm(total=total, unit="image", desc="compress", file=sys.stderr)
-
-
-def _tidy(cache: SummaryCache, sink: CacheSink) -> None:
-    if sink.commits and sink.commits % TIDY_EVERY == 0:
-        cache.optimize(TIDY, BACK)
 
 
 def _chunks(

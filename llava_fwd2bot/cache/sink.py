@@ -17,6 +17,7 @@ from .plan import Filled, is_gone
 from .reader import SummaryCache
 from .rows import summary_rows
 from .tables import EXIF, OK, users_columns
+from .writer import BACK, INDEX_EVERY, TIDY, TIDY_EVERY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +32,11 @@ class CacheSink:
 
     Args:
         bar: counts what is stored.
-        tidy: called after every commit.
     """
 
-    def __init__(self, cache: SummaryCache, result: Filled, bar: tqdm, tidy: Callable[[], None] = lambda: None) -> None:
-        self.cache, self.result, self.bar, self.tidy = cache, result, bar, tidy
-        self.commits = 0
+    def __init__(self, cache: SummaryCache, result: Filled, bar: tqdm) -> None:
+        self.cache, self.result, self.bar = cache, result, bar
+        self.commits, self._unindexed = 0, 0
         self._clear()
 
     def _clear(self) -> None:
@@ -134,7 +134,18 @@ class CacheSink:
         self._clear()
         for call in after:
             call()
-        self.tidy()
+        self._tidy(len(entries))
+
+    def _tidy(self, rows: int) -> None:
+        """Brings the indexes that look-ups use up to date, and now and then joins small files."""
+        self._unindexed += rows
+        if self.commits and self.commits % TIDY_EVERY == 0:
+            self.cache.optimize(TIDY, BACK)
+        elif self._unindexed >= INDEX_EVERY:
+            self.cache.optimize(TIDY, BACK, [FILES])
+        else:
+            return
+        self._unindexed = 0
 
     def _files(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The rows of `files`, and the sources that were moved to them."""

@@ -72,9 +72,28 @@ class CacheStore:
         return found
 
     def has(self, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """{SHA-256: (width, height)} of those contents that are there."""
-        rows = self.rows(SUMMARIES, ["sha256", "width", "height"], one_of("sha256", list(dict.fromkeys(keys))))
-        return {row["sha256"]: (row["width"], row["height"]) for row in rows.to_pylist()}
+        """{SHA-256: (width, height)} of those contents that some file has, with a summary.
+
+        It asks the table of files: its rows are small, so that its index is brought up to date often. Where there are
+        more summaries than files, of a run that was killed or of files that were taken out, it asks that table, too.
+        """
+        condition = f"{one_of('sha256', list(dict.fromkeys(keys)))} AND status = '{OK}'"
+        names = ["sha256", "width", "height"]
+        rows = self.rows(FILES, names, condition).to_pylist()
+        found = {row["sha256"]: (row["width"], row["height"]) for row in rows}
+        rest = [key for key in keys if key not in found]
+        if rest and self._more_summaries():
+            rows = self.rows(SUMMARIES, names, one_of("sha256", rest)).to_pylist()
+            found |= {row["sha256"]: (row["width"], row["height"]) for row in rows}
+        return found
+
+    def _more_summaries(self) -> bool:
+        with guarded(self.path):
+            return self.table(SUMMARIES).count_rows() > self.table(FILES).count_rows()
+
+    def stored(self, keys: Sequence[str]) -> set[str]:
+        """Those contents whose summaries are there, whether or not a file has them."""
+        return set(self.rows(SUMMARIES, ["sha256"], one_of("sha256", list(dict.fromkeys(keys))))["sha256"].to_pylist())
 
     def rows(self, name: str, columns: list[str] | None = None, where: str | None = None) -> Any:
         """Rows of a table that a condition picks, as a pyarrow table; all columns where `columns` is None."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
 BACK = timedelta(days=7)  # the same of the small table of files, whose versions are the way back after `rm`
 TIDY_EVERY = 64  # commits after which small files are joined
+INDEX_EVERY = 50_000  # rows of files after which the indexes that look-ups use take them in
 
 
 class CacheWriter:
@@ -161,11 +162,14 @@ class CacheWriter:
                 reason = f"The cache could not be written ({first_line(error)}); no image in it is changed"
                 raise OSError(getattr(error, "errno", None) or errno.EIO, reason, self.path) from error
 
-    def optimize(self, keep: timedelta, files_keep: timedelta | None = None) -> bool:
+    def optimize(
+        self, keep: timedelta, files_keep: timedelta | None = None, names: Sequence[str] = (FILES, SUMMARIES, COMMITS)
+    ) -> bool:
         """Joins small files, takes new rows into the indexes, removes versions older than `keep`.
 
         Args:
             files_keep: another age for the small table of files, whose versions are the way back after `rm`.
+            names: of the tables.
 
         Returns:
             False where it was left for another time: an index is being built, or, where there is no lock, others write.
@@ -174,7 +178,7 @@ class CacheWriter:
         if idle is None:
             return False
         with idle, self.writing():
-            for name in (FILES, SUMMARIES, COMMITS):
+            for name in names:
                 table = self.table(name)
                 own = files_keep if name == FILES and files_keep is not None else keep
                 try:
