@@ -126,7 +126,7 @@ def grow(folder: Path, rows: int) -> dict[str, Any]:
         peaks.append(peak_bytes())
         print(json.dumps({"tenth": tenth, "rows_s": rates[-1], "peak": peaks[-1]}), file=sys.stderr, flush=True)
     sink.flush()
-    fragments = cache.table().stats().fragment_stats.num_fragments
+    fragments = cache.table().stats()["fragment_stats"]["num_fragments"]
     return {
         "rows": rows,
         "rows_s": rates,

@@ -141,11 +141,18 @@ class CacheSink:
         self._unindexed += rows
         if self.commits and self.commits % TIDY_EVERY == 0:
             self.cache.optimize(TIDY, BACK)
-        elif self._unindexed >= INDEX_EVERY:
+        elif self._unindexed >= INDEX_EVERY and self._unindexed >= self._worth():
             self.cache.optimize(TIDY, BACK, [FILES])
         else:
             return
         self._unindexed = 0
+
+    def _worth(self) -> float:
+        """Rows after which an update of the indexes costs no more than the look-ups did for want of it.
+
+        An update takes time by all rows, a look-up by those that are not indexed: the sum is least by the square root.
+        """
+        return INDEX_EVERY * (self.cache.table(FILES).count_rows() / 1e6) ** 0.5
 
     def _files(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The rows of `files`, and the sources that were moved to them."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
 BACK = timedelta(days=7)  # the same of the small table of files, whose versions are the way back after `rm`
 TIDY_EVERY = 64  # commits after which small files are joined
-INDEX_EVERY = 50_000  # rows of files after which the indexes that look-ups use take them in
+INDEX_EVERY = 50_000  # rows of files, of a million, after which the indexes that look-ups use take them in
 
 
 class CacheWriter:
