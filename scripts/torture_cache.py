@@ -1,15 +1,22 @@
-"""Kills writers of a cache, and builders of its index, at random moments, and lets many write at once: is every row
-there, once, whole, and found?
+"""Damages caches, kills what works on them at random moments, and lets many write at once: is every row there, once,
+whole, and found, and is never a wrong number given?
 
-python scripts/torture_cache.py --kills 100 --writers 8
+    python scripts/torture_cache.py --kills 100 --writers 8 --damages 200
+
+Writers add rows, replace files, move and skip them, take some out, join small files, go back to a version. Signals are
+KILL, TERM and INT in turn. Writers at once are tried with the lock of a local folder and without, as on a bucket.
+Damage is 1 to 200 random bytes written over, a file cut, or a file removed, anywhere in a cache; then nothing may be
+read that was not written, `verify` must name what is wrong, and `repair` must mend it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,16 +29,25 @@ import torch
 from torch.nn.functional import normalize
 
 from llava_fwd2bot.cache.format import CacheSettings
-from llava_fwd2bot.cache.maintenance import index, verify
+from llava_fwd2bot.cache.index import build
+from llava_fwd2bot.cache.maintenance import commits, restore
 from llava_fwd2bot.cache.reader import SummaryCache
+from llava_fwd2bot.cache.repair import repair
+from llava_fwd2bot.cache.verify import verify
 
 K, D, ROWS = 6, 32, 16  # of a summary; rows of a commit
 SETTINGS = CacheSettings("f" * 64, K, D, "float16", "mean")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def about(n: int, **more: object) -> list[dict]:
-    row = {"sha256": "s", "source": "/nowhere.jpg", "bytes": 10, "modified": 1, "width": 4, "height": 3}
-    return [{**row, **more} for _ in range(n)]
+def content(name: str, turn: int = 0) -> str:
+    """The SHA-256 of a file of that name; `turn` counts its changes."""
+    return hashlib.sha256(f"{name} {turn}".encode()).hexdigest()
+
+
+def about(ids: list[str], turn: int = 0, **more: object) -> list[dict]:
+    row = {"bytes": 10, "modified": 1, "width": 4, "height": 3}
+    return [{**row, "sha256": content(name, turn), "source": f"/nowhere/{name}", **more} for name in ids]
 
 
 def rows(n: int, seed: int = 0) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -50,23 +66,31 @@ def write(path: str, first: int, last: int, early: bool) -> None:
     cache = SummaryCache.create(path, SETTINGS)
     if not early:
         print("ready", flush=True)
+    alone = last - first > 500
     for seed in range(first, last):
         ids, summary, vectors = rows(ROWS, seed)
-        cache.add(ids, -summary, vectors, about(ROWS))
-        cache.add(ids, summary, vectors, about(ROWS))
-        cache.adopt([(ids[0], f"{seed}-moved", about(1)[0])], gone=[ids[0]])
-        cache.skip([{"id": f"{seed}-bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
+        cache.add(ids, -summary, vectors, about(ids, 1))
+        cache.add(ids, summary, vectors, about(ids))
+        moved = {**about([ids[0]])[0], "root": "/nowhere", "id": f"{seed}-moved", "source": f"/nowhere/{seed}-moved"}
+        cache.commit(entries=[moved], gone=[f"/nowhere/{ids[0]}"], what="move")
+        cache.skip([{"id": f"{seed}-bad", "source": f"/nowhere/{seed}-bad", "reason": "broken", "bytes": 1}])
         if seed % 5 == 4:
             cache.optimize(timedelta(hours=1))
+        if seed % 7 == 6 and alone:  # going back takes back what others have written, too
+            here = commits(cache)[0]["version"]
+            cache.forget([f"/nowhere/{ids[1]}"])
+            restore(cache, here)
         print(seed, flush=True)
 
 
-def start(path: Path, first: int, last: int, early: bool = False) -> subprocess.Popen:
+def start(path: Path | str, first: int, last: int, early: bool = False) -> subprocess.Popen:
     return started("--write", path, first, last, int(early))
 
 
 def started(*command: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, __file__, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def build_indexes(path: str) -> None:
@@ -74,9 +98,9 @@ def build_indexes(path: str) -> None:
     cache = SummaryCache.open(path)
     print("ready", flush=True)
     for seed in itertools.count(int(time.time() * 1000) % 10**9):
-        index(cache)
+        build(cache)
         ids, summary, vectors = rows(ROWS, seed)
-        cache.add(ids, summary, vectors, about(ROWS))
+        cache.add(ids, summary, vectors, about(ids))
         cache.optimize(timedelta(hours=1))
 
 
@@ -90,52 +114,55 @@ def whole_commits(cache: SummaryCache) -> set[int]:
     for seed, names in found.items():
         ids, summary, _ = rows(ROWS, seed)
         moved = f"{seed}-moved"
-        # killed between the commit of the new name and that of the old one's end, both are there
-        allowed = (ids, [moved, *ids[1:]], [moved, *ids])
+        # killed between the commit of the new name and that of the old one's end, both are there; between taking one
+        # out and going back, one is not
+        allowed = [ids, [moved, *ids[1:]], [moved, *ids], [moved, *ids[2:]]]
         assert sorted(names) in map(sorted, allowed), f"commit {seed} is there in part or twice: {names}"
-        kept, whole = cache.get(ids[1:]), summary[1:].half().float()
+        kept, whole = cache.get(ids[2:]), summary[2:].half().float()
         first = torch.equal(kept, -whole)
         assert first or torch.equal(kept, whole), f"commit {seed} is not as it was written"
         if moved in names:
             assert not first and torch.equal(cache.get([moved]), summary[:1].half().float())
-        if moved in names and ids[0] not in names and seed in skipped:
+        if moved in names and ids[0] not in names and ids[1] in names and seed in skipped:
             done.add(seed)
     return done
 
 
 def kills(path: Path, times: int, longest: float = 1.0) -> dict[str, int]:
-    """`times` writers, each killed by SIGKILL after up to `longest` seconds of writing; checked after each."""
+    """`times` writers, each ended by a signal after up to `longest` seconds of writing; checked after each."""
     told: set[int] = set()
     for attempt in range(times):
         process = start(path, 1000 * attempt, 1000 * attempt + 999, early=attempt % 4 == 0)
         assert process.stdout.readline() == "ready\n"
         time.sleep(longest * random.random())
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(SIGNALS[attempt % len(SIGNALS)])
         told |= {int(line) for line in process.stdout.read().split()}
         process.wait()
         process.stdout.close()
         cache = SummaryCache.create(path, SETTINGS)
         lost = told - whole_commits(cache)
         assert not lost, f"commits {sorted(lost)} were lost"
-        assert verify(cache)["ok"]
+        found = verify(cache)
+        assert found["ok"], found
     return {"kills": times, "commits": len(told), "rows": len(cache)}
 
 
 def kills_of_indexing(path: Path, times: int, longest: float = 1.0) -> dict[str, int]:
-    """`times` builders of an index, each killed while it builds or joins; then every row is found, by the index too."""
+    """`times` builders of an index, each ended while it builds or joins; then every row is found, by the index too."""
     cache = SummaryCache.create(path, SETTINGS)
     for seed in range(300 // ROWS + 1):
         ids, summary, vectors = rows(ROWS, seed)
-        cache.add(ids, summary, vectors, about(ROWS))
-    for _ in range(times):
+        cache.add(ids, summary, vectors, about(ids))
+    for attempt in range(times):
         process = started("--index", path)
         assert process.stdout.readline() == "ready\n"
         time.sleep(longest * random.random())
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(SIGNALS[attempt % len(SIGNALS)])
         process.wait()
         process.stdout.close()
         cache = SummaryCache.open(path)
-        assert verify(cache)["ok"]
+        found = verify(cache)
+        assert found["ok"], found
         names = [row["id"] for row in cache.about(["id"])]
         assert len(names) == len(set(names)) and len(names) % ROWS == 0, f"{len(names)} rows"
         for name in random.sample(names, 5):
@@ -147,22 +174,110 @@ def kills_of_indexing(path: Path, times: int, longest: float = 1.0) -> dict[str,
     return {"kills": times, "rows": len(cache)}
 
 
-def together(path: Path, count: int, commits: int = 20) -> dict[str, int]:
+def together(path: Path | str, count: int, commits: int = 20) -> dict[str, int]:
     """`count` processes write at once."""
+    SummaryCache.create(path, SETTINGS)
     writers = [start(path, commits * i, commits * (i + 1)) for i in range(count)]
     for process in writers:
         process.stdout.read()
         assert process.wait() == 0
         process.stdout.close()
     cache = SummaryCache.open(path)
-    assert whole_commits(cache) == set(range(commits * count)) and verify(cache)["ok"]
+    assert whole_commits(cache) == set(range(commits * count))
+    found = verify(cache)
+    assert found["ok"], found
     return {"writers": count, "commits": commits * count, "rows": len(cache)}
+
+
+def damage(path: Path, chance: random.Random) -> str:
+    """Does one thing to one file; says what."""
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name not in (".lock", ".indexing"))
+    file = chance.choice(files)
+    whole, kind = file.read_bytes(), chance.choice(("bytes", "bytes", "bytes", "cut", "gone"))
+    if kind == "gone":
+        file.unlink()
+    elif kind == "cut":
+        file.write_bytes(whole[: chance.randrange(len(whole) + 1)])
+    elif whole:
+        at = chance.randrange(len(whole))
+        new = bytes(chance.randrange(256) for _ in range(chance.choice((1, 20, 200))))[: len(whole) - at]
+        file.write_bytes(whole[:at] + new + whole[at + len(new) :])
+    return f"{kind} in {file.relative_to(path)}"
+
+
+def damages(folder: Path, times: int, seed: int = 0) -> dict[str, int]:
+    """`times` caches, each damaged in one place. AssertionError where a wrong number is read, or a fault stays."""
+    sound, chance = folder / "sound", random.Random(seed)
+    cache = SummaryCache.create(sound, SETTINGS)
+    truth = {}
+    for number in range(20):
+        ids, summary, vectors = rows(ROWS, number)
+        cache.add(ids, summary, vectors, about(ids))
+        truth |= dict(zip(ids, summary.half().float(), strict=True))
+    build(cache)
+    cache.skip([{"id": "bad", "source": "/nowhere/bad", "reason": "broken", "bytes": 1}])
+    counts = {"damages": times, "named": 0, "harmless": 0, "rows_lost": 0}
+    for _ in range(times):
+        path = folder / "damaged"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(sound, path)
+        told = damage(path, chance)
+        wrong = set(truth) - readable(path, truth, told)
+        try:
+            found = verify(SummaryCache.open(path))
+        except ValueError:
+            found = {"ok": False}
+        assert not (wrong and found["ok"]), f"{told}: {sorted(wrong)[:3]} cannot be read, and verify says nothing"
+        counts["harmless" if found["ok"] else "named"] += 1
+        if not found["ok"]:
+            repair(path)
+            mended = SummaryCache.open(path)
+            again = verify(mended)
+            assert again["unreadable"] is None and not again["twice"], f"{told}: {again}"
+            assert set(again["damaged"]) == {row["id"] for row in mended.rows_lost()}, f"{told}: {again}"
+            counts["rows_lost"] += len(truth) - len(readable(path, truth, told))
+            mended.add(*rows(3, 999), about(rows(3, 999)[0]))  # it can be written to
+            assert len(mended.get(rows(3, 999)[0])) == 3, told
+    return counts
+
+
+def readable(path: Path, truth: dict[str, torch.Tensor], told: str) -> set[str]:
+    """The ids that can be read, at several k. AssertionError where a number is not what was written."""
+    found = set()
+    try:
+        cache = SummaryCache.open(path)
+    except ValueError:
+        return found
+    for k in (1, 3, K):
+        try:
+            got = dict(zip(truth, cache.get(list(truth), k), strict=True))  # at once, or else one by one
+        except ValueError:
+            got = {}
+            for name in truth:
+                try:
+                    got[name] = cache.get([name], k)[0]
+                except ValueError:
+                    continue
+        for name, value in got.items():
+            assert torch.equal(value, truth[name][:k]), f"{told}: {name} is wrong at k = {k}"
+        found = set(got) if k == 1 else found & set(got)
+    for name in random.sample(sorted(truth), 3):
+        vector = normalize(truth[name].mean(0), dim=-1)
+        try:
+            for hit in cache.search(vector, 3):
+                right = torch.nn.functional.cosine_similarity(truth[hit["id"]].mean(0), vector, dim=0)
+                assert abs(hit["score"] - right) < 0.01, f"{told}: {hit} for {right:.3f}"
+        except ValueError:
+            continue
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--writers", type=int, default=8)
+    parser.add_argument("--damages", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -171,10 +286,17 @@ def main() -> None:
     if args.write:
         write(args.write[0], int(args.write[1]), int(args.write[2]), args.write[3] == "1")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        found = {"killed": kills(Path(folder) / "killed", args.kills)}
-        found["killed_while_indexing"] = kills_of_indexing(Path(folder) / "indexed", args.kills)
-        found["together"] = together(Path(folder) / "together", args.writers)
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.damages:
+            found["damaged"] = damages(folder, args.damages, args.seed)
+        if args.kills:
+            found["killed"] = kills(folder / "killed", args.kills)
+            found["killed_while_indexing"] = kills_of_indexing(folder / "indexed", args.kills)
+        if args.writers:
+            found["together"] = together(folder / "together", args.writers)
+            found["together_without_locks"] = together(f"file://{folder}/unlocked", args.writers, commits=5)
     print(json.dumps(found))
 
 

@@ -1,75 +1,43 @@
-"""`fwd2bot cache verify | stats | export | merge | vacuum | prune | index`."""
+"""`fwd2bot cache stats | merge | optimize | prune | rm | restore | dedup`: look at a cache, join, tidy, thin it out."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
+import numpy as np
 
-from .codecs import CODECS
-from .format import EXACT_BELOW, TOLD, asked, column, first_line, one_of
+from .format import COMMITS, FILES, SUMMARIES, guarded, is_local, one_of, quoted
+from .nearest import filtered
+from .plan import is_gone
 from .reader import SummaryCache
+from .repair import marked
+from .rows import vectors_in
+from .store import MANY
+from .tables import ABOUT, OK, users_columns
+from .verify import verify  # noqa: F401  it is one of them
+from .writer import BACK, TIDY, TIDY_EVERY, prefixes
 
-MOST = 32 * 2**20  # bytes of rows in memory at a time
-PARTITION = 2**16  # rows of a partition of the index
-
-
-def batches(cache: SummaryCache, columns: list[str] | None = None) -> Iterator[Any]:
-    """All rows as pyarrow tables of about MOST bytes, of one version of the cache; ValueError if it cannot be read."""
-    import pyarrow as pa
-
-    table, settings = cache.table(), cache.settings
-    row = settings.k * cache.codec.bytes_per_token(settings.size) + 2 * settings.size
-    query = table.search().select(columns or table.schema.names).limit(None)
-    stream = iter(query.to_batches(max(16, MOST // row)))
-    while (batch := asked(lambda: next(stream, None), None, table)) is not None:
-        yield pa.Table.from_batches([batch])
-
-
-def verify(cache: SummaryCache) -> dict[str, Any]:
-    """Reads every row: its checksum, that its numbers are finite, that no id is there twice; skipped files, index.
-
-    Returns:
-        {"rows", "damaged": ids, "twice": ids, "unreadable": what stopped the reading or None, "ok"}
-    """
-    names, damaged, unreadable = Counter(), [], None
-    stored = [column(block) for block in cache.blocks]
-    with tqdm(total=len(cache), unit="image", desc="verify") as bar:
-        try:
-            for rows in batches(cache, [*TOLD, "crc32", "embedding", *stored]):
-                data = cache.tokens(rows, stored)
-                damaged += cache.damaged(rows, data)
-                finite = torch.isfinite(cache.codec.decode(data, cache.settings.size)).flatten(1).all(1)
-                ids = rows["id"].to_pylist()
-                damaged += [name for name, good in zip(ids, finite.tolist(), strict=True) if not good]
-                names.update(ids)
-                bar.update(rows.num_rows)
-            cache.skipped()
-            if cache.table().list_indices():
-                cache.search(torch.ones(cache.settings.size), exact=False)
-        except (RuntimeError, OSError, ValueError) as error:  # a file of it is missing or cut
-            unreadable = first_line(error)
-    twice = sorted(name for name, times in names.items() if times > 1)
-    damaged = sorted(set(damaged))
-    found = {"rows": names.total(), "damaged": damaged, "twice": twice, "unreadable": unreadable}
-    return {**found, "ok": not (damaged or twice or unreadable)}
+UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be removed where there is no lock
 
 
 def stats(cache: SummaryCache) -> dict[str, Any]:
     """Rows, bytes on disk, and bytes per image: of the summary, of the vector, and of the image's own file."""
+    from .codecs import CODECS
+
     rows, settings = len(cache), cache.settings
     token = cache.codec.bytes_per_token(settings.size)
-    total = on_disk(cache)
-    sources = sum(rows["bytes"].combine_chunks().sum().as_py() or 0 for rows in batches(cache, ["bytes"]))
-    found: dict[str, Any] = {"rows": rows, "skipped": len(cache.skipped()), "k": settings.k, "dim": settings.size}
-    found |= {"codec": settings.codec, "model": settings.model, "bytes": total}
-    found |= settings.reading.told()
+    total, sources = on_disk(cache), 0
+    for batch in cache.batches(FILES, ["bytes", "status"], 65536):
+        own = batch.filter([status == OK for status in batch["status"].to_pylist()])
+        sources += sum(own["bytes"].to_pylist())
+    with guarded(cache.path):
+        distinct, skipped = cache.table(SUMMARIES).count_rows(), cache.table(FILES).count_rows("reason IS NOT NULL")
+    found: dict[str, Any] = {"rows": rows, "contents": distinct, "skipped": skipped}
+    found |= {"k": settings.k, "dim": settings.size, "codec": settings.codec, "model": settings.model, "bytes": total}
+    found |= {**settings.reading.told(), "decoding": settings.decoding}
     found["bytes_per_image"] = settings.k * token
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)
@@ -80,84 +48,225 @@ def stats(cache: SummaryCache) -> dict[str, Any]:
     return found
 
 
-def export(cache: SummaryCache, output: str | os.PathLike, store_dtype: str = "float16") -> dict[str, Any]:
-    """Writes the file that `fwd2bot compress --output` writes, which `ask --summaries` and training read."""
-    from .summary_file import write_summaries
-
-    ids, parts, vectors = [], [], []
-    stored = [column(block) for block in cache.blocks]
-    for rows in batches(cache, [*TOLD, "crc32", "embedding", *stored]):
-        data = cache.tokens(rows, stored)
-        cache.check(rows, data)
-        ids += rows["id"].to_pylist()
-        parts.append(cache.codec.decode(data, cache.settings.size).to(getattr(torch, store_dtype)))
-        vectors.append(torch.from_numpy(cache.vectors(rows).astype("float32")))
-    if not ids:
-        raise ValueError(f"{cache.path} is empty: there is nothing to export.")
-    skipped = [{"id": row["id"], "reason": row["reason"]} for row in cache.skipped()]
-    summary, embedding = torch.cat(parts), torch.cat(vectors)
-    write_summaries(summary, embedding, Path(output), ids, skipped, cache.settings.fingerprint, cache.settings.reading)
-    return {"output": str(output), "images": len(ids), "bytes": Path(output).stat().st_size}
-
-
 def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
-    """Adds the images of another cache of the same model, k and codec; of the same id the one already there stays.
+    """Adds the images of another cache of the same settings; of the same path the row already there stays.
 
     Raises:
-        ValueError: they are not of the same model, k or codec, or an id is of different images; nothing is added.
+        ValueError: they are of other settings, or a path is of different images; nothing is added.
     """
-    same = ("fingerprint", "k", "size", "codec", "pooling", "quantised", "exif_orientation", "transparency")
-    for name in same:
+    if name := into.settings.differs(other.settings):
         ours, theirs = getattr(into.settings, name), getattr(other.settings, name)
-        if ours != theirs:
-            raise ValueError(f"{other.path} has {name} = {theirs}, {into.path} has {ours}: they cannot be joined.")
-    added = 0
-    for rows in batches(other, ["id", "sha256"]):
-        theirs = dict(zip(*(rows[name].to_pylist() for name in ("id", "sha256")), strict=True))
-        for row in into.about(["id", "sha256"], one_of("id", list(theirs))):
-            if row["sha256"] != theirs[row["id"]]:
-                raise ValueError(f"{row['id']} is one image in {into.path} and another in {other.path}.")
-    for rows in batches(other):
-        there = {row["id"] for row in into.about(["id"], one_of("id", rows["id"].to_pylist()))}
-        fresh = rows.filter([name not in there for name in rows["id"].to_pylist()])
-        if fresh.num_rows:
-            into.put(fresh)
-            added += fresh.num_rows
-    known = {row["id"] for row in into.about(["id"])}
-    into.skip([row for row in other.skipped() if row["id"] not in known], broken=False)
-    return {"added": added, "rows": len(into)}
+        raise ValueError(f"{other.path} has {name} = {theirs}, {into.path} has {ours}: they cannot be joined.")
+    for rows in other.batches(FILES, ["source", "id", "sha256"]):
+        theirs = dict(zip(*(rows[name].to_pylist() for name in ("source", "sha256")), strict=True))
+        for row in into.files_of(list(theirs)):
+            if row["status"] == OK and theirs[row["source"]] not in (None, row["sha256"]):
+                raise ValueError(f"{row['source']} is one image in {into.path} and another in {other.path}.")
+    before = len(into)
+    for number, rows in enumerate(other.batches(SUMMARIES, size=1024), 1):
+        other.check(rows)
+        into.commit(rows.cast(into.table(SUMMARIES).schema), what="merge")
+        if number % TIDY_EVERY == 0:
+            into.optimize(TIDY, BACK)
+    schema = into.table(FILES).schema
+    for rows in other.batches(FILES):
+        known = {row["source"] for row in into.files_of(rows["source"].to_pylist())}
+        fresh = [row for row in rows.to_pylist() if row["source"] not in known]
+        into.commit(entries=[{n: row[n] for n in row if n in schema.names} for row in fresh], what="merge")
+    return {"added": len(into) - before, "rows": len(into)}
 
 
-def vacuum(cache: SummaryCache, older_than: float = 1.0) -> dict[str, Any]:
-    """Joins small files, brings the index up to date, and removes versions older than so many hours."""
+def optimize(cache: SummaryCache, older_than: float = 1.0) -> dict[str, Any]:
+    """Removes summaries that no file has, joins small files, brings the indexes up to date, and removes old versions.
+
+    Args:
+        older_than: hours; versions of that age are removed, and with them the way back to them.
+    """
+    if older_than < 0:
+        raise ValueError(f"--older-than takes a number of hours of at least 0, not {older_than:g}.")
     before = on_disk(cache)
-    cache.optimize(timedelta(hours=older_than))
-    return {"bytes_before": before, "bytes": on_disk(cache), "rows": len(cache)}
+    removed = _remove_unused(cache)
+    done = cache.optimize(timedelta(hours=older_than))
+    found = {"bytes_before": before, "bytes": on_disk(cache), "rows": len(cache), "removed_summaries": removed}
+    return (
+        found
+        if done
+        else {**found, "note": "an index is being built, or others write: small files were left as they are"}
+    )
 
 
-def prune(cache: SummaryCache) -> dict[str, Any]:
-    """Takes out the images, and the skipped files, whose file is not there any more."""
-    gone = [row["id"] for row in cache.about(["id", "source"]) if not Path(row["source"]).exists()]
-    gone += [row["id"] for row in cache.skipped() if not Path(row["source"]).exists()]
-    for at in range(0, len(gone), 1000):
-        cache.forget(gone[at : at + 1000])
+def _remove_unused(cache: SummaryCache) -> int:
+    """Summaries that are no file's. Where there is no lock, another writer may be about to name the newest ones."""
+    files = [prefixes(rows["sha256"].to_pylist()) for rows in cache.batches(FILES, ["sha256"], 65536)]
+    used = np.unique(np.concatenate(files)) if files else np.empty(0, np.uint64)
+    summaries = cache.table(SUMMARIES)
+    if not cache.local:
+        limit = datetime.now(timezone.utc) - UNUSED
+        old = [v["version"] for v in summaries.list_versions() if _aware(v["timestamp"]) < limit]
+        if not old:
+            return 0
+        summaries.checkout(max(old))
+    rows = summaries.search().select(["sha256"]).limit(None).to_arrow()["sha256"].to_pylist()
+    unused = [key for key, there in zip(rows, np.isin(prefixes(rows), used), strict=True) if not there]
+    for at in range(0, len(unused), MANY):
+        cache.drop_rows(SUMMARIES, one_of("sha256", unused[at : at + MANY]), "optimize")
+    return len(unused)
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo else time.astimezone(timezone.utc)
+
+
+# ---------------------------------------------------------------------- taking out
+def prunable(cache: SummaryCache) -> tuple[list[str], list[str]]:
+    """(sources whose file is not there any more, roots that are not there at all)."""
+    gone, roots = [], set()
+    for rows in cache.batches(FILES, ["source", "root"], 65536):
+        for row in rows.to_pylist():
+            if is_gone(row):
+                gone.append(row["source"])
+                if is_local(row["root"]) and not Path(row["root"]).exists():
+                    roots.add(row["root"])
+    return gone, sorted(roots)
+
+
+def prune(cache: SummaryCache, missing_roots: bool = False) -> dict[str, Any]:
+    """Takes out the images, and the skipped files, whose file is not there any more.
+
+    Args:
+        missing_roots: also those of folders that are not there at all.
+
+    Raises:
+        ValueError: a whole folder is missing: a drive that is away looks like that.
+    """
+    gone = to_prune(cache, missing_roots)
+    cache.forget(gone, "prune")
     return {"removed": len(gone), "rows": len(cache)}
+
+
+def to_prune(cache: SummaryCache, missing_roots: bool = False) -> list[str]:
+    """The sources that `prune` would take out; ValueError where a whole folder is missing."""
+    gone, roots = prunable(cache)
+    if roots and not missing_roots:
+        raise ValueError(
+            f"{', '.join(roots[:3])} {'is' if len(roots) == 1 else 'are'} not there at all. If a drive is away, "
+            "nothing should be removed; if the folder is gone for good, pass --missing-roots."
+        )
+    return gone
+
+
+def chosen(cache: SummaryCache, names: Sequence[str], where: str | None) -> list[str]:
+    """The sources of files by id, whole path, folder ("beach/"), or an SQL condition."""
+    found: dict[str, None] = {}
+    if where is not None:
+        known = [*ABOUT, *users_columns(cache.table(FILES).schema)]
+        found.update(dict.fromkeys(row["source"] for row in filtered(cache, ["source"], "true", where, known)))
+    for name in names:
+        if name.endswith("/"):
+            end = name[:-1] + "0"  # the character after "/"
+            parts = (f"({c} >= {quoted(name)} AND {c} < {quoted(end)})" for c in ("id", "source"))
+            rows = cache.rows(FILES, ["source"], " OR ".join(parts)).to_pylist()
+        else:
+            rows = cache.rows(FILES, ["source"], f"{one_of('id', [name])} OR {one_of('source', [name])}").to_pylist()
+        if not rows:
+            raise ValueError(f"{cache.path} has nothing by the name of {name}.")
+        found.update(dict.fromkeys(row["source"] for row in rows))
+    return list(found)
+
+
+# ---------------------------------------------------------------------- the way back
+def commits(cache: SummaryCache) -> list[dict[str, Any]]:
+    """The commits whose files can be restored, the newest first: version, at, what, rows."""
+    with guarded(cache.path):
+        there = {entry["version"] for entry in cache.table(FILES).list_versions()}
+    rows = sorted(cache.rows(COMMITS).to_pylist(), key=lambda row: row["at"], reverse=True)
+    return [
+        {"version": row["files_version"], "at": str(row["at"]), "what": row["what"], "rows": row["files_rows"]}
+        for row in rows
+        if row["files_version"] in there
+    ]
+
+
+def restore(cache: SummaryCache, version: int) -> dict[str, Any]:
+    """Files as they were at a version; the summaries that they name are there until `optimize` removes them.
+
+    Raises:
+        ValueError: there is no such version any more.
+    """
+    there = {row["version"] for row in commits(cache)}
+    if version not in there:
+        shown = ", ".join(map(str, sorted(there, reverse=True)[:10]))
+        raise ValueError(f"{cache.path} has no version {version} to go back to; there are {shown or 'none'}.")
+    with cache.writing():
+        table = cache.table(FILES)
+        table.checkout(version)
+        table.restore()
+        cache.record("restore")
+    rows = len(cache)
+    lost = _without_summary(cache)
+    return {"version": version, "rows": rows, "lost": lost}
+
+
+def _without_summary(cache: SummaryCache) -> list[str]:
+    """Ids of files whose summary was removed since; they are marked, so that `compress` makes it again."""
+    lost: list[dict[str, Any]] = []
+    for rows in cache.batches(FILES):
+        own = [row for row in rows.to_pylist() if row["status"] == OK]
+        there = cache.stored([row["sha256"] for row in own])
+        lost += [row for row in own if row["sha256"] not in there]
+    for rows in marked(cache, lost, "its summary was removed"):
+        cache.put_files(rows, "restore")
+    return [row["id"] for row in lost]
+
+
+# ---------------------------------------------------------------------- copies
+def copies(cache: SummaryCache) -> list[list[str]]:
+    """Groups of files of the same bytes, by their paths."""
+    groups: dict[str, list[str]] = {}
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for rows in cache.batches(FILES, ["sha256"], 65536):  # first by 64 bits, which fit
+        for key in prefixes(rows["sha256"].to_pylist()).tolist():
+            (twice if key in seen else seen).add(key)
+    twice.discard(0)
+    for rows in cache.batches(FILES, ["sha256", "source", "status"], 65536) if twice else ():
+        keys = prefixes(rows["sha256"].to_pylist()).tolist()
+        for key, row in zip(keys, rows.to_pylist(), strict=True):
+            if key in twice and row["status"] == OK:
+                groups.setdefault(row["sha256"], []).append(row["source"])
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def near(cache: SummaryCache, least: float, neighbours: int = 10) -> Iterator[tuple[str, str, float]]:
+    """(path, path, cosine) of different contents that are at least so alike; by the index where there is one.
+
+    Args:
+        least: the cosine. neighbours: of each image that are looked at.
+    """
+    import torch
+
+    done: set[tuple[str, str]] = set()
+    for rows in cache.batches(SUMMARIES, ["sha256", "embedding"], 1024):
+        names = _first_paths(cache, rows["sha256"].to_pylist())
+        for key, vector in zip(rows["sha256"].to_pylist(), vectors_in(rows), strict=True):
+            if key not in names:
+                continue
+            for hit in cache.search(torch.from_numpy(np.array(vector)), neighbours, columns=("source", "sha256")):
+                pair = tuple(sorted((names[key], hit["source"])))
+                if hit["sha256"] != key and hit["score"] >= least and pair not in done:
+                    done.add(pair)
+                    yield *pair, hit["score"]
+
+
+def _first_paths(cache: SummaryCache, keys: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    rows = cache.rows(FILES, ["sha256", "source"], f"{one_of('sha256', keys)} AND status = '{OK}'").to_pylist()
+    for row in sorted(rows, key=lambda row: row["source"]):
+        found.setdefault(row["sha256"], row["source"])
+    return found
 
 
 def on_disk(cache: SummaryCache) -> int | None:
     if not cache.local:
         return None
     return sum(file.stat().st_size for file in Path(cache.path).rglob("*") if file.is_file())
-
-
-def index(cache: SummaryCache) -> dict[str, Any]:
-    """Builds the index over the vectors anew: IVF with an HNSW graph of 8-bit vectors in each partition.
-
-    Rows that come later are found without it, by comparing with each, until `vacuum` takes them in.
-    """
-    rows = len(cache)
-    if rows < 256:
-        raise ValueError(f"{cache.path} has {rows} images: an index needs 256, and helps from {EXACT_BELOW:,} on.")
-    partitions = max(1, rows // PARTITION)
-    cache.build_index(partitions)
-    return {"rows": rows, "partitions": partitions}

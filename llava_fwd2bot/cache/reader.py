@@ -1,9 +1,9 @@
 """SummaryCache: the summaries of a collection of images, on disk, for search and for answers; a LanceDB database.
 
-Two tables: `images` (a row per image) and `skipped` (files that could not be used, and why). What the cache was made
-with is in the schema's metadata. A commit is one new version of a table, written beside and then named, so that a
-process that is killed leaves what was there. Summaries lie in columns of 1, 1, 2, 4, 8, … tokens: the first j
-tokens of an image are the first columns, and reading fewer tokens reads fewer bytes.
+`format.py` says what it is made of, `tables.py` its columns. An image is named by its path below the folder that was
+given, or by its whole path where two folders have the same name in them. A commit is one new version of a table,
+written beside and then named, so that a process that is killed leaves what was there. Summaries lie in columns of
+1, 1, 2, 4, 8, … tokens, each with a checksum: reading fewer tokens reads fewer bytes, and all that is read is checked.
 
 LanceDB was chosen by measuring (eval/results/cache.md): embedded, transactional, columns, a vector index over the same
 rows, and object storage by the same code.
@@ -14,59 +14,46 @@ Shapes: N images, k summary tokens, D hidden size, B bytes of an encoded token.
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ..version import __version__
-from .codecs import get_codec
 from .format import (
-    ABOUT,
-    EXACT_BELOW,
+    FILES,
     FORMAT,
-    IMAGES,
-    PROBES,
-    REFINED,
-    SETTINGS,
-    SKIPPED,
-    TOLD,
+    OLD_TABLES,
+    SUMMARIES,
+    TABLES,
     CacheSettings,
-    about_fields,
-    asked,
-    blocks,
+    DamagedCache,
     clear_unfinished,
     column,
-    crc32,
-    first_line,
     is_cache,
     is_local,
-    lancedb_module,
     lock,
     one_of,
-    skipped_schema,
+    tables_of,
     writable,
 )
+from .legacy import OldCache
+from .naming import unknown_id
+from .nearest import nearest
+from .rows import decoded, tokens_in, wrong_files, wrong_summaries
+from .store import MANY, CacheStore
+from .tables import OK, checked_settings, create_tables, open_tables, settings_in
 from .writer import CacheWriter
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class SummaryCache(CacheWriter):
+
+class SummaryCache(CacheStore, CacheWriter):
     """Open or make one by `SummaryCache.open` and `SummaryCache.create`.
 
-    Every method sees what other processes have committed. Local caches may have many writers, of any number of
-    processes on one machine; on object storage, LanceDB's own rules hold.
+    Every method sees what other processes have committed. Caches may have many writers, of any number of processes:
+    on one machine they take turns by a lock, on object storage by LanceDB's commits.
     """
-
-    def __init__(self, path: str, database: Any, settings: CacheSettings) -> None:
-        self.path, self.settings = path, settings
-        self.codec, self.blocks = get_codec(settings.codec), blocks(settings.k)
-        self._images, self._skipped = database.open_table(IMAGES), database.open_table(SKIPPED)
 
     # ------------------------------------------------------------------ opening
     @classmethod
@@ -74,12 +61,9 @@ class SummaryCache(CacheWriter):
         """A new cache; one that is there already with the same settings is opened, so that many may call it at once.
 
         Raises:
-            ValueError: a cache of other settings, or something else, is there.
+            ValueError: a cache of other settings or of an earlier format, or something else, is there.
             OSError: the folder cannot be written.
         """
-        lancedb = lancedb_module()
-        import pyarrow as pa
-
         text = os.fspath(path)
         if is_local(text):
             try:
@@ -90,28 +74,23 @@ class SummaryCache(CacheWriter):
         with lock(text):
             if not is_cache(text):
                 clear_unfinished(text)
-                codec = get_codec(settings.codec)
-                token = codec.bytes_per_token(settings.size)
-                stored = [(column(b), pa.binary((b[1] - b[0]) * token)) for b in blocks(settings.k)]
-                fields = [("id", pa.string()), *about_fields(), ("crc32", pa.int64())]
-                fields += [("embedding", pa.list_(pa.float16(), settings.size)), *stored]
-                meta = {SETTINGS: json.dumps(asdict(settings)).encode()}
-                database = lancedb.connect(text)
-                database.create_table(SKIPPED, schema=skipped_schema(), exist_ok=True)
-                database.create_table(IMAGES, schema=pa.schema(fields, metadata=meta))  # last: with it, it is a cache
+                create_tables(text, settings)
         cache = cls.open(text, settings.fingerprint)
-        for name in ("k", "size", "codec", "pooling", "quantised", "exif_orientation", "transparency"):
+        if cache.settings.format < FORMAT:
+            raise ValueError(
+                f"{text} is of an earlier format, which is read but not added to: run `fwd2bot cache migrate {text}`."
+            )
+        if name := cache.settings.differs(settings):
             ours, theirs = getattr(cache.settings, name), getattr(settings, name)
-            if ours != theirs:
-                raise ValueError(
-                    f"{text} has {name} = {ours or 'no'}, but {theirs or 'no'} was asked "
-                    "for. Go on with the same, or choose another --cache."
-                )
+            raise ValueError(
+                f"{text} has {name} = {ours or 'no'}, but {theirs or 'no'} was asked "
+                "for. Go on with the same, or choose another --cache."
+            )
         return cache
 
     @classmethod
     def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> SummaryCache:
-        """The cache at `path`.
+        """The cache at `path`; one of an earlier format can be read.
 
         Args:
             fingerprint: of the model that will read it; None where nothing is decoded by a model.
@@ -119,86 +98,91 @@ class SummaryCache(CacheWriter):
         Raises:
             FileNotFoundError, ValueError: there is none, it is no cache, of a later version, or of another model.
         """
-        lancedb = lancedb_module()
         text = os.fspath(path)
         if is_local(text) and not Path(text).exists():
             raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)
-        if not is_cache(text):
+        there = tables_of(text)
+        if not there.issuperset(TABLES):
+            if there.issuperset(OLD_TABLES):
+                return OldCache.open(text, fingerprint)
+            if is_local(text) and any(next(Path(text).glob(f"{name}.lance/data/*"), None) for name in TABLES):
+                lost = ", ".join(sorted({*TABLES} - there))
+                raise DamagedCache(f"{text} has lost its table {lost}: `fwd2bot cache repair {text}` mends it.")
             raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
-        database = lancedb.connect(text)
-        try:
-            meta = database.open_table(IMAGES).schema.metadata or {}
-            values = json.loads(meta[SETTINGS])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{text} is a LanceDB database, but not a cache of summaries.") from error
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ValueError(
-                f"{text} cannot be opened ({first_line(error)}): is a file of it missing or cut?"
-            ) from error
-        try:
-            settings = CacheSettings(**values)
-        except TypeError:  # a setting that this version does not know
-            settings = None
-        if settings is None or settings.format > FORMAT:
-            raise ValueError(
-                f"{text} was made by llava_fwd2bot {values.get('version')}, in a format that {__version__} does not "
-                "know: upgrade llava_fwd2bot."
-            )
-        if fingerprint is not None and settings.fingerprint != fingerprint:
-            raise ValueError(
-                f"{text} was made with another model ({settings.model or settings.fingerprint[:12]}): summaries are "
-                "read only by the model that made them. Name that one by --model, or choose another --cache."
-            )
-        return cls(text, database, settings)
-
-    @property
-    def local(self) -> bool:
-        return is_local(self.path)
+        tables = open_tables(text)
+        settings = checked_settings(text, settings_in(tables[SUMMARIES], text), fingerprint)
+        return cls(text, tables, settings)
 
     # ------------------------------------------------------------------ reading
-    def table(self) -> Any:
-        """LanceDB's table of the images, at its newest version."""
-        return self._fresh(self._images)
+    def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows of `files` that `names`, ids or whole paths, stand for, in their order.
 
-    def __len__(self) -> int:
-        return self.table().count_rows()
+        Raises:
+            ValueError: one is not there, or stands for images of several folders.
+            DamagedCache: what is said of one is not what was written.
+        """
+        wanted, by_name = list(dict.fromkeys(names)), {}
+        for at in range(0, len(wanted), MANY):
+            some = wanted[at : at + MANY]
+            condition = f"({one_of('id', some)} OR {one_of('source', some)}) AND status = '{OK}'"
+            rows = self.rows(FILES, None, condition)
+            wrong = wrong_files(rows) if rows.num_rows else ()
+            for row, bad in zip(rows.to_pylist(), wrong, strict=True):
+                row["damaged"] = bool(bad)
+                by_name.setdefault(row["source"], []).append(row)
+                if row["id"] != row["source"]:
+                    by_name.setdefault(row["id"], []).append(row)
+        for name in wanted:
+            self._one(name, by_name.get(name, []))
+        if bad := [name for name in wanted if by_name[name][0]["damaged"]]:
+            raise self.damaged(bad)
+        return [by_name[name][0] for name in names]
 
-    def about(self, columns: Sequence[str] = ("id", *ABOUT), where: str | None = None) -> list[dict[str, Any]]:
-        """The metadata of all rows, or of those that an SQL condition picks."""
-        return self._rows(list(columns), where).to_pylist()
-
-    def skipped(self) -> list[dict[str, Any]]:
-        """The files that could not be used: id, reason, and the file as it was."""
-        return self._fresh(self._skipped).search().limit(None).to_arrow().to_pylist()
+    def _one(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            known = [row["id"] for row in self.about(["id"])]
+            raise ValueError(unknown_id(Path(self.path), name, known or [""], self.skipped()))
+        own = [row for row in rows if row["source"] == name]
+        if own:
+            rows[:] = own
+        elif len({row["sha256"] for row in rows}) > 1:
+            told = ", ".join(sorted(row["source"] for row in rows)[:5])
+            raise ValueError(f"{name} stands for {len(rows)} images of {self.path}: say which, {told}")
 
     def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
         """The first k summary tokens of `ids`, in their order, [M, k, D] float32.
 
         Raises:
-            ValueError: an id is not there, k is more than is stored, or a row is damaged (read in full alone).
+            ValueError: an id is not there, k is more than is stored, or a row is damaged.
         """
+        import torch
+
         most = self.settings.k
         k = most if k is None else k
         if not len(ids):
             return torch.empty(0, k, self.settings.size)
         if not 1 <= k <= most:
             raise ValueError(f"{self.path} holds {most} tokens per image, but --k asks for {k}.")
-        wanted = list(dict.fromkeys(ids))
-        names = [column(b) for b in self.blocks if b[0] < k]
-        extra = ["crc32", "embedding", *TOLD[1:]] if k == most else []
-        found = self._rows(["id", *names, *extra], one_of("id", wanted))
-        place = {name: i for i, name in enumerate(found["id"].to_pylist())}
-        for name in wanted:
-            if name not in place:
-                from .summary_file import unknown_id
+        keys = [row["sha256"] for row in self.named(ids)]
+        found, names = self.read(keys, k), list(ids)
+        if lost := [name for name, key in zip(names, keys, strict=True) if key not in found]:
+            raise self.damaged(lost)
+        return torch.stack([found[key] for key in keys])
 
-                known = [row["id"] for row in self.about(["id"])]
-                raise ValueError(unknown_id(Path(self.path), name, known or [""], self.skipped()))
-        data = self.tokens(found, names)  # [found, ≥ k, B]
-        if extra:
-            self.check(found, data)
-        rows = torch.tensor([place[name] for name in ids])
-        return self.codec.decode(data[rows][:, :k].contiguous(), self.settings.size)
+    def read(self, keys: Sequence[str], k: int) -> dict[str, Tensor]:
+        """{SHA-256: the first k tokens [k, D]} of those contents that are there and whole."""
+        wanted, found = list(dict.fromkeys(keys)), {}
+        parts = [b for b in self.blocks if b[0] < k]
+        names = ["sha256", "sums", *map(column, parts)]
+        for at in range(0, len(wanted), MANY):
+            rows = self.rows(SUMMARIES, names, one_of("sha256", wanted[at : at + MANY]))
+            if not rows.num_rows:
+                continue
+            good = ~wrong_summaries(self.settings, rows, parts, own=False)
+            tokens = decoded(self.settings, tokens_in(self.settings, rows, parts)[good, :k])
+            whole = [key for key, fine in zip(rows["sha256"].to_pylist(), good, strict=True) if fine]
+            found.update(zip(whole, tokens, strict=True))
+        return found
 
     def search(
         self,
@@ -208,68 +192,14 @@ class SummaryCache(CacheWriter):
         exact: bool | None = None,
         columns: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """The rows nearest to a unit vector [D], best first: their `id`, `score` (the cosine), and `columns`.
+        """The images nearest to a unit vector [D], best first: their `id`, `score` (the cosine), and `columns`.
 
         Args:
-            where: an SQL condition on the metadata columns, e.g. "width > 1000 AND id LIKE 'beach/%'".
-            exact: compare with every row; default: where there are at most EXACT_BELOW, or no index.
-            columns: of the metadata, e.g. "source" or all of ABOUT; each is read from its own place in the files, and
-                all of them take longer than the search itself.
+            where: an SQL condition on the columns of files, e.g. "width > 1000 AND id LIKE 'beach/%'".
+            exact: compare with every image; default: where there is no index.
+            columns: of ABOUT, and those that users added.
 
         Raises:
             ValueError: the condition does not parse, or a column is not there.
         """
-        if unknown := set(columns) - {*ABOUT}:
-            raise ValueError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(ABOUT)}.")
-        table = self.table()
-        query = table.search(vector.detach().cpu().to(torch.float16).numpy(), vector_column_name="embedding")
-        query = query.distance_type("cosine").limit(top).select(["id", *columns, "_distance"])
-        if where is not None:
-            # in brackets: the parser takes the longest condition that it understands, and drops what follows
-            query = query.where(f"({where})", prefilter=True)
-        if exact or (exact is None and table.count_rows() <= EXACT_BELOW):
-            query = query.bypass_vector_index()
-        else:
-            query = query.nprobes(PROBES).refine_factor(max(2, -(-REFINED // max(1, top))))
-        rows = asked(query.to_arrow, where, table)
-        return [{**{n: row[n] for n in ("id", *columns)}, "score": 1 - row["_distance"]} for row in rows.to_pylist()]
-
-    # ------------------------------------------------------------------ parts
-    @staticmethod
-    def _fresh(table: Any) -> Any:
-        table.checkout_latest()
-        return table
-
-    def _rows(self, columns: list[str], where: str | None) -> Any:
-        table = self.table()
-        query = table.search().select(columns).limit(None)
-        if where is not None:
-            query = query.where(where)
-        return asked(query.to_arrow, None, table)
-
-    def tokens(self, rows: Any, names: Sequence[str]) -> Tensor:
-        """The encoded tokens of some columns, [rows, tokens, B]."""
-        token, parts = self.codec.bytes_per_token(self.settings.size), []
-        for name in names:
-            flat = np.frombuffer(b"".join(rows[name].to_pylist()), np.uint8)
-            parts.append(flat.reshape(rows.num_rows, -1, token))
-        return torch.from_numpy(np.concatenate(parts, axis=1))
-
-    def vectors(self, rows: Any) -> np.ndarray:
-        return rows["embedding"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
-
-    def check(self, rows: Any, data: Tensor) -> None:
-        wrong = self.damaged(rows, data)
-        if wrong:
-            raise ValueError(
-                f"{self.path} is damaged at {', '.join(wrong[:3])}: run `fwd2bot cache verify {self.path}`."
-            )
-
-    def damaged(self, rows: Any, data: Tensor) -> list[str]:
-        """The ids of rows whose bytes are not those that were written."""
-        told = zip(rows["id"].to_pylist(), self._sums(rows, data), rows["crc32"].to_pylist(), strict=True)
-        return [name for name, found, written in told if found != written]
-
-    def _sums(self, rows: Any, data: Tensor) -> list[int]:
-        told = zip(*(rows[name].to_pylist() for name in TOLD), strict=True)
-        return [crc32(d, v, t) for d, v, t in zip(data.numpy(), self.vectors(rows), told, strict=True)]
+        return nearest(self, vector, top, where, exact, columns)

@@ -21,10 +21,13 @@ from ..bottleneck import embed, maxsim
 from ..config import write_text
 from ..files.images import LLAVA, OWN, Reading
 from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels, prepared_size
-from .format import ABOUT
+from .naming import escaped
 from .reader import SummaryCache
+from .tables import ABOUT
 
 WIDER = 10  # how many times `top` candidates MaxSim chooses from
+LONGEST = 512  # tokens of a text: a caption has 20, and a book would take minutes
+RERANKED = 10_000  # candidates whose summaries are read at once
 THUMBNAIL = 240  # pixels of the longer side
 
 
@@ -34,6 +37,8 @@ def summary_of_text(model: nn.Module, processor: Any, text: str, k: int) -> Tens
     if not text.strip():
         raise ValueError("The text to search for is empty.")
     ids = processor.tokenizer(text.strip(), return_tensors="pt", add_special_tokens=False)
+    if (length := ids["input_ids"].shape[1]) > LONGEST:
+        raise ValueError(f"The text to search for has {length:,} tokens; up to {LONGEST} are searched for.")
     return model.compress_text(ids["input_ids"].to(model.device), num_tokens=k)[0].cpu()
 
 
@@ -54,6 +59,7 @@ def search(
     where: str | None = None,
     exact: bool | None = None,
     rerank: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The images nearest to a summary.
 
@@ -62,9 +68,13 @@ def search(
         where, exact: see SummaryCache.search.
         rerank: choose among WIDER times as many by MaxSim over the k summary tokens (late interaction, ColBERT, arXiv
             2004.12832), which reads the summaries of the candidates; `score` is then MaxSim's.
+        columns: of each hit; default: ABOUT.
     """
     vector = embed(query[None], cache.settings.pooling)[0]
-    hits = cache.search(vector, top * WIDER if rerank else top, where, exact, ABOUT)
+    if rerank and top > RERANKED:
+        raise ValueError(f"--rerank orders up to {RERANKED:,} images; {top:,} were asked for.")
+    columns = ABOUT if columns is None else columns
+    hits = cache.search(vector, min(RERANKED, top * WIDER) if rerank else top, where, exact, columns)
     if not rerank or not hits:
         return hits
     stored = F.normalize(cache.get([hit["id"] for hit in hits]), dim=-1)  # [H, k, D]
@@ -73,12 +83,24 @@ def search(
     return [{**hits[i], "score": float(scores[i])} for i in order.tolist()]
 
 
+def distinct(hits: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hits with different contents: of copies of a file the first, with the others' paths as `copies`."""
+    found: dict[str, dict[str, Any]] = {}
+    for hit in hits:
+        if hit["sha256"] in found:
+            found[hit["sha256"]]["copies"].append(hit["source"])
+        else:
+            found[hit["sha256"]] = {**hit, "copies": []}
+    return list(found.values())
+
+
 def table(hits: Sequence[dict[str, Any]]) -> str:
-    """One line per hit: rank, score, id, size."""
-    width = max((len(hit["id"]) for hit in hits), default=2)
-    lines = [f"{'':>4} {'score':>6}  {'id':<{width}}  pixels"]
+    """One line per hit: rank, score, size, path; what a terminal would take for a command is escaped."""
+    lines = [f"{'':>4} {'score':>6}  {'pixels':<11} path"]
     for rank, hit in enumerate(hits, 1):
-        lines.append(f"{rank:>4} {hit['score']:6.3f}  {hit['id']:<{width}}  {hit['width']}x{hit['height']}")
+        copies = f"  (and {len(hit['copies'])} copies)" if hit.get("copies") else ""
+        pixels = f"{hit['width']}x{hit['height']}"
+        lines.append(f"{rank:>4} {hit['score']:6.3f}  {pixels:<11} {escaped(hit['source'])}{copies}")
     return "\n".join(lines)
 
 

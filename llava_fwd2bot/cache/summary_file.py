@@ -6,15 +6,14 @@ skipped images as JSON lists, k, the fingerprint of the checkpoint, the version.
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config import CONFIG_NAME
-from ..files.folders import find_images
+from ..files.folders import find_images as find_images  # where others know it
 from ..files.images import OWN, Reading
 from ..version import __version__
 from .compressor import Compressor
-
-__all__ = ["SummaryFile", "compress_images", "find_images", "fingerprint_of", "read_summaries"]
-
-SPELLED = 50_000  # ids among which the likeliest is looked for
-
-
-def fingerprint_of(checkpoint: str | os.PathLike) -> str:
-    """By which a file of summaries knows its model: a hash of the settings, which hold a hash of every weight file."""
-    return hashlib.sha256((Path(checkpoint) / CONFIG_NAME).read_bytes()).hexdigest()
+from .decode import read_file
+from .naming import fingerprint_of as fingerprint_of  # where others know it
+from .naming import unknown_id
 
 
 def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
@@ -88,26 +80,24 @@ def compress_images(
         ValueError: not one image could be read; nothing is written.
         OSError: the file could not be written; what was there before is unchanged.
     """
-    started, dtype = time.perf_counter(), getattr(torch, store_dtype)
+    from .entries import Entry
+    from .pipeline import run_stages
+    from .signals import stopping
+
+    started = time.perf_counter()
     compressor = Compressor(model, processor, num_tokens, batch_size, max_pixels, reading)
     k, size = compressor.k, compressor.words.shape[1]
-    summaries = torch.empty(len(images), k, size, dtype=dtype)  # [N, k, D]
-    embeddings = torch.empty(len(images), size)  # [N, D]
-    ids: list[str] = []
-    skipped = list(skipped)
-    with tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
-        for entry in skipped:
-            bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
-        for name, made in compressor.each(images):
-            bar.update()
-            if not isinstance(made, Exception):
-                summaries[len(ids)], embeddings[len(ids)] = made[1:]
-                if torch.isfinite(summaries[len(ids)]).all():
-                    ids.append(name)
-                    continue
-                made = ValueError(f"{images[name]}: its summary overflows; try --dtype or --store-dtype bfloat16")
-            skipped.append({"id": name, "reason": str(made)})
-            bar.write(f"fwd2bot: skipped {made}", file=sys.stderr)
+    entries = [Entry("", name, read=partial(_read, path), label=str(path)) for name, path in images.items()]
+    with stopping() as stop, tqdm(total=len(images), unit="image", desc="compress", file=sys.stderr) as bar:
+        sink = FileSink(len(images), k, size, getattr(torch, store_dtype), list(skipped), bar)
+        run_stages([(None, entries)], sink, compressor, known=lambda keys: {}, stop=stop)
+        stop.raise_if_set()
+    ids, skipped, summaries, embeddings = sink.ids, sink.skipped, sink.summaries, sink.embeddings
+    place = {name: at for at, name in enumerate(images)}
+    order = sorted(range(len(ids)), key=lambda i: place[ids[i]])
+    if order != list(range(len(ids))):  # copies of an image come when it does
+        ids = [ids[i] for i in order]
+        summaries, embeddings = summaries[order], embeddings[order]
     if not ids:
         raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {skipped[0]['reason']}")
     write_summaries(summaries[: len(ids)], embeddings[: len(ids)], output, ids, skipped, fingerprint, reading)
@@ -122,6 +112,61 @@ def compress_images(
         "bytes": output.stat().st_size,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(str(path))
+    except FileNotFoundError as error:
+        told = f"{path}: no such file; check the name and the folder it is looked for in"
+        raise ValueError(told) from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: is a folder, not a picture") from error
+
+
+class FileSink:
+    """Finished images in memory, in their order, for one file; see sink.CacheSink."""
+
+    keys: frozenset[str] = frozenset()
+    due = False
+    overflow = "its summary overflows; try --dtype or --store-dtype bfloat16"
+
+    def __init__(self, count: int, k: int, size: int, dtype: torch.dtype, skipped: list[dict[str, str]], bar: tqdm):
+        self.summaries = torch.empty(count, k, size, dtype=dtype)  # [N, k, D]
+        self.embeddings = torch.empty(count, size)  # [N, D]
+        self.ids: list[str] = []
+        self.skipped, self.bar, self._place = skipped, bar, dict[str, int]()
+        for entry in skipped:
+            bar.write(f"fwd2bot: skipped {entry['reason']}", file=sys.stderr)
+
+    def encode(self, summary: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, list[bool]]:
+        kept = summary.to("cpu", self.summaries.dtype)
+        return kept, vectors.float().cpu(), torch.isfinite(kept).flatten(1).all(1).tolist()
+
+    def made(self, entry: Any, key: str, size: tuple[int, int], exif: dict[str, Any], tokens: Tensor, vector: Tensor):
+        self._place[key] = len(self.ids)
+        self._add(entry, tokens, vector)
+
+    def link(self, entry: Any, key: str, size: tuple[int, int], exif: dict[str, Any]) -> None:
+        """The same content under another name."""
+        place = self._place[key]
+        self._add(entry, self.summaries[place], self.embeddings[place])
+
+    def _add(self, entry: Any, tokens: Tensor, vector: Tensor) -> None:
+        self.summaries[len(self.ids)], self.embeddings[len(self.ids)] = tokens, vector
+        self.ids.append(entry.id)
+        self.bar.update()
+
+    def size_of(self, key: str) -> tuple[int, int]:
+        return 0, 0
+
+    def skip(self, entry: Any, reason: str, broken: bool) -> None:
+        self.skipped.append({"id": entry.id, "reason": reason})
+        self.bar.write(f"fwd2bot: skipped {reason}", file=sys.stderr)
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Nothing is stored before the end."""
 
 
 def write_summaries(
@@ -211,15 +256,3 @@ def read_summaries(path: str | os.PathLike, ids: Sequence[str], fingerprint: str
     file = SummaryFile(path, fingerprint)
     rows = [file.row(name) for name in ids]
     return file.read(rows, k)
-
-
-def unknown_id(path: Path, name: str, known: list[str], skipped: list[dict[str, str]]) -> str:
-    """What to tell of an id that is not there: why it was skipped, or which ones are close."""
-    for entry in skipped:
-        if entry["id"] == name:
-            return f"{path} has no summary of {name}, which was skipped: {entry['reason']}"
-    close = [k for k in known if name and k.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
-    alike = difflib.get_close_matches(name, known) if len(known) <= SPELLED else []  # it takes 10 s for a million
-    close = list(dict.fromkeys([*close, *alike]))[:3]
-    hint = f"Close ones: {', '.join(close)}." if close else f"It has {len(known)}, the first is {known[0]}."
-    return f"{path} has no id {name!r}. {hint}"

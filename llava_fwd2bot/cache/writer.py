@@ -1,6 +1,6 @@
 """What changes a SummaryCache: every method is one commit, and a process that is killed in it leaves what was there.
 
-Shapes: N images, k summary tokens, D hidden size, B bytes of an encoded token.
+Summaries are committed before the files that name them. Killed in between, the next run finds the content there.
 """
 
 from __future__ import annotations
@@ -9,130 +9,216 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .format import TOLD, about_fields, column, crc32, first_line, lock, one_of, skipped_schema
+from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, in_conflict, lock, of_engine, one_of
+from .rows import file_rows, summary_rows
+from .store import MANY
+from .tables import BROKEN, KEYS, OK, users_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
+BACK = timedelta(days=7)  # the same of the small table of files, whose versions are the way back after `rm`
+TIDY_EVERY = 64  # commits after which small files are joined
+INDEX_EVERY = 50_000  # rows of files, of a million, after which the indexes that look-ups use take them in
 
 
 class CacheWriter:
     """The half of SummaryCache that writes."""
 
     def add(self, ids: Sequence[str], summary: Tensor, embedding: Tensor, about: Sequence[dict[str, Any]]) -> None:
-        """Adds images, or puts them in the place of those of the same id, in one commit.
+        """Adds images, or puts them in the place of those of the same path, in one commit.
 
         Args:
-            summary: [N, k, D]. embedding: [N, D]. about: of each image what ABOUT names; "added" is filled in.
+            summary: [N, k, D]. embedding: [N, D].
+            about: of each image `source` (its whole path), sha256, bytes, modified, width, height.
         """
-        import pyarrow as pa
-
         if not len(ids):
             return
-        data = self.codec.encode(summary.cpu())  # [N, k, B]
-        vectors = embedding.cpu().to(torch.float16).numpy()  # [N, D]
-        now = datetime.now(timezone.utc)
-        columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
-        for name, kind in about_fields():
-            columns[name] = pa.array([now if name == "added" else row[name] for row in about], kind)
-        told = [[name, *(row[n] for n in TOLD[1:])] for name, row in zip(ids, about, strict=True)]
-        sums = [crc32(d, v, t) for d, v, t in zip(data.numpy(), vectors, told, strict=True)]
-        columns["crc32"] = pa.array(sums, pa.int64())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.size)
-        for b in self.blocks:
-            part = np.ascontiguousarray(data[:, b[0] : b[1]].numpy())
-            kind = pa.binary(part[0].size)
-            columns[column(b)] = pa.FixedSizeBinaryArray.from_buffers(kind, len(ids), [None, pa.py_buffer(part)])
-        self.put(pa.table(columns, schema=self._images.schema))
+        tokens = self.codec.encode(summary.cpu()).numpy()  # [N, k, B]
+        vectors = embedding.cpu().half().numpy()  # [N, D]
+        sizes = [(row["width"], row["height"]) for row in about]
+        entries = [
+            {**row, "id": name, "root": root_of(row["source"], name)} for name, row in zip(ids, about, strict=True)
+        ]
+        self.commit(summary_rows(self.settings, [row["sha256"] for row in about], sizes, tokens, vectors), entries)
 
-    def put(self, rows: Any, gone: Sequence[str] = ()) -> None:
-        """Commits rows of the images table (a pyarrow table); of rows with the same id the new one stays.
+    def commit(
+        self, summaries: Any = None, entries: Sequence[dict[str, Any]] = (), gone: Sequence[str] = (), what: str = "add"
+    ) -> int:
+        """Summaries that are not there yet, and files by the side of those that are there or in their place.
 
         Args:
-            gone: ids that the new rows replace under other names.
+            summaries: a pyarrow table of `rows.summary_rows`; of one content the row that is there stays.
+            entries: rows of `files`, see `rows.file_rows`.
+            gone: sources that are no more, moved to others.
+
+        Returns:
+            how many summaries are new.
         """
-        with self._writing() as (images, skipped):
-            names = rows["id"].to_pylist()
-            if skipped.count_rows():  # first: killed in between, the image is in neither and comes again
-                skipped.delete(one_of("id", names))
-            if not self.local or self._rows(["id"], one_of("id", names)).num_rows:
-                images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-            else:
-                images.add(rows)
-            gone = sorted(set(gone) - set(names))
-            if gone:  # last: killed in between, both names are there
-                images.delete(one_of("id", gone))
+        added = 0
+        with self.writing():
+            if summaries is not None and summaries.num_rows:
+                keys = summaries["sha256"].to_pylist()
+                first = {key: i for i, key in reversed(list(enumerate(keys)))}
+                if len(first) < len(keys):
+                    summaries = summaries.take(sorted(first.values()))
+                added = self._merge(SUMMARIES, summaries, replace=False)
+            if len(entries):
+                schema = self.table(FILES).schema
+                last = {entry["source"]: entry for entry in entries}
+                if own := users_columns(schema):  # they stay, whatever becomes of the file
+                    for row in self.files_of(list(last)):
+                        last[row["source"]] = {**{name: row[name] for name in own}, **last[row["source"]]}
+                self._merge(FILES, file_rows(self.settings, list(last.values()), schema))
+            for at in range(0, len(gone), MANY):
+                self._delete(FILES, one_of("source", gone[at : at + MANY]))
+            self.record(what)
+        return added
 
     def skip(self, entries: Sequence[dict[str, Any]], broken: bool = True) -> None:
-        """Records files that could not be used: of each id, reason, source, bytes, modified.
+        """Records files that could not be used: of each source, id, reason, bytes, modified.
 
         Args:
             broken: they were read, and what the cache has of them is of no file any more. A file that cannot be
-                reached may come back: its row stays.
+                reached may come back: what is known of it stays, with the reason beside it.
         """
-        import pyarrow as pa
-
         if not entries:
             return
-        rows = [{name: entry.get(name) for name in skipped_schema().names} for entry in entries]
-        table = pa.Table.from_pylist(rows, schema=skipped_schema())
-        with self._writing() as (images, skipped):
-            if broken:
-                images.delete(one_of("id", table["id"].to_pylist()))
-            skipped.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
+        rows = [{"root": root_of(entry["source"], entry["id"]), **entry, "status": BROKEN} for entry in entries]
+        if not broken:
+            known = {row["source"]: row for row in self.files_of([row["source"] for row in rows])}
+            rows = [
+                {**known[row["source"]], "reason": row["reason"]}
+                if known.get(row["source"], {}).get("status") == OK
+                else row
+                for row in rows
+            ]
+        self.commit(entries=rows, what="skip")
 
-    def adopt(self, found: Sequence[tuple[str, str, dict[str, Any]]], gone: Sequence[str] = ()) -> None:
-        """The same contents under other names, in one commit: (id that is there, new id, what ABOUT names of it).
+    def forget(self, sources: Sequence[str], what: str = "rm") -> None:
+        """Removes files from the cache; their summaries stay until `optimize`."""
+        if sources:
+            self.commit(gone=list(sources), what=what)
 
-        Args:
-            gone: ids that were moved from; they are no more.
-        """
-        if not found:
-            return
-        rows = self._rows(self._images.schema.names, one_of("id", sorted({old for old, _, _ in found})))
-        place = {name: i for i, name in enumerate(rows["id"].to_pylist())}
-        found = [(old, new, about) for old, new, about in found if old in place]  # else: removed by another process
-        rows = rows.take([place[old] for old, _, _ in found])
-        rows = self._replaced(rows, "id", [new for _, new, _ in found])
-        for name in ("source", "bytes", "modified"):
-            rows = self._replaced(rows, name, [about[name] for *_, about in found])
-        sums = self._sums(rows, self.tokens(rows, [column(b) for b in self.blocks]))
-        self.put(self._replaced(rows, "crc32", sums), gone)
+    def put_files(self, rows: Any, what: str) -> None:
+        """Commits rows of `files` (a pyarrow table with checksums) in the place of those of the same source."""
+        with self.writing():
+            self._merge(FILES, rows)
+            self.record(what)
 
-    def forget(self, ids: Sequence[str]) -> None:
-        """Removes images, and skipped files, from the cache."""
-        if ids:
-            with self._writing() as (images, skipped):
-                for table in (images, skipped):
-                    table.delete(one_of("id", ids))
+    def drop_rows(self, name: str, condition: str, what: str) -> None:
+        with self.writing():
+            self._delete(name, condition)
+            self.record(what)
 
-    @staticmethod
-    def _replaced(rows: Any, name: str, values: list[Any]) -> Any:
+    # ------------------------------------------------------------------ parts
+    def _merge(self, name: str, rows: Any, replace: bool = True) -> int:
+        table = self.table(name)
+
+        def run() -> Any:
+            table.checkout_latest()
+            merge = table.merge_insert(KEYS[name])
+            if replace:
+                merge = merge.when_matched_update_all()
+            return merge.when_not_matched_insert_all().execute(rows)
+
+        return again(run).num_inserted_rows
+
+    def _delete(self, name: str, condition: str) -> None:
+        table = self.table(name)
+
+        def run() -> None:
+            table.checkout_latest()
+            table.delete(condition)
+
+        again(run)
+
+    def record(self, what: str) -> None:
+        """Versions and rows, as this process sees them; where there is no lock, of about this time."""
+        row: dict[str, Any] = {"at": datetime.now(timezone.utc), "what": what}
+        for name in (SUMMARIES, FILES):
+            table = self.table(name)
+            row |= {f"{name}_version": table.version, f"{name}_rows": table.count_rows()}
         import pyarrow as pa
 
-        at = rows.schema.get_field_index(name)
-        return rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+        table = self.table(COMMITS)
+        again(lambda: table.add(pa.Table.from_pylist([row], schema=table.schema)))
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Any, Any]]:
+    def writing(self) -> Iterator[None]:
+        """The lock, and OSError for whatever LanceDB raises within."""
         with lock(self.path):
             try:
-                yield self.table(), self._fresh(self._skipped)
-            except (RuntimeError, OSError) as error:
+                yield
+            except BaseException as error:
+                if not of_engine(error):
+                    raise
                 reason = f"The cache could not be written ({first_line(error)}); no image in it is changed"
                 raise OSError(getattr(error, "errno", None) or errno.EIO, reason, self.path) from error
 
-    def optimize(self, keep: timedelta) -> None:
-        """Joins small files and removes versions older than `keep`; a reader of such a version would lose it."""
-        with self._writing() as (images, skipped):
-            for table in (images, skipped):
-                table.optimize(cleanup_older_than=keep)
+    def optimize(
+        self, keep: timedelta, files_keep: timedelta | None = None, names: Sequence[str] = (FILES, SUMMARIES, COMMITS)
+    ) -> bool:
+        """Joins small files, takes new rows into the indexes, removes versions older than `keep`.
 
-    def build_index(self, partitions: int) -> None:
-        with self._writing() as (images, _):
-            from lancedb.index import HnswSq
+        Args:
+            files_keep: another age for the small table of files, whose versions are the way back after `rm`.
+            names: of the tables.
 
-            kind = HnswSq(distance_type="cosine", num_partitions=partitions)
-            images.create_index("embedding", config=kind, replace=True)
+        Returns:
+            False where it was left for another time: an index is being built, or, where there is no lock, others write.
+        """
+        idle = free(self.path, ".indexing")
+        if idle is None:
+            return False
+        with idle, self.writing():
+            for name in names:
+                table = self.table(name)
+                own = files_keep if name == FILES and files_keep is not None else keep
+                try:
+                    again(lambda table=table, own=own: _optimize(table, own), times=5)
+                except (RuntimeError, OSError) as error:
+                    if self.local or not in_conflict(error):
+                        raise
+                    return False
+            self.record("optimize")
+        return True
+
+
+def _optimize(table: Any, keep: timedelta) -> None:
+    try:
+        table.optimize(cleanup_older_than=keep)
+    except (RuntimeError, OSError) as error:
+        if "space" not in str(error).lower():  # "No space left on device"
+            raise
+        # LanceDB joins files before it removes old ones; the library below it can remove alone
+        try:
+            table.cleanup_old_versions(keep)
+        except ImportError:
+            reason = "there is no room to join files; with `pip install pylance` old versions are removed first"
+            raise OSError(errno.ENOSPC, reason) from error
+        table.optimize(cleanup_older_than=keep)
+
+
+def root_of(source: str, name: str) -> str:
+    """The folder whose image `name` is the file `source`."""
+    if source.endswith("/" + name):
+        return source[: -len(name) - 1] or "/"
+    return str(PurePosixPath(source).parent)
+
+
+def prefixes(keys: Sequence[str]) -> np.ndarray:
+    """The first 64 bits of SHA-256 in hexadecimal, uint64 [N]; what is no such number is 0."""
+    found = np.zeros(len(keys), np.uint64)
+    for i, key in enumerate(keys):
+        try:
+            found[i] = int(key[:16], 16)
+        except (TypeError, ValueError):
+            pass
+    return found

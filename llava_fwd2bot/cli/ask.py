@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .cache import model_of, search_options, summaries_for_answer
 from .console import tell
 from .options import (
     checked,
@@ -23,6 +22,7 @@ from .options import (
     number,
 )
 from .parser import Parser
+from .search import model_of, search_options, summaries_for_answer
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,276 +1,161 @@
-"""`fwd2bot search`, `fwd2bot cache …`, and what `compress` and `ask` do with --cache."""
+"""`fwd2bot cache …`: a cache looked at, checked, mended, thinned out, joined, exported."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .options import checked, load_model, number, quantisation, warn_untrained
+from ..cache.remembered import recall
+from .options import checked, load_model, model_options, number
 from .parser import Parser
 
-if TYPE_CHECKING:
-    from ..files.images import Reading
-
-DEFAULT_CODEC = "float16"
-
-
-def add_search(commands: Any, shared: dict[str, Any], count: Any) -> None:
-    search = commands.add_parser("search", help="find images of a cache by words or by an image", **shared)
-    search.add_argument("text", nargs="?", help="what to look for")
-    search.add_argument("--cache", required=True, metavar="PATH", help="the cache, of `fwd2bot compress --cache`")
-    search.add_argument("--image", metavar="FILE", help="look for images like this one")
-    search.add_argument("--id", metavar="ID", help="look for images like this one of the cache")
-    search_options(search, count, top=10)
-    search.add_argument("--html", metavar="FILE", help="write a contact sheet, with small pictures")
-    search.add_argument("--open", action="store_true", help="show the contact sheet in the browser")
-    search.set_defaults(run=run_search, parser=search)
-
-
-def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> None:
-    parser.add_argument("--top", type=count, default=top, metavar="N", help=f"default: {top}")
-    parser.add_argument(
-        "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
-    )
-    parser.add_argument("--rerank", choices=("maxsim",), help="order the best by all summary tokens")
-    parser.add_argument("--exact", action="store_true", help="compare with every image, also where there is an index")
+KINDS = ("safetensors", "parquet", "numpy", "faiss")
 
 
 def add_cache(commands: Any) -> None:
-    cache = commands.add_parser("cache", help="verify, stats, export, merge, vacuum, prune, index", allow_abbrev=False)
+    names = "ls, stats, verify, repair, optimize, prune, rm, restore, skipped, dedup, export, merge, index, …"
+    cache = commands.add_parser("cache", help=names, allow_abbrev=False)
     actions = cache.add_subparsers(metavar="ACTION", required=True)
 
-    def action(name: str, help: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=help, allow_abbrev=False)
+    def action(name: str, help: str, aliases: tuple[str, ...] = (), parents: Any = ()) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=help, aliases=aliases, parents=parents, allow_abbrev=False)
         parser.add_argument("cache", metavar="PATH", help="the cache")
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.set_defaults(run=run_cache, action=name)
+        if not parents:
+            parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.set_defaults(run=run_cache, action=name, parser=parser)
         return parser
 
-    action("verify", "read every row and check it; exit code 1 on any fault")
+    ls = action("ls", "the images, one a line")
+    ls.add_argument("--filter", metavar="SQL", help="those that a condition picks")
+    ls.add_argument("--paths", action="store_true", help="the whole paths alone")
+    ls.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each by a NUL")
+    action("skipped", "the files that could not be used, and why")
     action("stats", "rows, and bytes per image")
-    export = action("export", "to the safetensors file of `compress --output`")
-    export.add_argument("--output", required=True, metavar="FILE")
-    export.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    merge = action("merge", "add the images of other caches of the same model")
-    merge.add_argument("others", nargs="+", metavar="OTHER")
-    vacuum = action("vacuum", "join small files, update the index, remove old versions")
+    action("verify", "read every row and check it; exit code 1 on any fault")
+    repair = action("repair", "take out what is wrong, compress it again", parents=[model_options(False, False)])
+    repair.add_argument("--no-compress", action="store_true", help="only mark what must be compressed again")
+    optimize = action("optimize", "remove unused summaries and old versions, join small files", aliases=("vacuum",))
     hours = "age of the versions to remove; whoever reads one of them fails; default: 1"
-    vacuum.add_argument(
+    optimize.add_argument(
         "--older-than", type=number(float, 0, "a number", 1e6), default=1.0, metavar="HOURS", help=hours
     )
-    action("prune", "take out images whose file is not there any more")
-    action("index", "build the index over the vectors anew")
+    rm = action("rm", "take images out by id, path, folder/ or --filter")
+    rm.add_argument("names", nargs="*", metavar="ID")
+    rm.add_argument("--filter", metavar="SQL", help="those that a condition picks")
+    prune = action("prune", "take out images whose file is not there any more")
+    prune.add_argument("--missing-roots", action="store_true", help="also of folders that are not there at all")
+    for parser in (rm, prune):
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+        parser.add_argument("--dry-run", action="store_true", help="only show what would go")
+    restore = action("restore", "the files as they were at an earlier version; without --version: which there are")
+    restore.add_argument("--version", type=int, metavar="N")
+    dedup = action("dedup", "copies of the same bytes; with --near also images that are alike")
+    dedup.add_argument("--near", type=float, metavar="COSINE", help="from this likeness on, e.g. 0.97")
+    export = action("export", "to a file for other programs")
+    export.add_argument("--output", required=True, metavar="FILE")
+    export.add_argument("--to", choices=KINDS, default="safetensors", help="default: safetensors, as `compress` writes")
+    export.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    metadata = action("import-metadata", "add columns of your own from a .csv or .parquet file, for --filter")
+    metadata.add_argument("file", nargs="?", metavar="FILE", help="a column id or path names the image")
+    metadata.add_argument("--exif", action="store_true", help="read time, camera and place from the files again")
+    merge = action("merge", "add the images of other caches of the same model")
+    merge.add_argument("others", nargs="+", metavar="OTHER")
+    index = action("index", "build the index over the vectors anew")
+    index.add_argument("--kind", choices=("ivf_rq", "hnsw_sq", "ivf_pq"), default="ivf_rq", help="default: ivf_rq")
+    action("migrate", "convert a cache of an earlier format")
 
 
 def run_cache(args: argparse.Namespace) -> int:
-    from ..cache import maintenance as tools
-    from ..cache.reader import SummaryCache
-    from ..cache.summary_file import check_output
-    from ..files.outputs import refuse_overlap
+    if args.action == "stats" and (kept := recall(args.cache)):
+        print(json.dumps(kept, indent=2) if args.json else lines(kept))
+        return 0
+    from ..cache import actions
 
+    if args.action in ("ls", "skipped", "dedup"):
+        return _list(args)
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
-        cache = SummaryCache.open(args.cache)
-        if args.action == "export":
-            refuse_overlap("--output", args.output, models={"the cache": args.cache})
-            found = tools.export(cache, check_output(args.output, args.overwrite))
-        elif args.action == "merge":
-            others = [SummaryCache.open(other, cache.settings.fingerprint) for other in args.others]
-            found = {"added": sum(tools.merge(cache, other)["added"] for other in others), "rows": len(cache)}
-        elif args.action == "vacuum":
-            found = tools.vacuum(cache, args.older_than)
-        else:
-            found = getattr(tools, args.action)(cache)
-    print(json.dumps(found, indent=2) if args.json else _lines(found))
+        if args.action in ("rm", "prune") and not _agreed(args):
+            return 1
+        found = actions.run(args)
+        if args.action == "repair" and found["lost"] and not args.no_compress:
+            found |= _compress_again(args)
+    print(json.dumps(found, indent=2, default=str) if args.json else lines(found))
     return 0 if found.get("ok", True) else 1
 
 
-def _lines(found: dict[str, Any]) -> str:
-    lines = []
+def _list(args: argparse.Namespace) -> int:
+    """What may be long is printed as it comes, with --json one object a line."""
+    from ..cache import actions
+    from ..cache.naming import escaped
+
+    for row in actions.listed(args):
+        if args.json:
+            print(json.dumps(row, default=str))
+        elif getattr(args, "paths", False):
+            plain = args.nul or not sys.stdout.isatty()
+            print(row["source"] if plain else escaped(row["source"]), end="\0" if args.nul else "\n")
+        else:
+            print(escaped("\t".join(str(value) for value in row.values() if value is not None)).replace("\\t", "\t"))
+    return 0
+
+
+def _agreed(args: argparse.Namespace) -> bool:
+    """Shows what would go, and asks; without a terminal to ask on, --yes must be given."""
+    from ..cache import actions
+    from ..cache.naming import escaped
+
+    args.chosen = actions.chosen_to_go(args)
+    if args.dry_run or not (args.yes or not args.chosen):
+        for source in args.chosen[:20]:
+            print(escaped(source), file=sys.stderr)
+        more = len(args.chosen) - 20
+        print(f"{f'and {more:,} more: ' if more > 0 else ''}{len(args.chosen):,} would go", file=sys.stderr)
+    if args.yes or not args.chosen or args.dry_run:
+        return True
+    if not (sys.stdin and sys.stdin.isatty()):
+        args.parser.error("nobody is there to ask: pass --yes, or --dry-run to see what would go")
+    return input("Take them out? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
+    from ..cache.compressor import Compressor
+    from ..cache.naming import fingerprint_of
+    from ..cache.pipeline import Later, fill
+    from ..cache.reader import SummaryCache
+    from ..cache.repair import lost_entries
+    from .search import model_of
+
+    path, _ = checked(args.model or model_of(args.cache))
+    cache = SummaryCache.open(args.cache, fingerprint_of(path))
+    settings = cache.settings
+    own = {"reading": settings.reading, "fast": settings.decoding == "fast"}
+    later = Later(lambda: Compressor(*load_model(path, args), settings.k, **own), 8)
+    done = fill(cache, lost_entries(cache), later)
+    still = [entry.id for entry in lost_entries(cache)]
+    return {"compressed": done.compressed, "renamed": done.renamed, "lost": still}
+
+
+def lines(found: dict[str, Any]) -> str:
+    """Figures in words, one a line."""
+    from ..cache.naming import escaped
+
+    told = []
     for name, value in found.items():
         if isinstance(value, list):
             more = f" and {len(value) - 5} more" if len(value) > 5 else ""
             value = ", ".join(map(str, value[:5])) + more if value else "none"
         elif isinstance(value, dict):
-            value = ", ".join(f"{key} {x:,}" for key, x in value.items())
+            value = ", ".join(f"{key} {x:,}" if isinstance(x, int) else f"{key} {x}" for key, x in value.items())
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
-        lines.append(f"{name.replace('_', ' '):<26} {value}")
-    return "\n".join(lines)
-
-
-def run_search(args: argparse.Namespace) -> None:
-    from ..cache import search as finder
-    from ..cache.reader import SummaryCache
-    from ..cache.summary_file import fingerprint_of
-
-    if sum(x is not None for x in (args.text, args.image, args.id)) != 1:
-        args.parser.error('give one of "words", --image FILE and --id ID')
-    with ExitStack() as stack:
-        if args.json:
-            stack.enter_context(redirect_stdout(sys.stderr))
-        args.model = args.model or model_of(args.cache)
-        path, _ = checked(args.model)
-        cache = SummaryCache.open(args.cache, fingerprint_of(path))
-        k = cache.settings.k
-        if args.id is not None:
-            query = cache.get([args.id])[0]
-        else:
-            model, processor = load_model(path, args)
-            if args.image is not None:
-                query = finder.summary_of_image(model, processor, args.image, k, cache.settings.reading)
-            else:
-                query = finder.summary_of_text(model, processor, args.text, k)
-        hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim")
-        sheet = None
-        if args.html or args.open:
-            name = args.html or str(Path(args.cache).absolute().with_suffix(".search.html"))
-            sheet = finder.contact_sheet(hits, args.text or args.image or args.id, name)
-    for hit in hits:
-        hit["added"] = str(hit["added"])
-    if args.json:
-        print(json.dumps({"query": args.text or args.image or args.id, "hits": hits, "html": sheet and str(sheet)}))
-    else:
-        print(finder.table(hits) if hits else "Nothing was found.")
-    if args.open:
-        import webbrowser
-
-        webbrowser.open(Path(sheet).absolute().as_uri())
-
-
-def model_of(path: str) -> str:
-    """The checkpoint that filled the cache; ValueError where it is not known."""
-    from ..cache.reader import SummaryCache
-
-    model = SummaryCache.open(path).settings.model
-    if not model:
-        raise ValueError(f"{path} does not say which model filled it: give --model.")
-    return model
-
-
-def compress_into_cache(args: argparse.Namespace) -> dict[str, Any]:
-    """`fwd2bot compress --cache`: the figures of the run."""
-    from ..cache.compressor import Compressor
-    from ..cache.fill import Filled, fill, watch
-    from ..cache.format import CacheSettings
-    from ..cache.ray_fill import fill_by_ray
-    from ..cache.reader import SummaryCache
-    from ..cache.summary_file import find_images, fingerprint_of
-    from ..config import CONFIG_NAME, read_json
-    from ..files.outputs import refuse_overlap
-
-    models = {"--model": args.model, "--base": args.base}
-    folders = {f"--images {name}": name for name in args.images if Path(name).is_dir()}
-    refuse_overlap("--cache", args.cache, models=models, images=folders, inside_images=True)
-    left_out: Counter[str] = Counter()
-    images, refused = find_images(args.images, args.watch is not None, left_out)
-    path, most = checked(args.model, args.k)
-    warn_untrained(path, args.k)
-    k = args.k or most
-    saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
-    size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
-    name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
-    reading = reading_of(args)
-    own = {"model": name, "quantised": quantisation(args) or "", **reading.told()}
-    settings = CacheSettings(fingerprint_of(path), k, size, args.codec, pooling, **own)
-    cache, compressor = SummaryCache.create(args.cache, settings), None
-    if not args.ray:
-        compressor = Compressor(*load_model(path, args), k, args.batch_size, args.max_pixels, reading)
-
-    def again(images: dict[str, Path]) -> Filled:
-        if args.ray:
-            loading = {name: getattr(args, name) for name in ("base", "device", "dtype", "load_4bit", "load_8bit")}
-            options = {"batch_size": args.batch_size, "max_pixels": args.max_pixels, "retry": args.retry}
-            return fill_by_ray(cache, images, path, loading, **options)
-        return fill(cache, images, compressor, retry=args.retry, workers=args.workers)
-
-    result = again(images)
-    if args.watch is None and len(result.skipped) == len(images):
-        raise ValueError(f"None of the {len(images)} image(s) could be used. The first: {result.skipped[0]['reason']}")
-    if args.watch is not None:
-        print(f"fwd2bot: watching {', '.join(args.images)} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
-        watch(lambda: find_images(args.images, empty=True)[0], again, args.watch)
-    skipped = [{"id": row["id"], "reason": row["reason"]} for row in result.skipped]
-    return {
-        "cache": args.cache,
-        "images": len(cache),
-        "compressed": result.compressed,
-        "renamed": result.renamed,
-        "known": result.known,
-        "skipped": [*refused, *skipped],
-        "left_out": dict(left_out),
-        **reading.told(),
-        "k": k,
-        "dim": settings.size,
-        "codec": args.codec,
-        "seconds": round(result.seconds, 3),
-    }
-
-
-def reading_of(args: argparse.Namespace) -> Reading:
-    """How the files of --cache are read: as those that are in it; in a new one as --exif-orientation says.
-
-    Raises:
-        ValueError: --exif-orientation is not the cache's.
-    """
-    from ..cache.format import is_cache
-    from ..cache.reader import SummaryCache
-    from ..files.images import Reading
-
-    if not is_cache(args.cache):
-        return Reading(args.exif_orientation != "off", on_white=True)
-    settings = SummaryCache.open(args.cache).settings
-    if args.exif_orientation not in (None, settings.exif_orientation):
-        raise ValueError(
-            f"{args.cache} was made with --exif-orientation {settings.exif_orientation}, and its images are not mixed "
-            f"with others: leave out --exif-orientation {args.exif_orientation}, or choose another --cache."
-        )
-    if settings.reading != Reading(args.exif_orientation != "off", on_white=True):
-        kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in settings.reading.told().items())
-        print(f"fwd2bot: {args.cache} goes on as it was made ({kept})", file=sys.stderr)
-    return settings.reading
-
-
-def said(done: dict[str, Any]) -> str:
-    """The figures in words; the skipped images at the end, by name."""
-    from ..files.folders import told
-
-    rate = f", {done['compressed'] / max(done['seconds'], 0.001):.1f} images/s" if done["compressed"] else ""
-    text = (
-        f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
-        f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
-    )
-    hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
-    if done["left_out"]:
-        hint.append(f"  left out of the folders: {told(Counter(done['left_out']))}")
-    return "\n".join([text, *(f"  skipped {entry['reason']}" for entry in done["skipped"]), *hint])
-
-
-def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:
-    """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
-    from ..cache import search as finder
-    from ..cache.reader import SummaryCache
-    from ..cache.summary_file import fingerprint_of
-
-    cache = SummaryCache.open(args.cache, fingerprint_of(path))
-    if args.id:
-        return args.id, (cache.get(args.id, args.k), None)
-    loaded = load_model(path, args)
-    query = finder.summary_of_text(*loaded, args.search, cache.settings.k)
-    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim")
-    if not hits:
-        raise ValueError(
-            f"{args.cache}: nothing was found for {args.search!r}; is the cache empty, or --filter too strict?"
-        )
-    ids = [hit["id"] for hit in hits]
-    return ids, (cache.get(ids, args.k), loaded)
+        told.append(f"{name.replace('_', ' '):<26} {escaped(str(value))}")
+    return "\n".join(told)
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -8,29 +8,35 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cache import compress_into_cache, said
-from .options import checked, count, exif_option, json_alone, load_model, model_options, number, warn_untrained
+from .fill import fill_options, run_fill
+from .options import checked, count, exif_option, json_alone, load_model, model_options, warn_untrained
 from .parser import Parser
 
 STORE_DTYPES = ("float16", "bfloat16", "float32")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     parser = _parser()
     args = parser.parse_args(argv)
-    if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec != "float16"):
-        parser.error("--watch, --ray, --retry and --codec go with --cache PATH")
+    if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
+        parser.error("--watch, --ray, --retry, --codec and --fast-decode go with --cache PATH")
+    if not args.cache and not args.model:
+        parser.error("--model is missing")
     if args.ray and (args.watch is not None or args.workers):
         parser.error("--ray goes without --watch and --workers")
+    if args.cache:
+        return run_fill(args)
     with json_alone(args.json):
-        text, done = _into_cache(args) if args.cache else _into_file(args)
+        text, done = _into_file(args)
     print(json.dumps(done) if args.json else text)
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
     about = "Store the summaries of many images, in a file or in a cache."
-    compress = Parser(prog="fwd2bot compress", description=about, parents=[model_options()])
-    help = "folders, files, patterns ('*.jpg'), or a .txt with a path in each line"
+    compress = Parser(prog="fwd2bot compress", description=about, parents=[model_options(required=False)])
+    help = "folders, files, patterns ('*.jpg'), a .txt with a path in each line, - for stdin; with --cache also .tar, "
+    help += ".parquet, hf://NAME, s3://…"
     compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
     target = compress.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
@@ -42,19 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
     )
     exif_option(compress)
-    group = compress.add_argument_group("with --cache")
-    group.add_argument("--codec", default="float16", help="float16 (default), int8, int4, int2")
-    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: up to 4")
-    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
-    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
-    every = number(float, 0.1, "a number of seconds")
-    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="also compress new files")
+    fill_options(compress, count)
     return compress
-
-
-def _into_cache(args: argparse.Namespace) -> tuple[str, dict]:
-    done = compress_into_cache(args)
-    return said(done), done
 
 
 def _into_file(args: argparse.Namespace) -> tuple[str, dict]:

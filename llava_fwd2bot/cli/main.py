@@ -20,7 +20,7 @@ COMMANDS = {
     "ask": "ask about images, or about stored summaries",
     "compress": "store the summaries of many images",
     "search": "find images of a cache by words or by an image",
-    "cache": "verify, stats, export, merge, vacuum, prune, index",
+    "cache": "ls, stats, verify, repair, optimize, prune, rm, restore, export, merge, index, …",
     "info": "what a checkpoint or a cache is, without loading the model",
     "eval": "answer, score, retrieval, captioning, cost, report, …",
     "convert": "to the other layout: original LLaVA's or transformers'",

@@ -1,16 +1,176 @@
-"""`fwd2bot search`: its parser; what it does is in cache.py."""
+"""`fwd2bot search`, and what `ask` does with --cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
 
-from .cache import add_search
-from .options import count, model_options
+from .options import checked, count, load_model, model_options
 from .parser import Parser
 
 
-def main(argv: Sequence[str]) -> int | None:
-    commands = Parser(prog="fwd2bot").add_subparsers(parser_class=Parser)
-    add_search(commands, {"parents": [model_options(k=False, required=False)]}, count)
-    args = commands.choices["search"].parse_args(argv)
-    return args.run(args)
+def main(argv: Sequence[str]) -> None:
+    args = _parser().parse_args(argv)
+    run_search(args)
+
+
+def _parser() -> Parser:
+    about = "Find images of a cache by words or by an image."
+    search = Parser(prog="fwd2bot search", description=about, parents=[model_options(k=False, required=False)])
+    search.add_argument("text", nargs="?", help="what to look for; without it, queries are read from the terminal")
+    search.add_argument("--cache", required=True, metavar="PATH", help="the cache, of `fwd2bot compress --cache`")
+    search.add_argument("--image", metavar="FILE", help="look for images like this one")
+    search.add_argument("--id", metavar="ID", help="look for images like this one of the cache")
+    search.add_argument("--queries", metavar="FILE", help="look for each line of a text file, or of - for stdin")
+    search_options(search, count, top=10)
+    search.add_argument("--paths", action="store_true", help="print the paths alone, one a line")
+    search.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each by a NUL, for xargs -0")
+    search.add_argument("--html", metavar="FILE", help="write a contact sheet, with small pictures")
+    search.add_argument("--open", action="store_true", help="show the contact sheet in the browser")
+    search.set_defaults(parser=search)
+    return search
+
+
+def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> None:
+    parser.add_argument("--top", type=count, default=top, metavar="N", help=f"default: {top}")
+    parser.add_argument(
+        "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
+    )
+    parser.add_argument("--rerank", choices=("maxsim",), help="order the best by all summary tokens")
+    parser.add_argument("--exact", action="store_true", help="compare with every image, also where there is an index")
+
+
+def run_search(args: argparse.Namespace) -> None:
+    from ..cache.index import missing
+    from ..cache.naming import fingerprint_of
+    from ..cache.nearest import EXACT_BELOW
+    from ..cache.reader import SummaryCache
+    from ..cache.tables import COLUMNS
+
+    given = [x for x in (args.text, args.image, args.id, args.queries) if x is not None]
+    interactive = not given and sys.stdin is not None and sys.stdin.isatty()
+    if len(given) > 1 or not (given or interactive):
+        args.parser.error('give one of "words", --image FILE, --id ID and --queries FILE')
+    if args.queries and (args.html or args.open):
+        args.parser.error("--html and --open go with one query")
+    with ExitStack() as stack:
+        if args.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        cache = SummaryCache.open(args.cache)
+        if args.id is None:
+            path, _ = checked(args.model or model_of(args.cache))
+            cache = SummaryCache.open(args.cache, fingerprint_of(path))
+            loaded = load_model(path, args)
+        else:
+            loaded = None
+        if hasattr(cache, "users_columns") and not args.exact and (warning := missing(cache, EXACT_BELOW)):
+            print(f"fwd2bot: {warning}", file=sys.stderr)
+        columns = [*COLUMNS, *getattr(cache, "users_columns", ())]
+    for text in _queries(args, interactive):
+        with ExitStack() as stack:
+            if args.json:
+                stack.enter_context(redirect_stdout(sys.stderr))
+            try:
+                hits, sheet = _one(args, cache, loaded, text, columns)
+            except ValueError as error:
+                if not (interactive or args.queries):
+                    raise
+                print(f"fwd2bot: {error}", file=sys.stderr)
+                continue
+        _show(args, text, hits, sheet)
+    if args.open and sheet:
+        import webbrowser
+
+        webbrowser.open(Path(sheet).absolute().as_uri())
+
+
+def _queries(args: argparse.Namespace, interactive: bool) -> Iterator[str | None]:
+    if interactive:
+        while True:
+            try:
+                text = input("search: ")
+            except EOFError:
+                return
+            if text.strip():
+                yield text
+    elif args.queries == "-":
+        yield from (line.strip() for line in sys.stdin if line.strip())
+    elif args.queries:
+        lines = Path(args.queries).read_text(encoding="utf-8-sig").splitlines()
+        yield from (line.strip() for line in lines if line.strip())
+    else:
+        yield args.text
+
+
+def _one(
+    args: argparse.Namespace, cache: Any, loaded: Any, text: str | None, columns: list[str]
+) -> tuple[list[dict[str, Any]], Path | None]:
+    """The hits of one query, and the contact sheet that was asked for."""
+    from ..cache import search as finder
+
+    k = cache.settings.k
+    if args.id is not None:
+        query = cache.get([args.id])[0]
+    elif args.image is not None:
+        query = finder.summary_of_image(*loaded, args.image, k, cache.settings.reading)
+    else:
+        query = finder.summary_of_text(*loaded, text, k)
+    # copies of a file are one hit, so some more are asked for
+    hits = finder.search(cache, query, args.top + 20, args.filter, args.exact or None, args.rerank == "maxsim", columns)
+    hits = finder.distinct(hits)[: args.top]
+    if not (args.html or args.open):
+        return hits, None
+    name = args.html or str(Path(args.cache).absolute().with_suffix(".search.html"))
+    return hits, finder.contact_sheet(hits, text or args.image or args.id, name)
+
+
+def _show(args: argparse.Namespace, text: str | None, hits: list[dict[str, Any]], sheet: Path | None) -> None:
+    from ..cache.naming import escaped
+    from ..cache.search import table
+
+    query = text or args.image or args.id
+    if args.json:
+        print(json.dumps({"query": query, "hits": hits, "html": sheet and str(sheet)}, default=str))
+    elif args.paths:
+        for hit in hits:
+            plain = args.nul or not sys.stdout.isatty()
+            print(hit["source"] if plain else escaped(hit["source"]), end="\0" if args.nul else "\n")
+    else:
+        if args.queries:
+            print(f"{escaped(query)}:")
+        print(table(hits) if hits else "Nothing was found.")
+
+
+def model_of(path: str) -> str:
+    """The checkpoint that filled the cache; ValueError where it is not known."""
+    from ..cache.reader import SummaryCache
+
+    model = SummaryCache.open(path).settings.model
+    if not model:
+        raise ValueError(f"{path} does not say which model filled it: give --model.")
+    return model
+
+
+def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:
+    """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
+    from ..cache import search as finder
+    from ..cache.naming import fingerprint_of
+    from ..cache.reader import SummaryCache
+
+    cache = SummaryCache.open(args.cache, fingerprint_of(path))
+    if args.id:
+        return args.id, (cache.get(args.id, args.k), None)
+    loaded = load_model(path, args)
+    query = finder.summary_of_text(*loaded, args.search, cache.settings.k)
+    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim", ["sha256"])
+    if not hits:
+        raise ValueError(
+            f"{args.cache}: nothing was found for {args.search!r}; is the cache empty, or --filter too strict?"
+        )
+    ids = [hit["id"] for hit in hits]
+    return ids, (cache.get(ids, args.k), loaded)

@@ -49,13 +49,13 @@ def find_images(
             found[start.as_posix()] = (start.name, start)
             continue
         paths = []
-        for folder, names in _tree(start, refused, left_out):
+        for folder, names in tree(start, refused, left_out):
             for name in names:
                 ending = os.path.splitext(name)[1].lower()
                 if ending in known:
                     paths.append(folder / name)
                 else:
-                    left_out[_reason(folder / name, ending)] += 1
+                    left_out[reason_of(folder / name, ending)] += 1
         for path in sorted(paths):
             found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
     if not found and not empty:
@@ -77,16 +77,17 @@ def told(left_out: Counter[str]) -> str:
     return ", ".join([*parts, *([f"{rest:,} others"] if rest else [])])
 
 
-def _reason(path: Path, ending: str) -> str:
-    if path.is_symlink() and not path.exists():
+def reason_of(path: Path | None, ending: str) -> str:
+    """Why a file is not among the images; `path`: None where it is in an archive."""
+    if path is not None and path.is_symlink() and not path.exists():
         return "links that lead nowhere"
     if ending in HEIF:
         return f"{ending} (pip install pillow-heif)"
     return ending or "without an extension"
 
 
-def _tree(start: Path, refused: Callable[[OSError], None], left_out: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder from `start` on with the names of its files.
+def tree(start: Path, refused: Callable[[OSError], None], left_out: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder from `start` on with the names of its files, both in sorted order.
 
     Links are followed after all that is really below, so that an image goes by its own name; a folder that was read
     already is not read again, so that links in a circle end.
@@ -115,10 +116,10 @@ def _tree(start: Path, refused: Callable[[OSError], None], left_out: Counter[str
                 error.filename = str(folder)
             refused(error)
             continue
-        folders += below
+        folders += sorted(below, reverse=True)
         if not folders:
             links.sort()
-        yield folder, files
+        yield folder, sorted(files)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -137,19 +138,19 @@ def _spelled_out(given: Sequence[str], refused: Callable[[OSError], None], left_
         if path.suffix.lower() == ".txt" and path.is_file():
             yield from (str(path.parent / line.strip()) for line in read_lines(path) if line.strip())
         elif not os.path.lexists(path) and any(sign in name for sign in _WILD):
-            yield from _matching(name, refused, left_out)
+            yield from matching(name, refused, left_out)
         else:
             yield name
 
 
-def _matching(pattern: str, refused: Callable[[OSError], None], left_out: Counter[str]) -> list[str]:
-    """Paths that a pattern picks, in sorted order; "**" follows links as `_tree` does, where glob runs in circles."""
+def matching(pattern: str, refused: Callable[[OSError], None], left_out: Counter[str]) -> list[str]:
+    """Paths that a pattern picks, in sorted order; "**" follows links as `tree` does, where glob runs in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return sorted(glob.glob(pattern))
     fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in _WILD))
     base, found = Path(*parts[:fixed]), []
-    for folder, names in _tree(base, refused, left_out) if base.is_dir() else ():
+    for folder, names in tree(base, refused, left_out) if base.is_dir() else ():
         own = folder.relative_to(base).parts
         picked = (name for name in names if _fits((*own, name), parts[fixed:]))
         found += [*([folder] if own and _fits(own, parts[fixed:]) else []), *(folder / name for name in picked)]

@@ -190,12 +190,31 @@ def read_image(
         raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def decode_image(
+    data: bytes,
+    name: str,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    reading: Reading = LLAVA,
+    prepared: Callable[[tuple[int, int]], int] | None = None,
+    look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
+    """`open_image` of the bytes of a file, which errors name `name`.
+
+    Args:
+        look: called with the opened picture before its pixels are decoded.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty (0 bytes); download or copy it again")
+    return _decode(io.BytesIO(data), Path(name), max_pixels, reading, prepared, look)
+
+
 def _decode(
     file: BinaryIO,
     path: Path,
     max_pixels: int,
     reading: Reading,
     prepared: Callable[[tuple[int, int]], int] | None,
+    look: Callable[[Image.Image], None] | None = None,
 ) -> Image.Image:
     size = None
     try:
@@ -207,6 +226,8 @@ def _decode(
                     "make the picture smaller, or raise max_pixels if you trust the file"
                 )
             check_prepared(size, prepared or _by_shortest_edge, str(path))
+            if look is not None:
+                look(image)
             image.load()
             upright = _UPRIGHT.get(_orientation(image)) if reading.exif_orientation else None
             picture = _to_rgb(image, reading.on_white)

@@ -16,11 +16,12 @@ pytest.importorskip("lancedb")
 
 from llava_fwd2bot.cache import maintenance as tools
 from llava_fwd2bot.cache.format import blocks  # noqa: E402
+from llava_fwd2bot.cache.index import build  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 
 SCRIPTS = str(Path(__file__).parents[2] / "scripts")
 sys.path.insert(0, SCRIPTS)
-from torture_cache import SETTINGS, D, K, about, kills, rows, together  # noqa: E402
+from torture_cache import SETTINGS, D, K, about, content, kills, rows, together  # noqa: E402
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def cache(tmp_path) -> SummaryCache:
 def test_what_goes_in_comes_out(cache):
     """In the order asked for, twice where asked twice, and of fewer tokens the first ones: the same numbers."""
     ids, summary, vectors = rows(10)
-    cache.add(ids, summary, vectors, about(10))
+    cache.add(ids, summary, vectors, about(ids))
     picked = [7, 2, 7]
     got = cache.get([ids[i] for i in picked])
     assert torch.equal(got, summary[picked].half().float())
@@ -51,8 +52,8 @@ def test_the_columns_hold_every_token_once(k):
 def test_the_same_id_again_replaces(cache):
     """A file that changed: one row, the new one."""
     ids, summary, vectors = rows(4)
-    cache.add(ids, summary, vectors, about(4))
-    cache.add(ids[1:3], -summary[1:3], vectors[1:3], about(2))
+    cache.add(ids, summary, vectors, about(ids))
+    cache.add(ids[1:3], -summary[1:3], vectors[1:3], about(ids[1:3], 1))
     assert len(cache) == 4
     assert torch.equal(
         cache.get(ids)[:, 0],
@@ -63,13 +64,13 @@ def test_the_same_id_again_replaces(cache):
 def test_ids_with_quotes_are_names_not_sql(cache):
     _, summary, vectors = rows(2)
     ids = ["it's a dog'); DROP.jpg", 'say "cheese".jpg']
-    cache.add(ids, summary, vectors, about(2))
+    cache.add(ids, summary, vectors, about(ids))
     assert torch.equal(cache.get(ids), summary.half().float()) and len(cache) == 2
 
 
 def test_search_is_the_brute_force(cache):
     ids, summary, vectors = rows(300)
-    cache.add(ids, summary, vectors, about(300))
+    cache.add(ids, summary, vectors, about(ids))
     query = normalize(torch.randn(D, generator=torch.Generator().manual_seed(5)), dim=0)
     hits = cache.search(query, top=10)
     scores = vectors.half().float() @ query.half().float()
@@ -83,8 +84,8 @@ def test_search_is_the_brute_force(cache):
 
 def test_a_filter_is_sql_over_the_columns_and_a_bad_one_names_them(cache):
     ids, summary, vectors = rows(6)
-    cache.add(ids[:3], summary[:3], vectors[:3], about(3, width=100))
-    cache.add(ids[3:], summary[3:], vectors[3:], about(3, width=2000))
+    cache.add(ids[:3], summary[:3], vectors[:3], about(ids[:3], width=100))
+    cache.add(ids[3:], summary[3:], vectors[3:], about(ids[3:], width=2000))
     found = cache.search(vectors[0], top=10, where="width > 1000 AND id LIKE '0-%'")
     assert {hit["id"] for hit in found} == set(ids[3:])
     for wrong in ("width >", "colour = 'red'", "width > 1 ; DROP TABLE images", "width > 1 width", "1"):
@@ -93,9 +94,28 @@ def test_a_filter_is_sql_over_the_columns_and_a_bad_one_names_them(cache):
     assert len(cache) == 6
 
 
+def test_a_filter_of_any_share_finds_what_brute_force_finds(cache):
+    """Vectors are of contents, filters of files: few, some and all of 600, with and without an index, and copies."""
+    ids, summary, vectors = rows(600)
+    cache.add(ids, summary, vectors, [row | {"width": i} for i, row in enumerate(about(ids))])
+    copies = [
+        row | {"source": f"/copies/{i}", "id": str(i), "root": "/copies", "width": -1}
+        for i, row in enumerate(about(ids))
+    ]
+    cache.commit(entries=copies)
+    build(cache)
+    scores = vectors[7].half().float() @ vectors.half().float().T
+    for least in (595, 300, 3, -5):
+        right = [f"0-{i}" for i in scores.topk(600).indices.tolist() if i >= least][:5]
+        for exact in (True, False):
+            for _ in range(2):  # the second time the filter is remembered
+                hits = cache.search(vectors[7], 5, f"width >= {least} AND root = '/nowhere'", exact)
+                assert [hit["id"] for hit in hits] == right, (least, exact)
+
+
 def test_errors_say_what_is_wrong(cache, tmp_path):
     ids, summary, vectors = rows(3)
-    cache.add(ids, summary, vectors, about(3))
+    cache.add(ids, summary, vectors, about(ids))
     with pytest.raises(ValueError, match=r"no id '0-9'.*Close ones: 0-"):
         cache.get(["0-9"])
     with pytest.raises(ValueError, match="holds 6 tokens per image, but --k asks for 7"):
@@ -123,20 +143,20 @@ def test_quantised_and_not_are_not_mixed(cache):
 
 
 def test_a_cache_of_a_later_version_is_refused(tmp_path):
-    later = replace(SETTINGS, format=2, version="9.9")
+    later = replace(SETTINGS, format=3, version="9.9")
     path = tmp_path / "later"
     with pytest.raises(ValueError, match=r"made by llava_fwd2bot 9\.9.*upgrade"):
         SummaryCache.create(path, later)
 
 
 def data_files(cache: SummaryCache) -> list[Path]:
-    return sorted(Path(cache.path).glob("images.lance/data/*"))
+    return sorted(Path(cache.path).glob("summaries.lance/data/*"))
 
 
 def test_every_flipped_byte_of_a_summary_is_found(cache):
     """Lance does not check the bytes of its pages: our checksum does, in verify and when a whole summary is read."""
     ids, summary, vectors = rows(20)
-    cache.add(ids, summary, vectors, about(20))
+    cache.add(ids, summary, vectors, about(ids))
     assert tools.verify(cache) == {"rows": 20, "damaged": [], "twice": [], "unreadable": None, "ok": True}
     (file,) = data_files(cache)
     whole = file.read_bytes()
@@ -152,26 +172,25 @@ def test_every_flipped_byte_of_a_summary_is_found(cache):
     assert tools.verify(SummaryCache.open(cache.path))["ok"]
 
 
-@pytest.mark.parametrize("place", ["id", "source", "sha256"])
+@pytest.mark.parametrize("place", ["id", "source", "sha256 of the file", "sha256 of the summary"])
 def test_a_summary_under_a_wrong_name_is_found(cache, place):
     """The checksum covers what is said of the image: a flipped byte there would give another image's answers."""
     ids, summary, vectors = rows(20)
-    cache.add(ids, summary, vectors, about(20, source="/photos/a.jpg", sha256="0123456789abcdef"))
-    (file,) = data_files(cache)
+    cache.add(ids, summary, vectors, about(ids))
+    (file,) = Path(cache.path).glob(f"{'summaries' if 'summary' in place else 'files'}.lance/data/*")
     whole = file.read_bytes()
-    word = {"id": b"0-7", "source": b"/photos/a.jpg", "sha256": b"0123456789abcdef"}[place]
-    at = whole.index(word)
+    at = whole.index({"id": b"0-7", "source": b"/nowhere/0-7"}.get(place, content("0-7").encode()))
     file.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
     assert not tools.verify(SummaryCache.open(cache.path))["ok"]
 
 
 def test_faults_of_the_other_table_and_of_the_index_are_found(cache):
     ids, summary, vectors = rows(300)
-    cache.add(ids, summary, vectors, about(300))
+    cache.add(ids, summary, vectors, about(ids))
     cache.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
-    tools.index(cache)
+    build(cache)
     assert tools.verify(cache)["ok"]
-    for pattern in ("skipped.lance/data/*", "images.lance/_indices/*/*"):
+    for pattern in ("files.lance/data/*", "summaries.lance/_indices/*/*"):
         file = max(Path(cache.path).glob(pattern), key=lambda f: f.stat().st_size)
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
@@ -183,12 +202,12 @@ def test_a_create_that_was_killed_is_begun_again(tmp_path):
     """Tables are there once they have a manifest; what a killed `create` left is no cache, and in nobody's way."""
     path = tmp_path / "a.cache"
     SummaryCache.create(path, SETTINGS)
-    for manifest in (path / "images.lance" / "_versions").iterdir():
+    for manifest in (path / "commits.lance" / "_versions").iterdir():
         manifest.unlink()
     with pytest.raises(ValueError, match="is not a cache"):
         SummaryCache.open(path)
     cache = SummaryCache.create(path, SETTINGS)
-    cache.add(*rows(3), about(3))
+    cache.add(*rows(3), about(rows(3)[0]))
     assert len(cache) == 3
 
 
@@ -197,7 +216,8 @@ def test_fewer_tokens_read_fewer_bytes(tmp_path):
     wide = replace(SETTINGS, k=32, size=512)
     cache = SummaryCache.create(tmp_path / "wide.cache", wide)
     summary = torch.randn(64, 32, 512)
-    cache.add([str(i) for i in range(64)], summary, summary.mean(1), about(64))
+    names = [str(i) for i in range(64)]
+    cache.add(names, summary, summary.mean(1), about(names))
 
     def read(k: int) -> int:
         def count() -> int:
@@ -214,32 +234,38 @@ def test_fewer_tokens_read_fewer_bytes(tmp_path):
     assert read(4) < read(16) / 2 < read(32) / 2
 
 
-def test_adopting_makes_no_doubles(cache):
-    """A moved file whose new name is taken already, and an id that another process removed: one row each, verified."""
+def test_moving_makes_no_doubles(cache):
+    """A moved file whose new name is taken already, and a copy: one row each, of the right content, verified."""
     ids, summary, vectors = rows(4)
-    cache.add(ids, summary, vectors, about(4))
-    new = about(1, source="/new.jpg")[0]
-    cache.adopt([(ids[0], ids[1], new), ("absent", "x", new), (ids[2], "copy", new)], gone=[ids[0]])
+    cache.add(ids, summary, vectors, about(ids))
+    own = about(ids)
+    moved = {**own[1], "sha256": own[0]["sha256"], "root": "/nowhere", "id": ids[1]}
+    copy = {**own[2], "source": "/nowhere/copy", "root": "/nowhere", "id": "copy"}
+    cache.commit(entries=[moved, copy], gone=["/nowhere/0-0", "/nowhere/absent"])
     assert sorted(row["id"] for row in cache.about(["id"])) == sorted([ids[1], ids[2], ids[3], "copy"])
-    assert torch.equal(cache.get([ids[1]])[0], summary[0].half().float())
+    assert torch.equal(cache.get([ids[1], "copy"]), summary[[0, 2]].half().float())
     assert tools.verify(cache)["ok"]
 
 
-def test_what_cannot_be_reached_is_not_forgotten(cache):
+def test_what_cannot_be_reached_is_not_forgotten(cache, tmp_path):
     """A drive that is away for a day costs nothing; a file that was read and is broken replaces what was there."""
     ids, summary, vectors = rows(2)
-    cache.add(ids, summary, vectors, about(2))
-    entry = {"reason": "gone", "source": "x", "bytes": 0, "modified": 0}
-    cache.skip([{"id": ids[0], **entry}], broken=False)
+    (tmp_path / "photos").mkdir()
+    own = [{**row, "source": f"{tmp_path}/photos/{row['source'][9:]}"} for row in about(ids)]
+    cache.add(ids, summary, vectors, own)
+    entries = [
+        {"id": name, "reason": "gone", "source": row["source"], "bytes": 0} for name, row in zip(ids, own, strict=True)
+    ]
+    cache.skip(entries[:1], broken=False)
     assert len(cache) == 2 and len(cache.skipped()) == 1
-    cache.skip([{"id": ids[1], **entry}])
+    cache.skip(entries[1:])
     assert [row["id"] for row in cache.about(["id"])] == [ids[0]]
-    assert tools.prune(cache) == {"removed": 3, "rows": 0} and not cache.skipped()
+    assert tools.prune(cache) == {"removed": 2, "rows": 0} and not cache.skipped()
 
 
 def test_a_truncated_file_is_told_not_guessed(cache):
     ids, summary, vectors = rows(20)
-    cache.add(ids, summary, vectors, about(20))
+    cache.add(ids, summary, vectors, about(ids))
     (file,) = data_files(cache)
     file.write_bytes(file.read_bytes()[:-100])
     assert not tools.verify(SummaryCache.open(cache.path))["ok"]
@@ -261,11 +287,11 @@ import resource, signal, sys
 from torture_cache import SETTINGS, about, rows
 from llava_fwd2bot.cache.reader import SummaryCache
 cache = SummaryCache.create(sys.argv[1], SETTINGS)
-cache.add(*rows(16), about(16))
+cache.add(*rows(16), about(rows(16)[0]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    cache.add(*rows(500, 1), about(500))
+    cache.add(*rows(500, 1), about(rows(500, 1)[0]))
 except OSError as error:
     print(error)
 """
@@ -285,20 +311,20 @@ def test_merge_vacuum_and_stats(cache, tmp_path):
     """Joining takes what is new; afterwards the same rows in fewer files."""
     other = SummaryCache.create(tmp_path / "b.cache", SETTINGS)
     for seed in range(3):
-        cache.add(*rows(20, seed), about(20))
-    other.add(*rows(20, 2), about(20))
-    other.add(*rows(20, 3), about(20))
+        cache.add(*rows(20, seed), about(rows(20, seed)[0]))
+    other.add(*rows(20, 2), about(rows(20, 2)[0]))
+    other.add(*rows(20, 3), about(rows(20, 3)[0]))
     other.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
     assert tools.merge(cache, other) == {"added": 20, "rows": 80}
     assert tools.merge(cache, other)["added"] == 0 and cache.skipped()[0]["reason"] == "broken"
-    found = tools.vacuum(cache, older_than=0)
+    found = tools.optimize(cache, older_than=0)
     assert found["rows"] == 80 and found["bytes"] < found["bytes_before"]
     assert tools.verify(cache)["ok"] and len(data_files(cache)) == 1
     assert torch.equal(cache.get(["3-5"])[0], rows(20, 3)[1][5].half().float())
     stats = tools.stats(cache)
     assert stats["rows"] == 80 and stats["bytes_per_image"] == K * D * 2 and stats["bytes_per_source_image"] == 10
-    other.add(["0-1"], *(x[:1] for x in rows(20, 7)[1:]), about(1, sha256="another"))
-    with pytest.raises(ValueError, match="0-1 is one image in"):
+    other.add(["0-1"], *(x[:1] for x in rows(20, 7)[1:]), about(["0-1"], 9))
+    with pytest.raises(ValueError, match="/nowhere/0-1 is one image in"):
         tools.merge(cache, other)
     alien = SummaryCache.create(tmp_path / "c.cache", replace(SETTINGS, fingerprint="e" * 64))
     with pytest.raises(ValueError, match="cannot be joined"):
@@ -311,15 +337,15 @@ def test_the_index_finds_what_brute_force_finds(cache):
     ids, summary, _ = rows(2000)
     summary = summary + 2 * heaps[torch.arange(2000) % 50][:, None]
     vectors = normalize(summary.mean(1), dim=-1)
-    cache.add(ids, summary, vectors, about(2000))
-    assert tools.index(cache)["rows"] == 2000
+    cache.add(ids, summary, vectors, about(ids))
+    assert build(cache)["rows"] == 2000
     right = 0
     for i in range(20):
         exact = {hit["id"] for hit in cache.search(vectors[i], exact=True)}
         right += len(exact & {hit["id"] for hit in cache.search(vectors[i], exact=False)})
     assert right >= 190
     late = rows(1, 9)
-    cache.add(*late, about(1))
+    cache.add(*late, about(late[0]))
     assert cache.search(late[2][0], top=1, exact=False)[0]["id"] == "9-0"
     with pytest.raises(ValueError, match="an index needs 256"):
-        tools.index(SummaryCache.create(Path(cache.path).parent / "small", SETTINGS))
+        build(SummaryCache.create(Path(cache.path).parent / "small", SETTINGS))

@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,10 @@ from PIL import Image
 
 pytest.importorskip("lancedb")
 
-from llava_fwd2bot.cache.fill import Filled, watch  # noqa: E402
+from llava_fwd2bot.cache.entries import Entry  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
+from llava_fwd2bot.cache.sources import paths  # noqa: E402
+from llava_fwd2bot.cache.watch import watch  # noqa: E402
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def fill(run, checkpoint, photos, tmp_path):
 
     def fill(*more, images=photos) -> dict:
         command = ("compress", "--model", checkpoint, "--images", images, "--cache", tmp_path / "p.cache", "--json")
-        code, out, err = run(*command, "--device", "cpu", "--batch-size", 1, *more)
+        codec = () if "--codec" in more or fill.cache.exists() else ("--codec", "float16")
+        code, out, err = run(*command, "--device", "cpu", "--batch-size", 1, *codec, *more)
         assert code == 0, err
         return json.loads(out)
 
@@ -44,7 +46,7 @@ def test_a_second_run_reads_nothing_and_a_changed_folder_is_followed(fill, photo
     cache = SummaryCache.open(fill.cache)
     before = cache.get(["a.png", "b.png"])
     assert sorted(row["id"] for row in cache.skipped()) == ["beach/truncated.jpg", "text.jpg"]
-    monkeypatch.setattr("llava_fwd2bot.cache.fill.digest_of", None)  # not one file is opened
+    monkeypatch.setattr("llava_fwd2bot.cache.pipeline.read_content", None)  # not one file is opened
     assert figures(fill()) == (0, 5, 0, 2)
     monkeypatch.undo()
     os.utime(photos / "a.png", ns=(1, 1))
@@ -66,11 +68,15 @@ def test_two_folders_with_the_same_names(fill, photos, tmp_path):
         Image.new("RGB", (30, 30), colour).save(other / name)
     assert fill()["images"] == 5
     assert figures(fill(images=other)) == (2, 0, 0, 0)
-    ids = {row["id"] for row in SummaryCache.open(fill.cache).about()}
-    assert {"a.png", str(other / "a.png"), str(other / "b.png")} <= ids and len(ids) == 7
+    ids = {row["source"] for row in SummaryCache.open(fill.cache).about()}
+    assert {str(folder / name) for folder in (photos, other) for name in ("a.png", "b.png")} <= ids and len(ids) == 7
     assert figures(fill(images=other)) == (0, 2, 0, 0) and figures(fill()) == (0, 5, 0, 2)
     assert figures(fill(images=str(other / "*.png"))) == (0, 2, 0, 0)
-    assert {row["id"] for row in SummaryCache.open(fill.cache).about()} == ids
+    assert figures(fill(images=photos / ".." / other.name)) == (0, 2, 0, 0)
+    assert {row["source"] for row in SummaryCache.open(fill.cache).about()} == ids
+    with pytest.raises(ValueError, match=rf"a.png stands for 2 images .*{other}/a.png"):
+        SummaryCache.open(fill.cache).get(["a.png"])
+    SummaryCache.open(fill.cache).get([str(other / "a.png"), str(photos / "a.png"), "pixel.png"])
 
 
 def test_a_folder_that_moved_is_the_same_images(fill, photos, tmp_path):
@@ -224,7 +230,7 @@ def test_cache_commands(fill, run, checkpoint, photos, tmp_path):
     told = [json.loads(run(*ask, *where)[1])["answer"] for where in (("--summaries", file), ("--cache", fill.cache))]
     assert told[0] == told[1]
     assert run("cache", "export", fill.cache, "--output", file)[0] == 1  # exists
-    (data,) = fill.cache.glob("images.lance/data/*")
+    (data,) = fill.cache.glob("summaries.lance/data/*")
     whole = bytearray(data.read_bytes())
     at = whole.index(SummaryCache.open(fill.cache).get(["a.png"])[0, 0].half().numpy().tobytes())
     whole[at] ^= 1
@@ -243,9 +249,11 @@ def test_every_codec_serves_the_commands(fill, run, checkpoint, codec):
     assert json.loads(run(*ask)[1])["answer"] != ""
     assert run("cache", "verify", fill.cache)[0] == 0
     code, _, err = run(
-        "compress", "--model", checkpoint, "--images", fill.cache.parent / "photos", "--cache", fill.cache
+        *("compress", "--model", checkpoint, "--images", fill.cache.parent / "photos"),
+        *("--cache", fill.cache, "--codec", "float16"),
     )
     assert code == 1 and f"codec = {codec}" in err
+    assert fill()["codec"] == codec  # without --codec, the cache's own
 
 
 def test_usage(run, checkpoint, photos, tmp_path):
@@ -273,8 +281,8 @@ def test_watch_takes_new_files_once_they_lie_still(tmp_path):
         file.write_text("x")
     os.utime(old, (1, 1))
 
-    def again(fresh: dict[str, Path]) -> Filled:
-        calls.append(sorted(fresh))
+    def again(fresh: list[Entry]) -> None:
+        calls.append(sorted(entry.id.removesuffix(".jpg") for entry in fresh))
         if len(calls) == 1:
             os.utime(new, (2, 2))
         if len(calls) == 2:
@@ -282,13 +290,13 @@ def test_watch_takes_new_files_once_they_lie_still(tmp_path):
             os.utime(old, (3, 3))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return Filled()
 
-    def look() -> dict[str, Path]:
-        return {"old": old, "new": new}
+    class Folder:
+        def __iter__(self):
+            return iter(paths([old, new]))
 
     with pytest.raises(KeyboardInterrupt):
-        watch(look, again, 0.01)
+        watch(Folder(), again, 0.01)
     assert calls == [["old"], ["new"], ["old"]]
 
 
@@ -296,12 +304,12 @@ def test_two_workers_share_the_work(checkpoint, photos, tmp_path):
     """Chunks of one image, two threads with a lock each, one with a longer list: every image is compressed once."""
     from llava_fwd2bot import load_fwd2bot
     from llava_fwd2bot.cache.compressor import Compressor
-    from llava_fwd2bot.cache.fill import fill
     from llava_fwd2bot.cache.format import CacheSettings
+    from llava_fwd2bot.cache.pipeline import fill
 
     for n in range(12):
         Image.new("RGB", (20, 20), (20 * n, 0, 0)).save(photos / f"many-{n:02d}.png")
-    images = {path.name: path for path in sorted(photos.glob("many-*.png"))}
+    images = paths(sorted(photos.glob("many-*.png")))
     loaded = [load_fwd2bot(checkpoint) for _ in range(2)]
     size = loaded[0][0].get_input_embeddings().weight.shape[1]
     settings = CacheSettings("f", 4, size, "float16", "mean")

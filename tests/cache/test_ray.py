@@ -16,9 +16,10 @@ pytest.importorskip("lancedb")
 
 from llava_fwd2bot.cache.format import CacheSettings  # noqa: E402
 from llava_fwd2bot.cache.maintenance import verify  # noqa: E402
-from llava_fwd2bot.cache.ray_fill import Worker, fill_by_ray  # noqa: E402
+from llava_fwd2bot.cache.ray_fill import Reader, Worker, fill_by_ray  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
-from llava_fwd2bot.cache.summary_file import find_images, fingerprint_of  # noqa: E402
+from llava_fwd2bot.cache.sources import Source  # noqa: E402
+from llava_fwd2bot.cache.summary_file import fingerprint_of  # noqa: E402
 from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
 
 LOADING = {"base": None, "device": "cpu", "dtype": "auto", "load_4bit": False, "load_8bit": False}
@@ -37,7 +38,7 @@ class Mortal(Worker):
     """Kills its own process at its second batch, once: a mark on disk tells."""
 
     def __call__(self, batch):
-        mark = Path(batch["path"][0]).parent / "killed"
+        mark = next(Path(row.entry.root) / "killed" for row in batch["row"] if row.entry is not None)
         self.batches = getattr(self, "batches", 0) + 1
         if self.batches == 2 and not mark.exists():
             mark.touch()
@@ -45,13 +46,13 @@ class Mortal(Worker):
         return super().__call__(batch)
 
 
-class Robbed(Worker):
+class Robbed(Reader):
     """A file goes away between the list and the reading."""
 
     def __call__(self, batch):
-        for path in batch["path"]:
-            if Path(path).name == "gone.png":
-                Path(path).unlink()
+        for row in batch["row"]:
+            if row.entry is not None and row.entry.id == "gone.png":
+                Path(row.entry.source).unlink()
         return super().__call__(batch)
 
 
@@ -59,9 +60,9 @@ def test_a_file_that_goes_away_is_told_and_comes_again(checkpoint, tmp_path):
     """It is no broken picture: nothing of it is kept, and the next run asks for it again."""
     for name in ("here.png", "gone.png"):
         Image.new("RGB", (20, 20), (len(name), 5, 5)).save(tmp_path / name)
-    images, _ = find_images([str(tmp_path)])
+    images = Source([str(tmp_path)])
     cache = SummaryCache.create(tmp_path / "ray.cache", settings_of(checkpoint))
-    done = fill_by_ray(cache, images, checkpoint, LOADING, worker=Robbed)
+    done = fill_by_ray(cache, images, checkpoint, LOADING, reader=Robbed)
     assert done.compressed == 1 and "gone.png: No such file" in done.skipped[0]["reason"]
     assert [row["id"] for row in cache.about(["id"])] == ["here.png"]
 
@@ -77,19 +78,19 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(checkpoint, tmp_path)
     for n in range(12):
         Image.new("RGB", (20, 20), (20 * n, 5, 5)).save(folder / f"{n:02d}.png")
     (folder / "bad.png").write_text("no picture")
-    images, _ = find_images([str(folder)])
+    images = Source([str(folder)])
     cache = SummaryCache.create(tmp_path / "ray.cache", settings_of(checkpoint))
-    done = fill_by_ray(cache, images, checkpoint, LOADING, batch_size=3, chunk=4, worker=Mortal)
+    done = fill_by_ray(cache, images, checkpoint, LOADING, batch_size=3, worker=Mortal)
     assert (folder / "killed").exists()
     assert done.compressed == 12 and [entry["id"] for entry in done.skipped] == ["bad.png"]
     assert len(cache) == 12 and verify(cache)["ok"]
     # a second run reads nothing; a moved file is known by its content
     (folder / "00.png").rename(folder / "moved.png")
-    again = fill_by_ray(cache, find_images([str(folder)])[0], checkpoint, LOADING)
+    again = fill_by_ray(cache, Source([str(folder)]), checkpoint, LOADING)
     assert (again.compressed, again.known, again.renamed, len(again.skipped)) == (0, 11, 1, 1)
     # moved over another one: no id is there twice
     (folder / "moved.png").rename(folder / "05.png")
-    last = fill_by_ray(cache, find_images([str(folder)])[0], checkpoint, LOADING)
+    last = fill_by_ray(cache, Source([str(folder)]), checkpoint, LOADING)
     assert (last.compressed, last.known, last.renamed) == (0, 10, 1) and verify(cache)["ok"]
 
 

@@ -95,9 +95,9 @@ def test_pictures_of_a_benchmark_are_bounded_too(checkpoint):
 def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeypatch):
     """The settings state it; an old cache, which states nothing, goes on as it was made, and says so."""
     lancedb = pytest.importorskip("lancedb")  # noqa: F841
-    from llava_fwd2bot.cache import fill
     from llava_fwd2bot.cache import maintenance as cache_tools
     from llava_fwd2bot.cache.format import SETTINGS, CacheSettings
+    from llava_fwd2bot.cache.pipeline import fill
     from llava_fwd2bot.cache.reader import SummaryCache
 
     new, old = tmp_path / "new.cache", tmp_path / "old.cache"
@@ -116,11 +116,11 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
 
     told = {**vars(cache.settings), "exif_orientation": "off", "transparency": "hidden"}
     with monkeypatch.context() as patch:
-        patch.setattr("llava_fwd2bot.cache.reader.asdict", asdict)
+        patch.setattr("llava_fwd2bot.cache.tables.asdict", asdict)
         SummaryCache.create(old, CacheSettings(**told))
     import lancedb as database
 
-    meta = json.loads(database.connect(str(old)).open_table("images").schema.metadata[SETTINGS])
+    meta = json.loads(database.connect(str(old)).open_table("summaries").schema.metadata[SETTINGS])
     assert "exif_orientation" not in meta
     code, out, err = run(*command, "--cache", old)
     assert code == 0 and json.loads(out)["exif_orientation"] == "off"
@@ -132,7 +132,7 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
     with pytest.raises(ValueError, match="has exif_orientation = on"):
         cache_tools.merge(SummaryCache.open(old), cache)
     with pytest.raises(ValueError, match="and the compressor reads with"):
-        fill.fill(cache, {}, Compressor(*load_fwd2bot(checkpoint)))
+        fill(cache, [], Compressor(*load_fwd2bot(checkpoint)))
     for path, nearest in ((new, {"phone.png", "upright.png"}), (old, {"phone.png", "fallen.png"})):
         code, out, _ = run("search", "--cache", path, "--image", turned / "phone.png", "--top", 2, "--json")
         assert code == 0 and {hit["id"] for hit in json.loads(out)["hits"]} == nearest

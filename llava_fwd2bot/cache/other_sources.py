@@ -1,0 +1,151 @@
+"""Images that are no files of their own: members of tar files, rows of tables and data sets, objects of buckets."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ..files.folders import reason_of
+from ..files.images import extensions
+from .entries import Entry
+
+
+def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
+    """The images of a tar file (WebDataset's shards are such), by their names in it; a member is read when needed."""
+    import tarfile
+
+    known, packed = extensions(), not path.lower().endswith(".tar")
+    with tarfile.open(path, "r|*" if packed else "r:") as archive:
+        for member in archive:
+            ending = os.path.splitext(member.name)[1].lower()
+            if not member.isreg() or ending not in known:
+                if member.isreg():
+                    left_out[reason_of(None, ending)] += 1
+                continue
+            data = archive.extractfile(member).read() if packed else None  # what is packed has no places
+            yield Entry(
+                path,
+                member.name.removeprefix("./"),
+                member.size,
+                int(member.mtime * 1e9),
+                read=_held(data) if packed else _part(path, member.offset_data, member.size),
+            )
+            archive.members.clear()  # tarfile keeps every member that it has seen
+
+
+def _held(data: bytes) -> Any:
+    return lambda: data
+
+
+def _part(path: str, start: int, size: int) -> Any:
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    return read
+
+
+def of_parquet(path: str) -> Iterator[Entry]:
+    """The images of a Parquet file: of its first column of {"bytes", "path"} or of binary, row by row."""
+    import pyarrow.parquet as pq
+
+    modified = os.stat(path).st_mtime_ns
+    with pq.ParquetFile(path) as file:
+        name = _image_column(file.schema_arrow, path)
+        number = 0
+        for batch in file.iter_batches(64, columns=[name]):
+            for value in batch.column(0).to_pylist():
+                data = value.get("bytes") if isinstance(value, dict) else value
+                yield _of_row(path, number, data, modified)
+                number += 1
+
+
+def _image_column(schema: Any, path: str) -> str:
+    import pyarrow as pa
+
+    for field in schema:
+        binary = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+        if binary or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0):
+            return field.name
+    raise ValueError(f"{path} has no column of images (binary, or a struct with `bytes`): {', '.join(schema.names)}")
+
+
+def _of_row(root: str, number: int, data: bytes | None, modified: int) -> Entry:
+    entry = Entry(root, f"{number:09d}", len(data or b""), modified, read=_held(data))
+    if data is None:
+        entry.problem = f"{entry.source}: the row holds no image"
+    return entry
+
+
+def of_dataset(name: str) -> Iterator[Entry]:
+    """The images of a Hugging Face data set, "hf://name" or "hf://name:split", streamed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"{name} needs datasets: pip install datasets") from error
+    place, _, split = name.removeprefix("hf://").partition(":")
+    rows = datasets.load_dataset(place, split=split or "train", streaming=True)
+    column = next((key for key, kind in (rows.features or {}).items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise ValueError(f"{name} has no column of images: {', '.join(rows.features or {})}")
+    rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    for number, row in enumerate(rows):
+        value = row[column] or {}
+        data = value.get("bytes")
+        if data is None and value.get("path"):
+            with open(value["path"], "rb") as file:
+                data = file.read()
+        yield _of_row(name, number, data, 0)
+
+
+def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
+    """The images below a URL that fsspec reads (s3://, gs://, https://, file://), folder by folder."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(f"{name} needs fsspec: pip install fsspec, and s3fs or gcsfs") from error
+    system, root = fsspec.core.url_to_fs(name)
+    known = extensions()
+
+    def entry(place: str, told: dict[str, Any], base: str) -> Entry:
+        below = place[len(base.rstrip("/")) + 1 :]
+        return Entry(
+            system.unstrip_protocol(base),
+            below,
+            told.get("size") or 0,
+            _time(told),
+            read=lambda: system.cat_file(place),
+        )
+
+    if not system.isdir(root):
+        try:
+            told = system.info(root)
+        except FileNotFoundError:
+            base, _, own = system.unstrip_protocol(root).rpartition("/")
+            yield Entry(base, own, problem=f"{name}: No such file or directory")
+            return
+        yield entry(root, told, root.rpartition("/")[0])
+        return
+    for _, _, files in system.walk(root, detail=True):
+        for own in sorted(files):
+            ending = os.path.splitext(own)[1].lower()
+            if ending in known:
+                yield entry(files[own]["name"], files[own], root)
+            else:
+                left_out[reason_of(None, ending)] += 1
+
+
+def _time(told: dict[str, Any]) -> int:
+    """When an object changed, ns; what has no time has its tag stand for it."""
+    import zlib
+
+    for key in ("LastModified", "mtime", "last_modified", "updated", "modified"):
+        value = told.get(key)
+        if hasattr(value, "timestamp"):
+            return int(value.timestamp() * 1e9)
+        if isinstance(value, (int, float)):
+            return int(value * 1e9)
+    return zlib.crc32(str(told.get("ETag") or told.get("etag") or "").encode())

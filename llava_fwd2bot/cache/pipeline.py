@@ -1,0 +1,384 @@
+"""The one pipeline of `fwd2bot compress`: source → plan → read and decode → compress → sink, each a file of its own.
+
+A thread walks the source, joins it with what is known, claims chunks, and has a pool of threads read and decode files;
+the calling thread compresses batches and hands them to the sink. What is between them is bounded, in files and bytes.
+The model is loaded once the first file is there that needs it.
+
+`compress --output` runs it with a sink that writes one file; Ray (ray_fill.py) runs the same stages in processes.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from .claims import Claims
+from .decode import Content, read_content
+from .entries import Entry
+from .plan import Filled, Plan, blocks_of
+from .pool import Pool, Stopped, Task
+from .reader import SummaryCache
+from .signals import Stop, stopping
+from .sink import CacheSink
+from .writer import BACK, TIDY
+
+if TYPE_CHECKING:
+    from .compressor import Compressor
+
+CHUNK = 64  # files of a claim, about
+LOOKUP = 64  # contents that are looked up at once
+HELD = 256 * 2**20  # bytes of files that are read and not decoded
+PATIENCE = 60.0  # seconds that a file may take to be read, or to be decoded
+IDLE = 1.0  # seconds without a new image after which a batch that is not full is compressed
+
+
+@dataclass(slots=True)
+class Item:
+    """An entry on its way. `task` gives its Prepared; without one its content is stored (`size`), or in hand."""
+
+    entry: Entry
+    key: str = ""
+    problem: str | None = None
+    broken: bool = False
+    task: Task | None = None
+    size: tuple[int, int] | None = None
+    claim: int | None = None
+    bytes: int = 0
+
+
+class Feeder:
+    """The thread that plans and reads; iterate to get the items, in order.
+
+    Args:
+        known: of contents, {SHA-256: (width, height)} of those that are there.
+        prepare: (bytes, name) → Prepared.
+        most: items on their way.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        stop: Stop,
+        known: Callable[[Sequence[str]], dict[str, tuple[int, int]]],
+        prepare: Callable[[bytes, str], Any],
+        most: int,
+    ) -> None:
+        self.pool, self.stop, self.known, self.prepare = pool, stop, known, prepare
+        self.most, self.lookup = most, max(1, min(LOOKUP, most // 2))
+        self.flying: set[str] = set()  # contents that this run has in hand, and that are not stored yet
+        self._items: queue.SimpleQueue[Item | BaseException | str | None] = queue.SimpleQueue()
+        self._room, self._count, self._bytes = threading.Condition(), 0, 0
+        self.needed, self.ready = threading.Event(), threading.Event()  # the model is: to be loaded, and loaded
+
+    def start(self, chunks: Iterable[tuple[int | None, Sequence[Entry]] | None]) -> None:
+        threading.Thread(target=self._run, args=(chunks,), daemon=True).start()
+
+    def get(self, timeout: float) -> Item | str | None:
+        """The next item; "end" after the last, "wait" where the rest is with other processes, None where none came."""
+        try:
+            found = self._items.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            raise found
+        if isinstance(found, Item):
+            with self._room:
+                self._count -= 1
+                self._bytes -= found.bytes
+                self._room.notify()
+        return found
+
+    def _run(self, chunks: Iterable[tuple[int | None, Sequence[Entry]] | None]) -> None:
+        try:
+            for chunk in chunks:
+                if chunk is None:
+                    self._items.put("wait")
+                    continue
+                claim, entries = chunk
+                for at in range(0, len(entries), self.lookup):
+                    self._some(entries[at : at + self.lookup], claim)
+            self._items.put("end")
+        except Stopped:
+            self._items.put("end")
+        except BaseException as error:  # it is raised where the items are taken
+            self._items.put(error)
+
+    def _some(self, entries: Sequence[Entry], claim: int | None) -> None:
+        items, reads = [], []
+        for entry in entries:
+            self._enter(entry.bytes)
+            items.append(Item(entry, claim=claim, bytes=entry.bytes))
+            reads.append(self.pool.submit(read_content, entry))
+        contents: dict[int, Content] = {}
+        for i, (item, task) in enumerate(zip(items, reads, strict=True)):
+            try:
+                contents[i] = self.pool.result(task, self.stop)
+                item.key = contents[i].key
+            except TimeoutError as error:
+                item.problem = f"{item.entry.told}: {error}"
+            except OSError as error:
+                item.problem = f"{item.entry.told}: {error.strerror or error}"
+            except ValueError as error:
+                item.problem, item.broken = str(error), True
+        asked = [item.key for item in items if item.key and item.key not in self.flying]
+        known = self.known(asked) if asked else {}
+        for i, item in enumerate(items):
+            if item.problem is None and item.key not in self.flying:
+                item.size = known.get(item.key)
+                if item.size is None:
+                    self._wait_for_model()
+                    self.flying.add(item.key)
+                    item.task = self.pool.submit(self.prepare, contents[i].data, item.entry.told)
+            self._items.put(item)
+
+    def _wait_for_model(self) -> None:
+        self.needed.set()
+        while not self.ready.wait(0.1):
+            if self.stop.is_set():
+                raise Stopped
+
+    def _enter(self, size: int) -> None:
+        with self._room:
+            while self._count and (self._count >= self.most or self._bytes + size > HELD):
+                if self.stop.is_set():
+                    raise Stopped
+                self._room.wait(0.1)
+            self._count += 1
+            self._bytes += size
+
+
+@dataclass
+class Later:
+    """A Compressor that is loaded when the first image needs it, and stays."""
+
+    load: Callable[[], Compressor]
+    batch_size: int = 8
+    loaded: Compressor | None = None
+
+    def __call__(self) -> Compressor:
+        if self.loaded is None:
+            self.loaded = self.load()
+        return self.loaded
+
+
+def fill(
+    cache: SummaryCache,
+    source: Iterable[Entry],
+    compressor: Compressor | Later,
+    *,
+    retry: bool = False,
+    chunk: int = CHUNK,
+    workers: int | None = None,
+    patience: float = PATIENCE,
+    result: Filled | None = None,
+) -> Filled:
+    """Brings `cache` up to date with `source`; what is there and unchanged is not read.
+
+    Args:
+        compressor: loaded, or to be loaded once the first file is there that is new.
+        retry: read files again that could not be used before and have not changed.
+        chunk: entries of a claim, about.
+        result: to go on counting in.
+        workers: threads that read and decode; default: as many as the machine has processors.
+
+    Raises:
+        OSError: the cache cannot be written; what is committed stays.
+        ValueError: the compressor reads files otherwise than the cache's were read.
+        Interrupted: a signal came; what was finished is stored.
+    """
+    if not isinstance(compressor, Later) and compressor.prepare.reading != cache.settings.reading:
+        raise ValueError(
+            f"{cache.path} was made with {cache.settings.reading}, and the compressor reads with "
+            f"{compressor.prepare.reading}: make it with reading=cache.settings.reading."
+        )
+    started, result = time.perf_counter(), Filled() if result is None else result
+    claims = Claims(cache, chunk)
+    with stopping() as stop, _bar(source) as bar:
+        sink = CacheSink(cache, result, bar)
+        try:
+            run_stages(
+                _chunks(cache, source, claims, retry, result, bar),
+                sink,
+                compressor,
+                known=cache.has,
+                stop=stop,
+                workers=workers,
+                patience=patience,
+                done=lambda item: claims.give(item.claim),
+            )
+        finally:
+            claims.close()
+            result.seconds += time.perf_counter() - started
+        stop.raise_if_set()
+        if sink.commits > 1:
+            cache.optimize(TIDY, BACK)
+    return result
+
+
+def _bar(source: Iterable[Entry]) -> tqdm:
+    """It counts what is stored, and has an end where the source knows how many there are."""
+    total = len(source) if hasattr(source, "__len__") else None
+    return tqdm(total=total, unit="image", desc="compress", file=sys.stderr)
+
+
+def _chunks(
+    cache: SummaryCache, source: Iterable[Entry], claims: Claims, retry: bool, result: Filled, bar: tqdm
+) -> Iterator[tuple[int | None, list[Entry]] | None]:
+    """What must be read, chunk by chunk, each with a claim for every entry; None while others have all that is left."""
+    plan = Plan(cache, retry, result)
+    first, busy = "", []
+
+    def counted(entries: Sequence[Entry]) -> list[Entry]:
+        before = result.known + len(result.skipped)
+        todo = plan.todo(entries)
+        bar.update(result.known + len(result.skipped) - before)
+        return todo
+
+    def claimed(name: str, entries: list[Entry]) -> Iterator[tuple[int | None, list[Entry]]]:
+        number = claims.take(name)
+        if number is None:
+            busy.append((name, entries))
+            return
+        todo = counted(entries)  # what others have done since is left alone
+        for _ in todo[1:]:  # each entry has one, and gives it back when it is stored
+            claims.take(name)
+        if not todo:
+            claims.give(number)
+        else:
+            yield number, todo
+
+    for block in blocks_of(source):
+        todo = {entry.source: entry for entry in counted(block)}
+        part: list[Entry] = []
+        for entry in block:
+            if claims.starts(entry) or not first:
+                if part:
+                    yield from claimed(first, part)
+                first, part = entry.source, []
+            if entry.source in todo:
+                part.append(entry)
+        if part:
+            yield from claimed(first, part)
+    while busy:
+        waiting, busy = busy, []
+        for name, entries in waiting:
+            yield from claimed(name, entries)
+        if len(busy) == len(waiting):  # all are being done by others: wait for what they leave undone
+            yield None
+            time.sleep(0.2)
+
+
+def run_stages(
+    chunks: Iterable[tuple[int | None, Sequence[Entry]] | None],
+    sink: Any,
+    compressor: Compressor | Later,
+    *,
+    known: Callable[[Sequence[str]], dict[str, tuple[int, int]]],
+    stop: Stop,
+    workers: int | None = None,
+    patience: float = PATIENCE,
+    done: Callable[[Item], None] = lambda item: None,
+) -> None:
+    """The stages after the plan."""
+    workers = workers or os.cpu_count() or 1
+    pool = Pool(workers, patience)
+    loaded = compressor.loaded if isinstance(compressor, Later) else compressor
+    model: list[Compressor] = [loaded] if loaded else []
+    size = compressor.batch_size
+    feeder = Feeder(pool, stop, known, lambda data, name: model[0].prepare(data, name), 2 * size + workers)
+    if model:
+        feeder.ready.set()
+    batch: list[tuple[Item, Any]] = []
+    twins: dict[str, list[Item]] = {}  # contents of the batch, with more entries of the same
+    failed: dict[str, tuple[str, str]] = {}  # contents that are no use: of which file, and why
+
+    def finish(item: Item) -> None:
+        if item.claim is not None:
+            sink.after(lambda: done(item))
+
+    def refuse(item: Item, reason: str) -> None:
+        failed.setdefault(item.key, (item.entry.told, reason))
+        first, told = failed[item.key]
+        sink.skip(item.entry, told.replace(first, item.entry.told), True)
+
+    def flush() -> None:
+        stored = sink.keys
+        sink.flush()
+        feeder.flying.difference_update(stored)  # from now on they are found by looking
+
+    def compress() -> None:
+        if not batch:
+            return
+        summary, vectors = model[0]([prepared.pixels for _, prepared in batch])
+        tokens, vectors, good = sink.encode(summary, vectors)
+        for i, (item, prepared) in enumerate(batch):
+            also = twins.pop(item.key)
+            if good[i]:
+                sink.made(item.entry, item.key, prepared.size, prepared.exif, tokens[i], vectors[i])
+                for twin in also:
+                    sink.link(twin.entry, item.key, prepared.size, prepared.exif)
+            else:
+                for one in (item, *also):
+                    refuse(one, f"{item.entry.told}: {sink.overflow}")
+            for one in (item, *also):
+                finish(one)
+        batch.clear()
+
+    def take(item: Item) -> None:
+        if item.problem is not None:
+            sink.skip(item.entry, item.problem, item.broken)
+        elif item.task is not None:
+            try:
+                prepared = pool.result(item.task, stop)
+            except (ValueError, OSError, TimeoutError) as error:
+                late = isinstance(error, TimeoutError)
+                refuse(item, f"{item.entry.told}: {error}" if late else str(error))
+            else:
+                batch.append((item, prepared))
+                twins[item.key] = []
+                return
+        elif item.size is not None:
+            sink.link(item.entry, item.key, item.size, {})
+        elif item.key in twins:
+            twins[item.key].append(item)
+            return
+        elif item.key in failed:
+            refuse(item, "")
+        else:
+            sink.link(item.entry, item.key, sink.size_of(item.key), {})
+        finish(item)
+
+    try:
+        feeder.start(chunks)
+        last = time.monotonic()
+        while not stop.is_set():
+            item = feeder.get(0.1)
+            if isinstance(item, Item):
+                last = time.monotonic()
+                take(item)
+            elif item == "end":
+                break
+            if feeder.needed.is_set() and not model:
+                model.append(compressor())
+                feeder.ready.set()
+            waiting = item == "wait"
+            if len(batch) >= size or waiting or time.monotonic() - last > IDLE:
+                compress()
+                size = model[0].batch_size if model else size
+            if waiting or sink.due:
+                flush()
+        if not stop.is_set():
+            compress()
+    except Stopped:
+        pass
+    finally:
+        pool.close()
+        sink.flush()

@@ -1,0 +1,137 @@
+"""What all of a cache's files share: its tables, and rows of them by condition, or all, one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, guarded, is_local, one_of
+from .rows import wrong_summaries
+from .tables import ABOUT, LOST, OK, users_columns
+
+MANY = 1000  # names in one condition
+
+
+class CacheStore:
+    """The tables of an open cache; see reader.SummaryCache."""
+
+    def __init__(self, path: str, tables: dict[str, Any], settings: CacheSettings) -> None:
+        self.path, self.settings = path, settings
+        self.blocks = blocks(settings.k)
+        self._tables = tables
+        self.last_filter: Any = None  # nearest.Filter
+
+    @cached_property
+    def codec(self) -> Any:
+        from .codecs import get_codec  # late, as whatever decodes nothing need not wait for torch
+
+        return get_codec(self.settings.codec)
+
+    @property
+    def local(self) -> bool:
+        return is_local(self.path)
+
+    def table(self, name: str = SUMMARIES) -> Any:
+        """LanceDB's table, at its newest version."""
+        table = self._tables[name]
+        with guarded(self.path):
+            table.checkout_latest()
+        return table
+
+    @property
+    def users_columns(self) -> list[str]:
+        """The columns that users have added to what is known of files."""
+        return users_columns(self.table(FILES).schema)
+
+    def __len__(self) -> int:
+        """Images with a summary."""
+        with guarded(self.path):
+            return self.table(FILES).count_rows(f"status = '{OK}'")
+
+    def about(self, columns: Sequence[str] = ABOUT, where: str | None = None) -> list[dict[str, Any]]:
+        """What is known of all images with a summary, or of those that an SQL condition picks."""
+        condition = f"status = '{OK}'" + (f" AND ({where})" if where else "")
+        return self.rows(FILES, list(columns), condition).to_pylist()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The files that could not be used, or not be reached: id, source, reason, and the file as it was."""
+        columns = ["id", "source", "status", "reason", "bytes", "modified"]
+        return self.rows(FILES, columns, "reason IS NOT NULL").to_pylist()
+
+    def rows_lost(self) -> list[dict[str, Any]]:
+        """The files whose summary was damaged or removed, and that are to be compressed again."""
+        return self.rows(FILES, ["root", "id", "source"], f"status = '{LOST}'").to_pylist()
+
+    def files_of(self, sources: Sequence[str]) -> list[dict[str, Any]]:
+        """All columns of the files of these whole paths that are known; not in their order."""
+        found = []
+        for at in range(0, len(sources), MANY):
+            rows = self.rows(FILES, None, one_of("source", sources[at : at + MANY]))
+            found += rows.to_pylist()
+        return found
+
+    def has(self, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """{SHA-256: (width, height)} of those contents that some file has, with a summary.
+
+        It asks the table of files: its rows are small, so that its index is brought up to date often. Where there are
+        more summaries than files, of a run that was killed or of files that were taken out, it asks that table, too.
+        """
+        condition = f"{one_of('sha256', list(dict.fromkeys(keys)))} AND status = '{OK}'"
+        names = ["sha256", "width", "height"]
+        rows = self.rows(FILES, names, condition).to_pylist()
+        found = {row["sha256"]: (row["width"], row["height"]) for row in rows}
+        rest = [key for key in keys if key not in found]
+        if rest and self._more_summaries():
+            rows = self.rows(SUMMARIES, names, one_of("sha256", rest)).to_pylist()
+            found |= {row["sha256"]: (row["width"], row["height"]) for row in rows}
+        return found
+
+    def _more_summaries(self) -> bool:
+        with guarded(self.path):
+            return self.table(SUMMARIES).count_rows() > self.table(FILES).count_rows()
+
+    def stored(self, keys: Sequence[str]) -> set[str]:
+        """Those contents whose summaries are there, whether or not a file has them."""
+        return set(self.rows(SUMMARIES, ["sha256"], one_of("sha256", list(dict.fromkeys(keys))))["sha256"].to_pylist())
+
+    def rows(self, name: str, columns: list[str] | None = None, where: str | None = None) -> Any:
+        """Rows of a table that a condition picks, as a pyarrow table; all columns where `columns` is None."""
+        query = self.table(name).search().limit(None)
+        if columns is not None:
+            query = query.select(columns)
+        if where is not None:
+            query = query.where(where)
+        with guarded(self.path):
+            rows = query.to_arrow()
+            rows.validate(full=True)  # text that is damaged may not be UTF-8
+            return rows
+
+    def batches(self, name: str, columns: list[str] | None = None, size: int = 4096) -> Iterator[Any]:
+        """All rows of one version of a table as pyarrow tables of up to `size` rows."""
+        import pyarrow as pa
+
+        query = self.table(name).search().limit(None)
+        if columns is not None:
+            query = query.select(columns)
+        with guarded(self.path):
+            stream = query.to_batches(size)
+        while True:
+            with guarded(self.path):
+                batch = next(stream, None)
+                if batch is not None:
+                    batch.validate(full=True)
+            if batch is None:
+                return
+            yield pa.Table.from_batches([batch])
+
+    def check(self, rows: Any) -> None:
+        """DamagedCache where a whole row of `summaries` is not what was written."""
+        wrong = wrong_summaries(self.settings, rows, self.blocks)
+        if wrong.any():
+            raise self.damaged([f"content {rows['sha256'][int(i)].as_py()}" for i in wrong.nonzero()[0]])
+
+    def damaged(self, names: Sequence[str]) -> DamagedCache:
+        return DamagedCache(
+            f"{self.path} is damaged at {', '.join(names[:3])}: run `fwd2bot cache repair {self.path}`."
+        )
