@@ -1,4 +1,4 @@
-"""What mkdocs needs beside docs/: results and CONTRIBUTING.md stand where they are used, and are pages of the site too."""
+"""Pages of the site that live outside docs/, and the table of the settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ LINKS = (
 
 def on_files(files: Any, config: Any, **kwargs: Any) -> Any:
     """Adds the pages that stand outside docs/, and the pictures and figures of eval/results."""
-    results = [p for p in (ROOT / "eval" / "results").iterdir() if p.suffix in (".md", ".png", ".jpg", ".json", ".jsonl")]
+    results = [
+        p for p in (ROOT / "eval" / "results").iterdir() if p.suffix in (".md", ".png", ".jpg", ".json", ".jsonl")
+    ]
     outside = {f"results/{path.name}": path for path in results} | {name: ROOT / path for name, path in PAGES.items()}
     for name, path in sorted(outside.items()):
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -43,11 +45,11 @@ def settings() -> str:
     sys.path.insert(0, str(ROOT))
     from llava_fwd2bot.config import Fwd2BotConfig
 
+    flags = {"num_summary_tokens": "fwd2bot"} | {name: name for name in ("lora_r", "lora_alpha", "lora_dropout")}
     default, lines = Fwd2BotConfig(), ["| flag | default | meaning | source |", "|---|---|---|---|"]
     for field in dataclasses.fields(Fwd2BotConfig):
-        own = {"num_summary_tokens": "fwd2bot", "lora_r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
         value, source = getattr(default, field.name), field.metadata["source"]
         meaning = field.metadata["help"].removesuffix(f" [{source}]").replace("|", "\\|")
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        lines.append(f"| `--{own.get(field.name, 'fwd2bot_' + field.name)}` | {shown} | {meaning} | {source} |")
+        lines.append(f"| `--{flags.get(field.name, 'fwd2bot_' + field.name)}` | {shown} | {meaning} | {source} |")
     return "\n".join(lines)
