@@ -72,11 +72,17 @@ def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> d
     }
 
 
-def measured(found: dict[str, Any], k: int, first_token: bool = False) -> dict[str, float]:
-    """Medians in milliseconds out of a result of `fwd2bot eval cost`."""
-    time, kind = found["milliseconds"], ", first token" if first_token else ""
-    names = {"compress": f"compress, k={k}, 1 at once", "answer": f"answer{kind}, k={k}", "base": f"base{kind}"}
-    return {name: time[source]["median"] for name, source in names.items()}
+def counted(found: dict[str, Any], k: int) -> dict[str, float]:
+    """Operations of compressing once and of one question to each side, out of a result of `fwd2bot eval cost`."""
+    names = {"compress": f"compress, k={k}, 1 at once", "answer": f"answer, k={k}", "base": "base"}
+    return {name: found["flops"][source] for name, source in names.items()}
+
+
+def timed(found: dict[str, Any], k: int) -> dict[int, float]:
+    """Questions → time over the base's, the median of the ratios of sides that ran in turn."""
+    row = next(row for row in found["rows"] if row["k"] == k)
+    ending = " questions, over base"
+    return {int(name.removesuffix(ending)): value for name, value in row.items() if name.endswith(ending)}
 
 
 def relative(costs: dict[str, float], once: str = "compress", each: str = "answer") -> list[float]:
@@ -84,61 +90,68 @@ def relative(costs: dict[str, float], once: str = "compress", each: str = "answe
     return [(costs[once] + q * costs[each]) / (q * costs["base"]) for q in QUESTIONS]
 
 
-def lines(found: dict[str, Any], k: int) -> dict[str, list[tuple[str, dict[str, float], dict[str, Any]]]]:
-    """Panel title → curves: (label, costs, how it is drawn)."""
-    whole, dashed = {"color": "#1f5fa8"}, {"color": "#d9534f", "linestyle": "--"}
-    threads = found["environment"]["threads"]
-    long = found["new_tokens"]
+def curves(found: dict[str, Any], k: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Panel title → label → operations."""
     return {
-        f"smol-llava, time on {threads} CPU thread, 49 tokens against {k}": [
-            (f"answers of {long} tokens", measured(found, k), whole),
-            ("answers of 1 token", measured(found, k, first_token=True), dashed),
-        ],
-        f"LLaVA-1.5-7B, operations, 576 tokens against {k}": [
-            ("answers of 16 tokens", computed(LLAVA_7B, k), whole),
-            ("answers of 128 tokens", computed(LLAVA_7B, k, 128), dashed),
-        ],
+        f"smol-llava, 49 tokens against {k}": {
+            f"operations, answers of {found['new_tokens']} tokens": counted(found, k)
+        },
+        f"LLaVA-1.5-7B, 576 tokens against {k}": {
+            f"operations, answers of {answer} tokens": computed(LLAVA_7B, k, answer) for answer in (16, 128)
+        },
     }
 
 
-def picture(panels: dict[str, Any]) -> bytes:
-    """A panel each, the base at 1, a dot at the break-even: a PNG."""
+def _from(costs: dict[str, float]) -> str:
+    at = break_even(costs["compress"], costs["answer"], costs["base"])
+    return f"cheaper from {at} questions" if at else "never cheaper"
+
+
+def picture(found: dict[str, Any], k: int) -> bytes:
+    """smol-llava and 7B beside each other, the base at 1, a dot at each break-even: a PNG."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4), sharey=True)
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+    panels = curves(found, k)
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), sharey=True)
+    for axis, (title, own) in zip(axes, panels.items(), strict=True):
         axis.axhline(1, color="black", linewidth=1, label="base, from the image each time")
-        for label, costs, style in curves:
+        for (label, costs), colour in zip(own.items(), ("#1f5fa8", "#7bc47f"), strict=False):
             values = relative(costs)
-            at = break_even(costs["compress"], costs["answer"], costs["base"])
-            from_where = f"cheaper from question {at}" if at else "never cheaper"
-            axis.plot(QUESTIONS, values, label=f"{label}: {from_where}", **style)
-            if at in QUESTIONS:
-                axis.plot([at], [values[at - 1]], "o", color=style["color"])
-        kept = curves[0][1]
-        if "kept" in kept:
-            values = relative(kept, "kept once", "kept")
-            axis.plot(QUESTIONS, values, color="0.5", linestyle=":", label="base, keys and values kept: 288 MiB")
+            axis.plot(QUESTIONS, values, color=colour, label=f"{label}: {_from(costs)}")
+            if at := break_even(costs["compress"], costs["answer"], costs["base"]):
+                axis.plot([at], [values[at - 1]], "o", color=colour)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
-        axis.set(xlabel="questions about one image", ylim=(0, 2.2))
+        axis.set(xlabel="questions about one image", ylim=(0, 2.4))
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    times, at = timed(found, k), next(row["break_even"] for row in found["rows"] if row["k"] == k)
+    from_where = f"cheaper from {at} questions" if at else "never cheaper"
+    label = f"time on {found['environment']['threads']} CPU thread: {from_where}"
+    axes[0].plot(list(times), list(times.values()), "s--", color="#d9534f", label=label)
+    kept = computed(LLAVA_7B, k)
+    style = {"color": "0.5", "linestyle": ":", "label": "base, keys and values kept (288 MiB an image)"}
+    axes[1].plot(QUESTIONS, relative(kept, "kept once", "kept"), **style)
+    for axis in axes:
         axis.legend(fontsize=8, frameon=False, loc="upper right")
     axes[0].set_ylabel("cost, over the base's")
     figure.tight_layout()
     return png(figure)
 
 
-def table(panels: dict[str, Any]) -> str:
-    """The figures of every curve as Markdown; the base's own unit is 1."""
-    text = ["| what | compress once | each question | cheaper from question | 1 | 2 | 4 | 8 | 32 |", "|---" * 9 + "|"]
-    for title, curves in panels.items():
-        for label, costs, _ in curves:
-            at = break_even(costs["compress"], costs["answer"], costs["base"])
-            shares = [f"{costs[name] / costs['base']:.2f}" for name in ("compress", "answer")]
-            values = [f"{relative(costs)[q - 1]:.2f}" for q in (1, 2, 4, 8, 32)]
-            text.append(f"| {title}, {label} | {' | '.join([*shares, str(at or 'never'), *values])} |")
+def table(found: dict[str, Any], k: int) -> str:
+    """The figures of every curve as Markdown; the cost of one question to the base is 1."""
+    shown = (1, 2, 4, 8, 32)
+    head = "| what | compress once | each question | " + " | ".join(f"{q} questions" for q in shown) + " | |"
+    text = [head, "|---" * (4 + len(shown)) + "|"]
+    times = timed(found, k)
+    cells = [f"{times[q]:.2f}" if q in times else "" for q in shown]
+    text.append(f"| smol-llava, time, answers of {found['new_tokens']} tokens | | | {' | '.join(cells)} | |")
+    for title, own in curves(found, k).items():
+        for label, costs in own.items():
+            parts = [f"{costs[name] / costs['base']:.2f}" for name in ("compress", "answer")]
+            cells = [f"{relative(costs)[q - 1]:.2f}" for q in shown]
+            text.append(f"| {title}, {label} | {' | '.join([*parts, *cells, _from(costs)])} |")
     return "\n".join(text)
 
 
@@ -148,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=16, help="how many summary tokens; default: 16")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the picture to write, a PNG")
     args = parser.parse_args(argv)
-    panels = lines(read_json(args.result), args.k)
-    write_bytes(args.output, picture(panels))
-    print(table(panels))
+    found = read_json(args.result)
+    write_bytes(args.output, picture(found, args.k))
+    print(table(found, args.k))
 
 
 if __name__ == "__main__":
