@@ -39,6 +39,7 @@ setup(
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
         "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",

@@ -48,7 +48,8 @@ class Fwd2BotConfig:
         "none",
         "What stands between a summary and the answer pass: none (fed straight back), scale (a gain per channel) or "
         "linear (a matrix); both start at identity.",
-        "paper: none is named; measured in design.md, fact 9",
+        "paper: none is named; on a small LLaVA (700 steps, one seed) straight back answered 67 %, scaled to the norm of word "
+        "embeddings 44 %",
     )
     residual: str = _field(
         "none",

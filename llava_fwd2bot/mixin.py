@@ -297,7 +297,7 @@ class Fwd2BotMixin(Fwd2BotAttachMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin)
 
     # ------------------------------------------------------------------ disk
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Writes the Fwd2Bot checkpoint (design: config, R, one PEFT adapter per stage); the base is not copied.
+        """Writes the Fwd2Bot checkpoint: settings, R, and one PEFT adapter per stage. The base is not copied.
 
         Args:
             processor: the processor to save beside it, so that AutoProcessor opens the checkpoint.

@@ -1,4 +1,4 @@
-"""Every Python and shell block of README.md and docs/ runs here on smol-llava: an example that fails is worse than none.
+"""Every Python and shell block of README.md and docs/ runs here on smol-llava: an example must not fail its reader.
 
 The blocks of a page share a folder and a namespace. `<!-- test: arguments -->` above a block says that it needs what is
 not here (7B, a network, LLaVA's own data): its commands are parsed by the real parsers, its Python is compiled and its
