@@ -87,7 +87,10 @@ def sign_flips(
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table per benchmark; what others published on it below."""
-    told = "Intervals are of 95 %, by bootstrap over items (those of one image together); retention is paired."
+    told = (
+        "Intervals: 95 %, by bootstrap over items, all items of an image drawn together. Retention compares the same "
+        "items. p: how often a difference this large comes up by chance."
+    )
     parts = ["# Retention report", f"{date.today()}. {told}"]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
@@ -99,7 +102,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in own:
             mark = f"**{row['model']}** (base)" if row["base"] else row["model"]
-            mark += f", the first {row['limit']} items alone" if row["limit"] else ""
+            mark += f", first {row['limit']} items only" if row["limit"] else ""
             cells = [mark, str(row["k"]), _number(row["value"]), _interval(row.get("interval"))]
             share = row.get("retention")
             cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
