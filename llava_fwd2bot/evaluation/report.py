@@ -102,7 +102,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in own:
             mark = f"**{row['model']}** (base)" if row["base"] else row["model"]
-            mark += f", first {row['limit']} items only" if row["limit"] else ""
+            mark += f", the first {row['limit']} items alone" if row["limit"] else ""
             cells = [mark, str(row["k"]), _number(row["value"]), _interval(row.get("interval"))]
             share = row.get("retention")
             cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
