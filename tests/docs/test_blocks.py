@@ -23,6 +23,9 @@ from transformers import TrainingArguments
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.smol import checkpoint_folder
 
+for needed in ("gguf", "lancedb", "skimage"):  # smol-llava, the cache, photographs
+    pytest.importorskip(needed)
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- test: (\w+) -->\s*\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
