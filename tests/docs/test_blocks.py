@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 from transformers import TrainingArguments
 
+from llava_fwd2bot.checkpoint import load as opening
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.smol import checkpoint_folder
 
@@ -60,6 +62,22 @@ def files(tmp_path_factory) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     shutil.copytree(checkpoint_folder(), folder / "my-fwd2bot")
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """A checkpoint that has been loaded is not loaded again: that would take a third of the time of these tests."""
+    known, load = {}, opening.load_fwd2bot
+
+    def remember(path, base=None, **loading):
+        key = (Path(path).name, base, *sorted((name, str(value)) for name, value in loading.items()))
+        if key not in known:
+            known[key] = load(path, base, **loading)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "load_fwd2bot", remember)
+        yield
 
 
 class Parsed(BaseException):
@@ -117,7 +135,7 @@ def check_arguments(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_blocks_of(page, files, tmp_path, monkeypatch):
+def test_blocks_of(page, files, loaded_once, tmp_path, monkeypatch):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__docs__"}
