@@ -42,6 +42,7 @@ setup(
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         # what the README's examples use: smol-llava, the cache, 4 and 8 bit, the evaluators
         "all": ["gguf>=0.10", "lancedb>=0.40", "filelock>=3.12", "bitsandbytes>=0.46", *EVAL],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
         "easy-vqa": ["easy-vqa==1.0", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",

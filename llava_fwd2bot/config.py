@@ -50,7 +50,7 @@ class Fwd2BotConfig:
         "none",
         "What stands between a summary and the answer pass: none (fed straight back), scale (a gain per channel) or "
         "linear (a matrix); both start at identity.",
-        "paper: none is named; measured in design.md, fact 9",
+        "paper: none is named; on a small LLaVA (one seed) none answered 67 %, scaling to the words' norm 44 %",
     )
     residual: str = _field(
         "none",

@@ -1,6 +1,6 @@
 """The ablation study: one YAML of rows and claims, one command, a table and a picture.
 
-    python -m eval.studies.ablation eval/ablation.yaml --work DIR [--jobs 2] [--output eval/results/ablation]
+    python -m eval.studies.ablation eval/studies/ablation.yaml --work DIR [--jobs 2] [--output eval/results/ablation]
 
 Every row is trained on the scenes base for each seed, by the training command, and measured by scenes_measure.py.
 A run that was stopped goes on where it was; rows and seeds that are done are not done again, be it in --work or,
@@ -40,7 +40,7 @@ BASE = "base"
 
 @dataclass
 class Row:
-    """`method` is one of eval/rivals.py; `captions`: which of a scene's are learned from: short, long or both; `seeds`:
+    """`method` is one of eval/studies/rivals.py. `captions`: which of a scene's train: short, long or both. `seeds`:
     its own instead of the study's, as a close comparison needs more."""
 
     name: str
@@ -84,7 +84,7 @@ class Study:
             claims = [Claim(**claim) for claim in given.pop("claims", [])]
             study = cls(rows=rows, claims=claims, **given)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no study: {error}. eval/ablation.yaml shows the form.") from error
+            raise ValueError(f"{file} is no study: {error}. eval/studies/ablation.yaml shows the form.") from error
         for row in rows.values():
             if row.method not in RIVALS or row.captions not in ("short", "long", "both") or row.name == BASE:
                 raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a taken name.")

@@ -163,16 +163,18 @@ def markdown(
     text = [
         "# Ablation on scenes",
         "",
-        f"{date.today()}. Percent; means over items and seeds. In brackets: of answers the seeds' range, of retention "
-        "(the share of the base's answers, on all pictures and on those of few objects) the 95 % interval, pictures "
-        "and seeds drawn anew; of one seed the pictures alone, so that what another seed would give is not in it; of "
-        "few seeds it is rather too narrow. With hard negatives: each picture has one beside it that differs in one "
-        "object.",
+        *(["## Read this first", "", about.strip(), ""] if about else []),
+        "## Figures",
+        "",
+        f"{date.today()}. All figures are percentages, means over items and seeds. Answers: in brackets the range over "
+        "the seeds. Share of the base's answers: in brackets the 95 % interval, pictures and seeds drawn anew; for "
+        "one seed only the pictures are. With hard negatives: every picture has a second one beside it that differs in "
+        "one object.",
         "",
     ]
     text += [
-        f"| row | k | seeds | answers | of base | of base, ≤ {FEW} objects | attribute | count | existence | relation "
-        "| text→image R@1 | with hard negatives | hard captions |"
+        f"| row | k | seeds | answers | share of base | share of base, ≤ {FEW} objects | attribute | count | existence "
+        "| relation | text→image R@1 | with hard negatives | hard captions |"
     ]
     text += ["|---" * 13 + "|"]
     for line in lines:
@@ -184,7 +186,6 @@ def markdown(
             cells.append(_percent(line.get(name)) + drawn)
         names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
         text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
-    text += ["", about.strip()] if about else []
     text += ["", "## Claims", "", "| claim | seeds | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
     for v in verdicts:
         points = v["figure"] != "attention"
@@ -209,8 +210,15 @@ def markdown(
     return "\n".join(text) + "\n"
 
 
+def longer_than_most(lines: list[dict[str, Any]]) -> list[bool]:
+    """Which rows were trained for more steps than the others: they are not to be compared with them."""
+    steps = [line.get("steps", 0) for line in lines]
+    usual = max(set(steps), key=steps.count)
+    return [own > usual for own in steps]
+
+
 def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> bytes:
-    """Rows as bars with the seeds' range, and the capacity curves: a PNG."""
+    """Rows as bars with the seeds' range, and the capacity curves: a PNG. Rows with more steps than most are grey."""
     plt = pyplot()
     shown = [line for line in lines if line["row"] != BASE]
     figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])
@@ -218,11 +226,13 @@ def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) ->
     places = range(len(shown))
     for axis, name, title in ((axes[0], "answers", "answers"), (axes[1], "t2i", "text→image R@1")):
         values = [100 * line.get(name, float("nan")) for line in shown]
-        axis.barh(places, values, color="#4878a8", height=0.7)
+        axis.barh(
+            places, values, color=["0.7" if longer else "#4878a8" for longer in longer_than_most(shown)], height=0.7
+        )
         axis.set_yticks(places, names if name == "answers" else [""] * len(names), fontsize=8)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("%")
+        axis.set_xlabel("%" + ("; grey: trained for longer, not an equal comparison" if name == "answers" else ""))
     for place, line in zip(places, shown, strict=True):
         axes[0].plot([100 * x for x in line["answers_spread"]], [place, place], color="black", linewidth=1.5)
     for line in lines:
@@ -245,6 +255,10 @@ def report(study: Study, work: Path, output: Path | None) -> str:
     """The Markdown; with `output`, also OUTPUT.json, .md and .png."""
     found = collect(study, work)
     lines = rows_of(found)
+    for line in lines:
+        if line["row"] != BASE:
+            arguments = study.command(study.rows[line["row"]])
+            line["steps"] = int(arguments[len(arguments) - arguments[::-1].index("--max_steps")])
     verdicts = [judge(claim, found) for claim in study.claims]
     curves: dict[str, dict[int, float]] = {}
     for row in (BASE, *study.capacity):

@@ -287,7 +287,7 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
             "splits": splits,
             "objects": list(objects),
             "format": FORMAT,
-            "described_in": "llava_fwd2bot/eval/scenes.py",
+            "described_in": "eval/studies/scenes.py",
         }
         write_json(beside / "about.json", about)
     return output

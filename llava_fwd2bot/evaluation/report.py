@@ -87,7 +87,10 @@ def sign_flips(
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table per benchmark; what others published on it below."""
-    told = "Intervals are of 95 %, by bootstrap over items (those of one image together); retention is paired."
+    told = (
+        "Intervals: 95 %, by bootstrap over items, all items of an image drawn together. Retention compares the same "
+        "items. p: how often a difference this large comes up by chance."
+    )
     parts = ["# Retention report", f"{date.today()}. {told}"]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]

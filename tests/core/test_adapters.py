@@ -125,7 +125,7 @@ def test_switching_uses_what_peft_reads(model):
 
 
 def test_lora_stays_inside_the_language_model(model):
-    """Leaf names such as q_proj also exist in CLIP; fact 7 of the design."""
+    """Leaf names such as q_proj also exist in CLIP, so that targets by leaf name would leak into it."""
     names = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     assert len(names) == 2 * 7
     assert all(n.startswith("model.language_model.layers.") for n in names)

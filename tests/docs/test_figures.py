@@ -1,0 +1,55 @@
+"""The figures in README and docs are those of the result files: a result that is measured again must change both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "eval" / "results"
+
+
+@pytest.fixture(scope="module")
+def smol() -> dict[tuple[str, str, int], dict]:
+    rows = json.loads((RESULTS / "smol.json").read_text())["results"]
+    return {(row["task"], row["method"], row["k"]): row for row in rows}
+
+
+@pytest.mark.parametrize(("task", "words"), [("caption", "images"), ("exists", "questions")])
+def test_retention_in_the_readme(smol, task, words):
+    row = smol[task, "fwd2bot", 16]
+    low, high = (f"{100 * x:.1f}" for x in row["retention_interval"])
+    count = len(json.loads((RESULTS / "smol" / f"fwd2bot.{task}.k16.json").read_text())["items"])
+    line = f"| {100 * row['retention']:.1f} % [{low}, {high}] of the base |"
+    found = [text for text in (ROOT / "README.md").read_text().splitlines() if line in text]
+    assert len(found) == 1 and f"n = {count:,} {words}" in found[0]
+
+
+def test_the_table_of_smol_llava(smol):
+    page = (ROOT / "docs" / "results" / "index.md").read_text()
+    for k in (1, 2, 4, 8, 16):
+        cells = [f"{2 * 576 * k:,}"]
+        for task, unit in (("caption", ""), ("exists", " %")):
+            row = smol[task, "fwd2bot", k]
+            cells.append(f"{100 * row['value']:.1f}{unit} ({100 * row['retention']:.1f} %)")
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_pooling_is_level(smol):
+    """The most important negative result: the README's figure is the claim's, at k = 16, with its interval."""
+    claims = json.loads((RESULTS / "smol.json").read_text())["claims"]
+    rows = next(entry["rows"] for entry in claims if "same k" in entry["claim"])
+    row = next(r for r in rows if (r["task"], r["against"], r["k"]) == ("caption", "pool", 16))
+    value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (row["value"], *row["interval"]))
+    assert f"{value} [{low}, {high.lstrip('+')}] points of CIDEr" in (ROOT / "README.md").read_text()
+
+
+def test_the_cost_page(smol):
+    from eval.studies.cost_plot import table
+
+    page = (RESULTS / "cost.md").read_text()
+    for line in table(json.loads((RESULTS / "cost_smol.json").read_text()), 16).splitlines()[2:]:
+        numbers = [cell.strip() for cell in line.split("|")[2:-2] if cell.strip()]
+        assert any(all(f"| {n} " in text for n in numbers) for text in page.splitlines()), line
