@@ -151,7 +151,8 @@ def claims_table(found: Sequence[dict[str, Any]]) -> str:
             continue
         low, high = c["interval"]
         lines.append(
-            f"| {name_of(c['run'])} | {c['k']} | {name_of(c['against'])} | {c['at']} | {c['difference']:+.1f} [{low:+.1f}, {high:+.1f}] "
+            f"| {name_of(c['run'])} | {c['k']} | {name_of(c['against'])} | {c['at']} "
+            f"| {c['difference']:+.1f} [{low:+.1f}, {high:+.1f}] "
             f"| {c['p_holm']:.3f} | {c['verdict']} |"
         )
     return "\n".join([*lines, "", "Against the others, at equal k:", "", *rest]) + "\n"
@@ -174,7 +175,11 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
             [row["share"] - row["interval"][0] for row in mine],
             [row["interval"][1] - row["share"] for row in mine],
         ]
-        axis.errorbar(ks, values, yerr=bars, marker="os^Dv"[number % 5], markersize=4, elinewidth=0.6, linestyle=("-", "--")[number >= 10], label=name_of(run))
+        line = ("-", "--")[number >= 10]  # the colours repeat
+        marker = "os^Dv"[number % 5]
+        axis.errorbar(
+            ks, values, yerr=bars, marker=marker, markersize=4, elinewidth=0.6, linestyle=line, label=name_of(run)
+        )
     axis.axhline(100, color="black", linestyle="--", linewidth=1)
     axis.set_xscale("log", base=2)
     axis.set_xticks(KS, [str(k) for k in KS])

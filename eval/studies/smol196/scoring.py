@@ -148,8 +148,8 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 def chance(difference: np.ndarray) -> float:
     """Two-sided p of a difference [1 + ROUNDS], by the standard error of the draws.
 
-    Counting draws of the other sign cannot give a p below 1 / ROUNDS, which is too coarse for a correction over hundreds
-    of comparisons.
+    Counting draws of the other sign cannot give a p below 1 / ROUNDS, too coarse for a correction over hundreds of
+    comparisons.
     """
     error = float(difference[1:].std(ddof=1))
     return math.erfc(abs(float(difference[0])) / error / math.sqrt(2)) if error > 0 else float(difference[0] == 0)
