@@ -8,7 +8,7 @@ from conftest import SIZE, settings, shake, toy_base
 from PIL import Image
 from transformers import Trainer, TrainingArguments, pipeline
 
-import llava_fwd2bot.checkpoint.load
+import llava_fwd2bot.hosts.opening
 from llava_fwd2bot import add_fwd2bot, register, smol
 
 
@@ -43,7 +43,7 @@ def test_pipeline_image_text_to_text(on_disk, processor, tmp_path, from_disk):
 def test_smol_llava_is_a_name_for_pipelines(on_disk, processor, tmp_path, monkeypatch, own_processor):
     """After register() the name opens the folder of this package, where transformers would ask the hub for 40 s."""
     on_disk.save_pretrained(tmp_path / "m", processor=processor if own_processor else None)
-    for module in (smol.hub, llava_fwd2bot.checkpoint.load):
+    for module in (smol.hub, llava_fwd2bot.hosts.opening):
         monkeypatch.setattr(module, "checkpoint_folder", lambda: tmp_path / "m")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kw: pytest.fail("the hub was asked"))
     register()

@@ -52,11 +52,11 @@ def test_compress_turns_and_flattens(run, checkpoint, turned, tmp_path):
 
 def test_ask_turns_and_flattens(run, checkpoint, turned, monkeypatch):
     """Seen by what the model is given: answers of a toy may agree by chance."""
-    import llava_fwd2bot.processing.images
+    import llava_fwd2bot.processing.generate
 
-    given, prepare = [], llava_fwd2bot.processing.images.prepare_pixels
+    given, prepare = [], llava_fwd2bot.processing.generate.prepare_pixels
     monkeypatch.setattr(
-        llava_fwd2bot.processing.images,
+        llava_fwd2bot.processing.generate,
         "prepare_pixels",
         lambda p, m, images: given.extend(images) or prepare(p, m, images),
     )
@@ -84,7 +84,7 @@ def test_eval_and_training_read_as_llava_does(checkpoint, turned):
 
 def test_pictures_of_a_benchmark_are_bounded_too(checkpoint):
     """lmms-eval hands over pictures, not files; the base's own preparation would take gigabytes of a thin one."""
-    from llava_fwd2bot.evaluation.generate import from_base
+    from llava_fwd2bot.processing.generate import from_base
     from llava_fwd2bot.processing.images import ImageError
 
     model, processor = load_fwd2bot(checkpoint)
