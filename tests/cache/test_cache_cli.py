@@ -46,7 +46,7 @@ def test_a_second_run_reads_nothing_and_a_changed_folder_is_followed(fill, photo
     cache = SummaryCache.open(fill.cache)
     before = cache.get(["a.png", "b.png"])
     assert sorted(row["id"] for row in cache.skipped()) == ["beach/truncated.jpg", "text.jpg"]
-    monkeypatch.setattr("llava_fwd2bot.cache.pipeline.read_content", None)  # not one file is opened
+    monkeypatch.setattr("llava_fwd2bot.cache.feeder.read_content", None)  # not one file is opened
     assert figures(fill()) == (0, 5, 0, 2)
     monkeypatch.undo()
     os.utime(photos / "a.png", ns=(1, 1))

@@ -19,7 +19,7 @@ from PIL import Image
 pytest.importorskip("lancedb")
 
 from llava_fwd2bot import load_fwd2bot  # noqa: E402
-from llava_fwd2bot.cache import pipeline  # noqa: E402
+from llava_fwd2bot.cache import feeder  # noqa: E402
 from llava_fwd2bot.cache.compressor import Compressor  # noqa: E402
 from llava_fwd2bot.cache.entries import Entry  # noqa: E402
 from llava_fwd2bot.cache.format import CacheSettings, blocks, column  # noqa: E402
@@ -140,14 +140,14 @@ def test_what_is_hashed_is_what_is_decoded(made, tmp_path, monkeypatch):
     """A file that was replaced between the two had its new picture stored under its old content."""
     cache, run = made
     file = picture(tmp_path / "f" / "a.png", (200, 0, 0))
-    old, read = file.read_bytes(), pipeline.read_content
+    old, read = file.read_bytes(), feeder.read_content
 
     def replaced(entry):
         content = read(entry)
         picture(file, (0, 200, 0))
         return content
 
-    monkeypatch.setattr(pipeline, "read_content", replaced)
+    monkeypatch.setattr(feeder, "read_content", replaced)
     run(tmp_path / "f")
     monkeypatch.undo()
     (tmp_path / "g").mkdir()
