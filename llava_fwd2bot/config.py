@@ -7,17 +7,12 @@ the paper does not say (its ranks, weights, temperature and pooling are not publ
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .files.text import parse_json, read_text
+from .files.text import read_json
+from .files.writing import write_json
 
 CONFIG_NAME = "fwd2bot_config.json"
 STAGES = ("compress", "answer")
@@ -140,71 +135,3 @@ class Fwd2BotConfig:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Fwd2BotConfig:
         return cls.from_dict(read_json(path))
-
-
-def read_any_json(path: str | os.PathLike) -> Any:
-    """What JSON `path` holds; ValueError with the place of the fault when it is none."""
-    try:
-        return parse_json(read_text(path), path)
-    except ValueError as error:
-        why = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path} is not valid JSON ({why}). It is damaged: restore it or make it again.") from error
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object from `path`; ValueError with the place of the fault when it is none."""
-    values = read_any_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object. It is damaged: restore it.")
-    return values
-
-
-def write_json(path: str | os.PathLike, values: dict[str, Any] | list[Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes beside `path`, then renames: a full disk leaves what was there before."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def write_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A new folder beside `path`, which takes its place when all is written; after an error nothing is left of it.
-
-    Raises:
-        NotADirectoryError: `path` is a file. OSError: it cannot be replaced; it is as it was, and the message says
-            where the new one lies.
-    """
-    path = Path(path).resolve()  # a link to a folder keeps leading to what it leads to
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(20, "There is a file where a folder is to be written", str(path))
-    # process numbers are not unique on shared disks
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    before = beside.with_suffix(".old")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.mkdir()
-    try:
-        yield beside
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    try:
-        if path.exists():
-            os.rename(path, before)
-        os.rename(beside, path)
-    except OSError as error:
-        if before.exists():
-            os.rename(before, path)
-        raise OSError(error.errno, f"{error.strerror}; what was written for it lies in {beside}", str(path)) from error
-    shutil.rmtree(before, ignore_errors=True)

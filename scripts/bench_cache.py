@@ -33,7 +33,8 @@ from llava_fwd2bot.cache.index import build as build_index
 from llava_fwd2bot.cache.maintenance import optimize
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.tables import COLUMNS
-from llava_fwd2bot.config import read_any_json, read_json, write_json
+from llava_fwd2bot.files.text import read_any_json, read_json
+from llava_fwd2bot.files.writing import write_json
 
 BATCH = 20_000
 

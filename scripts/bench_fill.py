@@ -23,8 +23,8 @@ from llava_fwd2bot.cache.format import CacheSettings
 from llava_fwd2bot.cache.pipeline import fill
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sources import Source
-from llava_fwd2bot.config import write_json
 from llava_fwd2bot.evaluation.measure import environment, ratio
+from llava_fwd2bot.files.writing import write_json
 
 
 def measure(

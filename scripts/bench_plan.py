@@ -30,7 +30,7 @@ from llava_fwd2bot.cache.plan import Filled, Plan, blocks_of
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sink import CacheSink
 from llava_fwd2bot.cache.sources import Source
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.files.writing import write_json
 
 SETTINGS = CacheSettings("f" * 64, 16, 1024, "int4", "mean")
 PER_FOLDER, BATCH = 1000, 20_000

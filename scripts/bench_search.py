@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from bench_cache import Source, peak_bytes
 
-from llava_fwd2bot.config import write_json
 from llava_fwd2bot.evaluation import search
+from llava_fwd2bot.files.writing import write_json
 
 SCREEN = {"yes": True, "no": False, "auto": None}
 

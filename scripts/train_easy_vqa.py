@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.processing.conversation import ConversationFormatter
 from llava_fwd2bot.training.command import train
 

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import read_any_json
-from llava_fwd2bot.files.text import json_line
+from llava_fwd2bot.files.text import json_line, read_any_json
 from llava_fwd2bot.training.data import read_records
 
 LETTERS = "ABCDEFGH"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.config import write_bytes, write_json, write_text
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.results import DENSE, beside
+from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 
 from .ablation import BASE, FEW, Claim, Study, done
 

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import read_json, write_folder, write_json, write_text
 from llava_fwd2bot.evaluation.results import beside
+from llava_fwd2bot.files.text import read_json
+from llava_fwd2bot.files.writing import write_folder, write_json, write_text
 
 from .ablation import BASE, Study, folder_of
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import read_json, write_bytes
 from llava_fwd2bot.evaluation.cost import break_even
 from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.files.text import read_json
+from llava_fwd2bot.files.writing import write_bytes
 
 QUESTIONS = range(1, 33)
 PROMPT, TEXT = 10, 60  # "Summarize the image in a few words.", and a question in LLaVA's conversation format

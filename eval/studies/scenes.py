@@ -33,7 +33,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from llava_fwd2bot.config import write_folder, write_json
+from llava_fwd2bot.files.writing import write_folder, write_json
 
 FORMAT = 2  # of the files; 2 has the hard negative pictures
 SIDE, CELL = 96, 32

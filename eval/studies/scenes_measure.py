@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from llava_fwd2bot.config import read_json
 from llava_fwd2bot.evaluation.metrics import exact
 from llava_fwd2bot.evaluation.search import ranks
+from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.training.data import read_records
 
 from .readers import BaseReader, Images, SummaryReader

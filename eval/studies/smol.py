@@ -34,11 +34,12 @@ from tqdm import tqdm
 
 from llava_fwd2bot.cache.summary_file import fingerprint_of
 from llava_fwd2bot.checkpoint.load import base_source
-from llava_fwd2bot.config import read_json, write_text
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.answers import DENSE
 from llava_fwd2bot.evaluation.search import ranks, recalls
 from llava_fwd2bot.files.images import file_digest
+from llava_fwd2bot.files.text import read_json
+from llava_fwd2bot.files.writing import write_text
 from llava_fwd2bot.hosts.opening import is_checkpoint, local_folder
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.data import read_records

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 import transformers
 
-from llava_fwd2bot.config import read_json, write_bytes, write_json, write_text
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.metrics import bootstrap
 from llava_fwd2bot.evaluation.results import beside
+from llava_fwd2bot.files.text import read_json
+from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.version import __version__
 
 from . import smol_claims

@@ -20,7 +20,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.config import write_json
+from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.data import read_records
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava_fwd2bot.config import write_folder, write_json
+from llava_fwd2bot.files.writing import write_folder, write_json
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 PROMPTS = "summarize the image in a few words. summarize the text in a few words."

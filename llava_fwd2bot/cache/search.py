@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bottleneck import embed, maxsim
-from ..config import write_text
 from ..files.images import LLAVA, OWN, Reading
+from ..files.writing import write_text
 from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels, prepared_size
 from .naming import escaped
 from .reader import SummaryCache

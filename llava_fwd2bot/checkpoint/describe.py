@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..config import Fwd2BotConfig, read_json
+from ..config import Fwd2BotConfig
+from ..files.text import read_json
 from ..smol import cached_base, is_smol
 from .files import read_checkpoint
 from .load import base_of

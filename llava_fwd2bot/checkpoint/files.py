@@ -23,8 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import CONFIG_NAME, Fwd2BotConfig, read_json, write_json
+from ..config import CONFIG_NAME, Fwd2BotConfig
 from ..files.outputs import refuse_overlap, refuse_whole_model
+from ..files.text import read_json
+from ..files.writing import write_json
 from ..version import __version__
 from .fingerprint import fingerprint
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import read_json
 from ..extras import require
+from ..files.text import read_json
 from ..hosts import host_class
 from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..smol import base_folder, is_smol

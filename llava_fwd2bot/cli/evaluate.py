@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..config import write_json, write_text
 from ..evaluation import scorers
 from ..files.outputs import refuse_overlap
 from ..files.text import json_line
+from ..files.writing import write_json, write_text
 from ..version import __version__
 from .options import checked, count, load_model, model_options, quantisation
 from .parser import Parser

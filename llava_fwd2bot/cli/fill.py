@@ -134,7 +134,8 @@ class Run:
     def _settings(self, known: CacheSettings | None) -> CacheSettings:
         from ..cache.format import CacheSettings
         from ..cache.naming import fingerprint_of
-        from ..config import CONFIG_NAME, read_json
+        from ..config import CONFIG_NAME
+        from ..files.text import read_json
 
         args = self.args
         path, most = checked(args.model, args.k)

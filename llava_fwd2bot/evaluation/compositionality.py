@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..bottleneck import embed
-from ..config import read_any_json
+from ..files.text import read_any_json
 from ..training.data import read_records
 from .datasets import field_of
 from .encode import Encoder, whole_lines

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import write_bytes, write_json, write_text
+from ..files.writing import write_bytes, write_json, write_text
 from .drawing import png, pyplot
 from .metrics import bootstrap
 from .results import DENSE, Result, beside, pair, published_of, read_results

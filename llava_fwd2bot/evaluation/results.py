@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import read_any_json, read_json
+from ..files.text import read_any_json, read_json
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
 HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # others: the first figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -129,3 +130,20 @@ def _not_text(path: str | Path, content: bytes, encoding: str, error: UnicodeDec
     line = content.count(b"\n", 0, start) + 1
     tried = "" if encoding.startswith("utf-8") else f", and as {encoding.upper()} it is damaged ({error.reason})"
     return ValueError(f"{path}: not UTF-8 text (byte {start}) at line {line}{tried}; save it as UTF-8")
+
+
+def read_any_json(path: str | os.PathLike) -> Any:
+    """What JSON `path` holds; ValueError with the place of the fault when it is none."""
+    try:
+        return parse_json(read_text(path), path)
+    except ValueError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path} is not valid JSON ({why}). It is damaged: restore it or make it again.") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object from `path`; ValueError with the place of the fault when it is none."""
+    values = read_any_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object. It is damaged: restore it.")
+    return values

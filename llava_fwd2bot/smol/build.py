@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ..checkpoint.files import file_hash
-from ..config import write_folder
 from ..extras import require
+from ..files.writing import write_folder
 from . import tower
 from .name import NAME
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import read_json
+from ..files.text import read_json
 
 # optimizers that update in backward, at one rate for all: they pass over --summary_lr, --mm_projector_lr, the gradient
 # norm and accumulation

@@ -14,7 +14,8 @@ from typing import Any
 from transformers.hf_argparser import string_to_bool
 
 from ..checkpoint.files import file_hash
-from ..config import read_json, write_json
+from ..files.text import read_json
+from ..files.writing import write_json
 
 RUN_NAME = "training_run.json"
 STATE_NAME = "trainer_state.json"  # of transformers' Trainer, which writes it last

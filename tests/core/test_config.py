@@ -6,7 +6,7 @@ import os
 import pytest
 
 from llava_fwd2bot import Fwd2BotConfig
-from llava_fwd2bot.config import write_folder
+from llava_fwd2bot.files.writing import write_folder
 
 
 def test_every_field_has_help_and_source():

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eval.studies import smol, smol_claims, smol_report
-from llava_fwd2bot.config import write_json
 from llava_fwd2bot.evaluation import metrics
+from llava_fwd2bot.files.writing import write_json
 
 
 def test_answers_are_compared_as_people_read_them():

@@ -19,8 +19,8 @@ import numpy as np
 from eval.studies.smol196.pictures import SIDE
 from eval.studies.smol196.recipes import KS
 from eval.studies.smol196.scoring import Table, chance, decoder, holm, interval, read_table
-from llava_fwd2bot.config import write_bytes, write_json, write_text
 from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.smol import build
 
 HEAD = """# smol-llava-196: {title}

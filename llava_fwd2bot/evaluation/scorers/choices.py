@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...config import read_json
-from ...files.text import read_table
+from ...files.text import read_json, read_table
 from . import Answers, Score, answered, blank, complete, mean, once, strangers, with_groups
 
 LETTERS = "ABCDE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...config import read_json
+from ...files.text import read_json
 from . import Answers, Score, answered, blank, mean, strangers
 
 

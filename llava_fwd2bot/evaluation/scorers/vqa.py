@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...config import read_any_json, read_json
+from ...files.text import read_any_json, read_json
 from ...training.data import read_records
 from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
 

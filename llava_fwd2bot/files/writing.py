@@ -1,0 +1,63 @@
+"""Files written whole or not at all: beside their place, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: str | os.PathLike, values: dict[str, Any] | list[Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes beside `path`, then renames: a full disk leaves what was there before."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place when all is written; after an error nothing is left of it.
+
+    Raises:
+        NotADirectoryError: `path` is a file. OSError: it cannot be replaced; it is as it was, and the message says
+            where the new one lies.
+    """
+    path = Path(path).resolve()  # a link to a folder keeps leading to what it leads to
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(20, "There is a file where a folder is to be written", str(path))
+    # process numbers are not unique on shared disks
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    before = beside.with_suffix(".old")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside.mkdir()
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    try:
+        if path.exists():
+            os.rename(path, before)
+        os.rename(beside, path)
+    except OSError as error:
+        if before.exists():
+            os.rename(before, path)
+        raise OSError(error.errno, f"{error.strerror}; what was written for it lies in {beside}", str(path)) from error
+    shutil.rmtree(before, ignore_errors=True)
