@@ -375,7 +375,7 @@ def test_numbers_that_are_out_of_all_bounds_are_told(run, made, checkpoint, tmp_
     vector = torch.ones(cache.settings.size)
     assert len(cache.search(vector, 1_000_000_000)) == 1
     code, _, err = run("cache", "vacuum", cache.path, "--older-than", "-5")
-    assert code == 1 and "at least 0" in err
+    assert code == 2 and "at least 0" in err
     for bomb in ("repeat(id, 100000000) = 'x'", "LPAD(id, 1000000000, 'x') = id"):
         with pytest.raises(ValueError, match="not allowed in a filter"):
             cache.search(vector, where=bomb)
