@@ -1,14 +1,111 @@
-"""`fwd2bot train`: its arguments are LLaVA's and transformers' own, and are read by their parser."""
+"""`fwd2bot train`: its arguments are LLaVA's and transformers' own, and are read by their parser.
+
+That parser takes seconds to import. A short help and a misspelt argument need only the names, which are read from the
+sources of the argument classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import dataclasses
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from .console import quiet_bars
+from .parser import did_you_mean
+
+# LLaVA's and transformers' arguments that most runs name
+COMMON = {
+    "model_name_or_path": "the base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to train further",
+    "data_path": "LLaVA's conversations: a .json list or .jsonl",
+    "image_folder": "where the images of the records are",
+    "output_dir": "the folder to write; the same command resumes in it",
+    "on_bad_image": "missing or damaged images: raise (default) or skip",
+    "bf16": "True: train in bfloat16",
+    "bits": "16 (default), or 8 or 4: the base is quantised and LoRA trains on it",
+    "gradient_checkpointing": "True: less memory, a quarter more time",
+    "per_device_train_batch_size": "rows of a batch; the contrastive loss compares within it",
+    "gradient_accumulation_steps": "batches of a step; adds no negatives to the contrastive loss",
+    "num_train_epochs": "passes over the data; default: 3",
+    "learning_rate": "of the adapters; default: 5e-5",
+    "summary_lr": "of summary tokens, temperature and bridge; default: --learning_rate",
+    "mm_projector_lr": "trains a copy of the projector at this rate",
+    "lora_r": "LoRA rank of each adapter",
+    "lora_alpha": "LoRA alpha",
+    "logging_steps": "steps between two lines of losses; default: 10",
+    "save_steps": "steps between two checkpoints; default: 500",
+    "group_by_modality_length": "True: batches of one modality and of similar lengths",
+    "deepspeed": "a DeepSpeed configuration: ZeRO-2",
+}
+METHOD = {
+    "fwd2bot": "k, the number of summary tokens",
+    "fwd2bot_caption_data": "captions, from which search is learned: .json or .jsonl of image, caption",
+    "fwd2bot_nested_k": "prefix lengths, e.g. 1,2,4,8,16: one stored summary then serves every budget",
+    "fwd2bot_residual": "none (default), or average: each summary token starts as an average of dense tokens",
+    "fwd2bot_pooling": "how a summary becomes one vector for search: mean (default), last, first",
+    "fwd2bot_adapters": "stage (default): one per pass; shared: one for both; none: the language model trains",
+    "fwd2bot_contrastive_weight": "weight of the contrastive loss; default: 1",
+    "fwd2bot_answer_weight": "weight of the answer loss; default: 1",
+    "fwd2bot_distill_weight": "weight of learning the base's answers; default: 0",
+    "fwd2bot_contrastive_chunk": "images per chunk of the compress pass: more negatives in the same memory",
+}
 
 
 def main(argv: Sequence[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(short_help())
+        return
+    argv = ["--help" if word == "--help-all" else word for word in argv]
+    if "--help" not in argv:
+        _refuse_unknown(argv)
     from ..training.command import train
 
     quiet_bars()
     train(argv)
+
+
+def short_help() -> str:
+    """Fwd2Bot's arguments and the common ones, in about forty lines."""
+    lines = ["usage: fwd2bot train --model_name_or_path BASE --data_path DATA --output_dir DIR --fwd2bot K [...]", ""]
+    lines += ["Train a LLaVA with k summary tokens. Without --fwd2bot it is a plain LoRA fine-tune.", "", "Fwd2Bot:"]
+    lines += _rows(METHOD)
+    lines += ["", "Common arguments of LLaVA and transformers:", *_rows(COMMON)]
+    return "\n".join([*lines, "", "--help-all lists every argument. docs/train.md explains them."])
+
+
+def _rows(named: dict[str, str]) -> Iterator[str]:
+    for name, text in named.items():
+        yield f"  --{name:<30} {text}"
+
+
+def _refuse_unknown(argv: Sequence[str]) -> None:
+    """ValueError for arguments that no argument class has; nothing where the sources cannot be read."""
+    known = known_arguments()
+    given = [word.split("=")[0] for word in argv if word.startswith("--")]
+    unknown = [name for name in given if name[2:].replace("-", "_") not in known]
+    if known and unknown:
+        hints = (f"{name}: {did_you_mean(name, (f'--{k}' for k in known))}" for name in unknown)
+        hints = [hint for hint in hints if not hint.endswith(": ")]
+        raise ValueError("; ".join([f"unrecognized arguments: {' '.join(unknown)}", *hints]))
+
+
+def known_arguments() -> set[str]:
+    """Names of all arguments; empty where transformers' source is not there."""
+    from ..config import Fwd2BotConfig
+
+    found = {"fwd2bot", "fwd2bot_caption_data", "load_4bit", "load_8bit", "local_rank", "help"}
+    found |= {"evaluation_strategy", "warmup_ratio"}  # names of LLaVA's time
+    found |= {f"fwd2bot_{field.name}" for field in dataclasses.fields(Fwd2BotConfig)}
+    package = Path(__file__).parents[1] / "training"
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return set()
+    for file in (Path(spec.origin).with_name("training_args.py"), package / "arguments.py", package / "trainer.py"):
+        if not file.is_file():
+            return set()
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
+                found |= {*names, *(f"no_{name}" for name in names)}
+    return found

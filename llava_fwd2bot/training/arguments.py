@@ -55,6 +55,7 @@ class DataArguments:
 
 @dataclass
 class LlavaTrainingArguments(Fwd2BotTrainingArguments):
+    logging_steps: float = _help("Losses are logged every so many steps; below 1: a share of all.", 10)
     cache_dir: str | None = _help("Where a base from the hub is kept.")
     model_max_length: int = _help("Rows are cut to this many ids, image placeholders included.", 2048)
     bits: int = _help("16, or 8 or 4: the base is quantised and LoRA trains on it (extra [quantized]).", 16)

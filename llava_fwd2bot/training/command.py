@@ -35,6 +35,7 @@ from .checks import check_negatives
 from .collator import Fwd2BotCollator
 from .data import LlavaDataset
 from .load import load_for_training
+from .progress import SaveOnSignal, header, next_command
 from .resume import (
     check_same_run,
     checkpoint_to_resume,
@@ -111,8 +112,20 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         processing_class=processor,
     )
     trainer.run = run
+    interrupt = SaveOnSignal()
+    trainer.add_callback(interrupt)
+    if trainer.is_world_process_zero():
+        counts = (len(dataset), dataset.num_images, dataset.num_captioned)
+        print(header(model, args, *counts, checkpoint), file=sys.stderr)
     # without --resume_from_checkpoint as LLaVA: the same command goes on where it was stopped
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        interrupt.restore()
+    if interrupt.received is not None:
+        saved = output / f"checkpoint-{trainer.state.global_step}"
+        print(f"Saved {saved}; the same command resumes there.", file=sys.stderr)
+        raise SystemExit(128 + interrupt.received)
     if trainer.state.global_step == 0:
         raise ValueError(
             f"Not one step was trained: {len(dataset)} row(s) make no whole batch. Lower "
@@ -128,6 +141,8 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         finished = trainer.state.global_step >= trainer.state.max_steps
         steps = {"layout": trainer.run_layout, "steps": trainer.state.global_step, "finished": finished}
         write_run(output, {**run, **steps, "skipped_images": skipped})
+    if trainer.is_world_process_zero():
+        print(next_command(output, config is not None, dataset.has_captions), file=sys.stderr)
     trainer.log_metrics("train", {**result.metrics, **({"skipped_images": len(skipped)} if skipped else {})})
     return output
 

@@ -167,6 +167,11 @@ class LlavaDataset(Dataset):
         return sum(bool(row.captions) for row in self.rows)
 
     @property
+    def num_images(self) -> int:
+        """How many distinct images the rows name."""
+        return len({image for row in self.rows for image in row.images})
+
+    @property
     def has_images(self) -> bool:
         return any(row.images for row in self.rows)
 
