@@ -117,6 +117,7 @@ def check_arguments(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
         with monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_known_args", once)
+            patch.setenv("FWD2BOT_TRACEBACK", "1")  # Parsed must come through, as no error of the program would
             with pytest.raises(Parsed) as parsed:
                 main(words[1:])
         assert parsed.value.args == ([],), f"{shlex.join(words)}: {parsed.value.args} are not known"

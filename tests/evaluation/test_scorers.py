@@ -17,6 +17,7 @@ from score_toys import score, toy_score, write
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.evaluation import scorers
 from llava_fwd2bot.evaluation.scorers import choices, mme, pope, vqa
+from llava_fwd2bot.training.data import read_records
 
 NO_LLAVA = "the original LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
 WORDS = (
@@ -219,7 +220,7 @@ def test_seed_gqa_mmbench_by_hand(tmp_path, capsys):
     said = write(tmp_path / "a.jsonl", [{"question_id": i, "text": "A"} for i in range(4)])
     found = score(capsys, "seed", "--answers", said, "--ground-truth", file, "--submission", tmp_path / "s.jsonl")
     assert found == pytest.approx({"accuracy": 40, "image": 50, "video": 0, "Scene": 100, "Count": 0})
-    submitted = scorers.read_records(tmp_path / "s.jsonl", lines=True)  # what its server takes
+    submitted = read_records(tmp_path / "s.jsonl", lines=True)  # what its server takes
     assert submitted[1::3] == [{"question_id": "001", "prediction": "A"}, {"question_id": "v_1", "prediction": ""}]
 
     kinds = {"1": ("yes", "verify"), "2": ("table", "query"), "3": ("cat", "choose")}
