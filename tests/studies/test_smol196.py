@@ -105,7 +105,7 @@ def test_losses_are_the_packages(processor, residual, monkeypatch):
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        pixel_values=torch.zeros(3, 3, 32, 32),
+        pixel_values=torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 32, 32),  # equal images are one another's pair
         caption_input_ids=captions,
         caption_attention_mask=(captions > 0).long(),
     )
