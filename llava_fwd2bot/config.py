@@ -29,7 +29,35 @@ def _field(default: Any, help: str, source: str) -> Any:
 
 @dataclass
 class Fwd2BotConfig:
-    """Configuration of Fwd2Bot. `dataclasses.fields(Fwd2BotConfig)` carries the help and the source of every field."""
+    """Configuration of Fwd2Bot. `dataclasses.fields(Fwd2BotConfig)` carries the help and the source of every field.
+
+    Args:
+        num_summary_tokens (int): k, how many summary tokens an image is condensed into.
+        nested_k (list[int], optional): prefix lengths, one drawn per batch while training, so that one model and one
+            cache serve every budget. None trains the full length alone.
+        image_prompt (str): the prompt after the dense tokens in the compress pass.
+        text_prompt (str): the prompt after a caption's tokens in the compress pass.
+        pooling (str): how a summary becomes one vector for retrieval: "mean", "last" or "first".
+        bridge (str): what stands between a summary and the answer pass: "none", "scale" (a gain per channel) or
+            "linear" (a matrix). Both start at identity.
+        residual (str): "none", or "average": each summary token has its own average of the dense tokens added to R and,
+            with a learned gain on the language model's part, to S.
+        adapters (str): "stage" (one LoRA adapter per stage), "shared" (one for both) or "none" (the language model
+            itself trains).
+        contrastive_weight (float): weight of the contrastive loss.
+        answer_weight (float): weight of the answer loss.
+        distill_weight (float): weight of the divergence from the base's answers with dense tokens; 0 turns it off.
+        temperature_init (float): first temperature of the contrastive loss. It is learned.
+        lora_r (int): LoRA rank of each adapter.
+        lora_alpha (int): LoRA alpha of each adapter.
+        lora_dropout (float): LoRA dropout. Above 0 the two passes see different masks.
+        lora_targets (list[str]): names of the linear layers, inside the language model's blocks only, that get LoRA.
+        contrastive_chunk (int, optional): images (and captions) per chunk of the compress pass. Each chunk is
+            recomputed in backward, so that the number of negatives is not bound by memory. None keeps all activations.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the field and what it may be.
+    """
 
     num_summary_tokens: int = _field(16, "k: how many summary tokens an image is condensed into.", "paper: 16 and 32")
     nested_k: list[int] | None = _field(

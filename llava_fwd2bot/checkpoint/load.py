@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from ..hosts import host_class
 from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..smol import base_folder, is_smol
 from .files import read_checkpoint
+
+if TYPE_CHECKING:
+    from ..hosts import Fwd2BotModel
 
 # the original LLaVA's model types, unknown to transformers
 ORIGINAL = {
@@ -45,7 +48,7 @@ def load_fwd2bot(
     host: type | None = None,
     trainable: bool = False,
     **loading: Any,
-) -> tuple[nn.Module, Any]:
+) -> tuple[Fwd2BotModel, Any]:
     """The model and the processor of a Fwd2Bot checkpoint; for the original LLaVA's layout, an OriginalProcessor.
 
     Args:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..config import Fwd2BotConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..mixin import Fwd2BotMixin
+
+    class Fwd2BotModel(Fwd2BotMixin, PreTrainedModel):
+        """A model that carries Fwd2Bot, as editors and type checkers see it."""
+
 
 # class name of the base → module here, class there; imported only when such a model turns up
 HOSTS = {
@@ -40,7 +49,7 @@ def add_fwd2bot(
     *,
     train_projector: bool = False,
     host: type | None = None,
-) -> nn.Module:
+) -> Fwd2BotModel:
     """Puts Fwd2Bot on a loaded model, in place: summary tokens and stage adapters, trainable; all else frozen.
 
     Args:

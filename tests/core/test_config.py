@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 import pytest
 
@@ -87,3 +88,9 @@ def test_a_folder_that_cannot_be_put_in_place_costs_neither_the_old_nor_the_new(
         (beside / "b").write_text("2")
     assert (target / "a").read_text() == "1" and (beside / "b").read_text() == "2"
     assert str(beside) in str(raised.value) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_docstring_has_every_field():
+    """It is what an editor shows, and the reference page."""
+    described = re.findall(r"^        (\w+) \(", Fwd2BotConfig.__doc__, re.MULTILINE)
+    assert described == [field.name for field in dataclasses.fields(Fwd2BotConfig)]
