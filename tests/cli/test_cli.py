@@ -137,10 +137,10 @@ def test_a_device_that_is_not_there(run, checkpoint, photos):
 
 
 def test_train_gets_its_arguments_untouched(run, monkeypatch):
-    """Its options are LLaVA's: argparse here must neither read nor abbreviate any, --help included."""
+    """Its options are LLaVA's: argparse here must neither read nor abbreviate any; --help-all is their own help."""
     seen = []
     monkeypatch.setattr("llava_fwd2bot.training.command.train", lambda argv: seen.append(argv))
-    assert run("train", "--fwd2bot", 4, "--version", "v1", "--help")[0] == 0
+    assert run("train", "--fwd2bot", 4, "--version", "v1", "--help-all")[0] == 0
     assert seen == [["--fwd2bot", "4", "--version", "v1", "--help"]]
 
 

@@ -25,7 +25,9 @@ SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "seed": ("choices", "seed", "SEED-Bench.json", False),
     "mmbench": ("choices", "mmbench", "mmbench_dev_20230712.tsv, or another with answers", False),
     "mmvet": ("mmvet", "mmvet", None, False),  # what is written is for its own scorer, which asks GPT-4
+    "own": ("own", "own", "your file of {question_id, answer} lines", False),
 }
+MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to questions of one's own are compared
 
 
 @dataclass

@@ -1,0 +1,108 @@
+"""`fwd2bot eval score`: figures of answers that exist."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import scorers
+from ..files.text import json_line
+from ..files.writing import write_json, write_text
+from ..version import __version__
+from .options import count
+
+PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
+
+
+def add_score(commands: Any) -> None:
+    score = commands.add_parser("score", help="score answers that exist, in a benchmark's official format or your own")
+    score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="which benchmark; own: your own questions")
+    score.add_argument("--answers", nargs="+", required=True, type=Path, metavar="FILE", help="LLaVA's answers file(s)")
+    told = "; ".join(f"{name}: {entry[2] or 'none'}" for name, entry in scorers.SCORERS.items())
+    score.add_argument("--ground-truth", type=Path, metavar="PATH", help=told)
+    score.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, for pope and vizwiz")
+    how = "for own: exact (default), soft (VQA accuracy over several answers), yes-no, or choice (a letter)"
+    score.add_argument("--match", choices=scorers.MATCHES, help=how)
+    score.add_argument(
+        "--empty-is-wrong", action="store_true", help="count empty answers as wrong; default: refuse them"
+    )
+    told = "write the answers as the benchmark's server or scorer reads them"
+    score.add_argument("--submission", type=Path, metavar="FILE", help=told)
+    score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
+    told = "from how many tokens they were answered, or dense; default: as the answers say"
+    score.add_argument("--k", type=tokens, metavar="J", help=told)
+    score.add_argument("--json", action="store_true", help="print one JSON object")
+    score.set_defaults(run=_score, parser=score)
+
+
+def tokens(text: str) -> int | str:
+    return text if text == "dense" else count(text)
+
+
+def stamp(args: argparse.Namespace) -> dict[str, Any]:
+    """How a result was made: every option, versions, date. Answers are greedy and search is exact: nothing is drawn."""
+    versions = {"llava_fwd2bot": __version__, **{name: version(name) for name in ("torch", "transformers", "peft")}}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "json", "output", "parser")}
+    settings = json.loads(json.dumps(settings, default=str))
+    return {"date": str(date.today()), "versions": versions, "seed": None, "settings": settings}
+
+
+def _score(args: argparse.Namespace) -> None:
+    function = scorers.scorer(args.benchmark)
+    _, _, truth, needs_questions = scorers.SCORERS[args.benchmark]
+    given: dict[str, Any] = {}
+    if args.match and args.benchmark != "own":
+        args.parser.error("--match goes with own; a benchmark has its official way to read an answer")
+    if args.benchmark == "own":
+        given["match"] = args.match or "exact"
+    # VQAv2's test splits: their questions, and the answers its server alone has
+    by_server = args.benchmark == "vqav2" and args.submission and args.ground_truth is None
+    needs_truth, needs_questions = truth is not None and not by_server, needs_questions or by_server
+    for name, needed in (("ground_truth", needs_truth), ("questions", needs_questions)):
+        value = getattr(args, name)
+        if needed and value is None:
+            raise ValueError(
+                f"{args.benchmark} needs --{name.replace('_', '-')}" + f" ({truth})" * (name[0] == "g") + "."
+            )
+        if needed:
+            given[name] = value
+    key = "question_id+prompt" if args.benchmark in PROMPT_KEYS else "question_id"
+    answers = scorers.read_answers(args.answers, key, args.empty_is_wrong)
+    metadata = next(iter(answers.values())).get("metadata")
+    k = metadata.get("k") if isinstance(metadata, dict) else None
+    if None not in (k, args.k) and k != args.k:
+        raise ValueError(f"The answers say that they are from k = {k} tokens, and --k says {args.k}: leave out --k.")
+    found = function(answers, **given)
+    result = {
+        "benchmark": args.benchmark,
+        "figures": found.figures,
+        "items": len(found.per_item),
+        "model": next(iter(answers.values())).get("model_id"),
+        "k": k or args.k,
+        "answers": [str(path) for path in args.answers],
+        **stamp(args),
+    }
+    if args.submission:
+        if found.submission is None:
+            raise ValueError(f"{args.benchmark} has no submission of its own.")
+        if found.note:
+            print(f"fwd2bot: {args.benchmark}: {found.note}", file=sys.stderr)
+        if found.submission_lines:
+            write_text(args.submission, "".join(map(json_line, found.submission)))
+        else:
+            write_json(args.submission, found.submission)
+    if args.output:
+        write_json(args.output, {**result, "per_item": found.per_item, "image_of_item": found.groups})
+    if args.json:
+        print(json.dumps(result))
+    elif not found.figures:
+        print(f"{args.benchmark}: no figure can be had offline" + "; see --submission" * (args.submission is None))
+    else:
+        width = max(map(len, found.figures))
+        for name, value in found.figures.items():
+            print(f"{name:<{width}}  {value:.4f}" if args.benchmark == "pope" else f"{name:<{width}}  {value:.2f}")
