@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llava_fwd2bot.evaluation.drawing import png, pyplot
-from llava_fwd2bot.evaluation.results import DENSE, beside
+from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 
 from .ablation import BASE, FEW, Claim, Study, done
@@ -269,7 +269,7 @@ def report(study: Study, work: Path, output: Path | None) -> str:
         settings = {name: study.settings(row) for name, row in study.rows.items()}
         seeds = {name: row.seeds for name, row in study.rows.items()}
         content = {"date": str(date.today()), "seeds": seeds, "settings": settings, "rows": lines}
-        write_json(beside(output, ".json"), {**content, "claims": verdicts, "capacity": curves})
-        write_text(beside(output, ".md"), text)
-        write_bytes(beside(output, ".png"), picture(lines, curves))
+        write_json(with_ending(output, ".json"), {**content, "claims": verdicts, "capacity": curves})
+        write_text(with_ending(output, ".md"), text)
+        write_bytes(with_ending(output, ".png"), picture(lines, curves))
     return text

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.evaluation.results import beside
+from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_folder, write_json, write_text
 
@@ -40,7 +40,7 @@ def gather(study: Study, work: Path, output: Path) -> None:
     files = {row: file for row, file in files.items() if file.exists()}
     if not files:
         return
-    target = beside(output, ".runs.json")
+    target = with_ending(output, ".runs.json")
     content = read_json(target) if target.exists() else {"base": weights_of(work / BASE), "questions": {}, "runs": {}}
     _same_base(content, target, work)
     questions = content["questions"]
@@ -55,7 +55,7 @@ def gather(study: Study, work: Path, output: Path) -> None:
             result["attention"] = [float(f"{x:.5g}") for x in result["attention"]]
         packed = _items(result, lambda items: "".join(str(int(x)) for x in items))
         content["runs"].setdefault(name, {})[str(seed)] = packed
-    _copy_base(work / BASE, beside(output, ".base"))
+    _copy_base(work / BASE, with_ending(output, ".base"))
     write_text(target, json.dumps(content, separators=(",", ":")) + "\n")
 
 
@@ -67,12 +67,12 @@ def scatter(study: Study, output: Path, work: Path) -> None:
     Raises:
         ValueError: they are of another base than that of `work`.
     """
-    file = beside(output, ".runs.json")
+    file = with_ending(output, ".runs.json")
     if not file.exists():
         return
     content = read_json(file)
     if not (work / BASE).exists():
-        _copy_base(beside(output, ".base"), work / BASE)
+        _copy_base(with_ending(output, ".base"), work / BASE)
     _same_base(content, file, work)
     for name, seeds in content["runs"].items():
         row = study.rows.get(name)

@@ -14,7 +14,7 @@ import transformers
 
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.metrics import bootstrap
-from llava_fwd2bot.evaluation.results import beside
+from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.version import __version__
@@ -245,6 +245,6 @@ def report(work: Path, output: Path, images_of: Images) -> None:
         "intervals": "95 %, bootstrap over images with all their items, paired for retention and differences",
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(beside(output, ".json"), {**about, "results": rows, "claims": claims})
-    write_text(beside(output, ".md"), HEAD + markdown(rows) + CLAIMS + smol_claims.markdown(claims, TITLES))
-    write_bytes(beside(output, ".png"), picture(rows))
+    write_json(with_ending(output, ".json"), {**about, "results": rows, "claims": claims})
+    write_text(with_ending(output, ".md"), HEAD + markdown(rows) + CLAIMS + smol_claims.markdown(claims, TITLES))
+    write_bytes(with_ending(output, ".png"), picture(rows))

@@ -27,7 +27,7 @@ class Entry:
         return f"{self.root.rstrip('/')}/{self.id}"
 
     @property
-    def told(self) -> str:
+    def name(self) -> str:
         return self.label or self.source
 
     def row(self, **more: object) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files.writing import temporary_path
 from .format import FILES, SUMMARIES, one_of
 from .reader import SummaryCache
 from .rows import decoded, tokens_in, vectors_in
@@ -75,10 +76,6 @@ def _safetensors(cache: SummaryCache, output: Path) -> int:
     return len(ids)
 
 
-def _beside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.{os.getpid()}.tmp")
-
-
 def _parquet(cache: SummaryCache, output: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -91,7 +88,7 @@ def _parquet(cache: SummaryCache, output: Path) -> int:
     schema = pa.schema([*own, ("embedding", vector), ("summary", summary)], metadata=shape)
     count = 0
     try:
-        with pq.ParquetWriter(_beside(output), schema) as writer:
+        with pq.ParquetWriter(temporary_path(output), schema) as writer:
             for files, vectors, summaries in images(cache):
                 columns = {n: pa.array([row[n] for row in files], schema.field(n).type) for n in names}
                 columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), settings.size)
@@ -99,9 +96,9 @@ def _parquet(cache: SummaryCache, output: Path) -> int:
                 columns["summary"] = pa.FixedSizeListArray.from_arrays(flat, settings.k * settings.size)
                 writer.write_table(pa.table(columns, schema=schema))
                 count += len(files)
-        os.replace(_beside(output), output)
+        os.replace(temporary_path(output), output)
     finally:
-        _beside(output).unlink(missing_ok=True)
+        temporary_path(output).unlink(missing_ok=True)
     return count
 
 
@@ -110,7 +107,7 @@ def _numpy(cache: SummaryCache, output: Path) -> int:
     rows, size = len(cache), cache.settings.size
     written = 0
     try:
-        array = np.lib.format.open_memmap(_beside(output), "w+", np.float16, (rows, size))
+        array = np.lib.format.open_memmap(temporary_path(output), "w+", np.float16, (rows, size))
         with _names(output) as names:
             for files, vectors, _ in images(cache, summaries=False):
                 files, vectors = files[: rows - written], vectors[: rows - written]
@@ -121,9 +118,9 @@ def _numpy(cache: SummaryCache, output: Path) -> int:
         del array
         if written < rows:  # removed meanwhile
             raise ValueError(f"{cache.path} changed while it was read: export it again.")
-        os.replace(_beside(output), output)
+        os.replace(temporary_path(output), output)
     finally:
-        _beside(output).unlink(missing_ok=True)
+        temporary_path(output).unlink(missing_ok=True)
     return written
 
 
@@ -139,10 +136,10 @@ def _faiss(cache: SummaryCache, output: Path) -> int:
             names.writelines(f"{name}\n" for name in _ids(files, names.times))
             count += len(files)
     try:
-        faiss.write_index(found, str(_beside(output)))
-        os.replace(_beside(output), output)
+        faiss.write_index(found, str(temporary_path(output)))
+        os.replace(temporary_path(output), output)
     finally:
-        _beside(output).unlink(missing_ok=True)
+        temporary_path(output).unlink(missing_ok=True)
     return count
 
 
@@ -154,7 +151,7 @@ class _names:
         self.times: dict[str, int] = {}
 
     def __enter__(self) -> _names:
-        self.file = _beside(self.target).open("w", encoding="utf-8")
+        self.file = temporary_path(self.target).open("w", encoding="utf-8")
         return self
 
     def writelines(self, lines: Iterator[str]) -> None:
@@ -163,6 +160,6 @@ class _names:
     def __exit__(self, kind: Any, *rest: Any) -> None:
         self.file.close()
         if kind is None:
-            os.replace(_beside(self.target), self.target)
+            os.replace(temporary_path(self.target), self.target)
         else:
-            _beside(self.target).unlink(missing_ok=True)
+            temporary_path(self.target).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ def stats(cache: SummaryCache) -> dict[str, Any]:
         distinct, skipped = cache.table(SUMMARIES).count_rows(), cache.table(FILES).count_rows("reason IS NOT NULL")
     found: dict[str, Any] = {"rows": rows, "contents": distinct, "skipped": skipped}
     found |= {"k": settings.k, "dim": settings.size, "codec": settings.codec, "model": settings.model, "bytes": total}
-    found |= {**settings.reading.told(), "decoding": settings.decoding}
+    found |= {**settings.reading.as_settings(), "decoding": settings.decoding}
     found["bytes_per_image"] = settings.k * token
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)

@@ -67,7 +67,7 @@ def fill(
         compressor: loaded, or to be loaded once the first file is there that is new.
         retry: read files again that could not be used before and have not changed.
         chunk: entries of a claim, about.
-        result: to go on counting in.
+        result: counts of earlier calls, to add to.
         workers: threads that read and decode; default: as many as the machine has processors.
 
     Raises:
@@ -186,9 +186,9 @@ def run_stages(
             sink.after(lambda: done(item))
 
     def refuse(item: Item, reason: str) -> None:
-        failed.setdefault(item.key, (item.entry.told, reason))
+        failed.setdefault(item.key, (item.entry.name, reason))
         first, told = failed[item.key]
-        sink.skip(item.entry, told.replace(first, item.entry.told), True)
+        sink.skip(item.entry, told.replace(first, item.entry.name), True)
 
     def flush() -> None:
         stored = sink.keys
@@ -208,7 +208,7 @@ def run_stages(
                     sink.link(twin.entry, item.key, prepared.size, prepared.exif)
             else:
                 for one in (item, *also):
-                    refuse(one, f"{item.entry.told}: {sink.overflow}")
+                    refuse(one, f"{item.entry.name}: {sink.overflow}")
             for one in (item, *also):
                 finish(one)
         batch.clear()
@@ -221,7 +221,7 @@ def run_stages(
                 prepared = pool.result(item.task, stop)
             except (ValueError, OSError, TimeoutError) as error:
                 late = isinstance(error, TimeoutError)
-                refuse(item, f"{item.entry.told}: {error}" if late else str(error))
+                refuse(item, f"{item.entry.name}: {error}" if late else str(error))
             else:
                 batch.append((item, prepared))
                 twins[item.key] = []

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..files.folders import find_images as find_images  # where others know it
 from ..files.images import OWN, Reading
+from ..files.writing import temporary_path
 from ..version import __version__
 from .compressor import Compressor
 from .decode import read_file
@@ -45,16 +46,12 @@ def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
         raise FileExistsError(errno.EEXIST, "--output exists: choose another name, or pass --overwrite", str(output))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _beside(output).touch()
-        _beside(output).unlink()
+        temporary_path(output).touch()
+        temporary_path(output).unlink()
     except OSError as error:
         reason = f"--output cannot be written ({error.strerror}): choose another place"
         raise OSError(error.errno, reason, str(output)) from error
     return output
-
-
-def _beside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.{os.getpid()}.tmp")
 
 
 def compress_images(
@@ -108,7 +105,7 @@ def compress_images(
         "k": k,
         "dim": size,
         "dtype": store_dtype,
-        **reading.told(),
+        **reading.as_settings(),
         "bytes": output.stat().st_size,
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -185,7 +182,7 @@ def write_summaries(
         "k": str(summary.shape[1]),
         "fingerprint": fingerprint,
         "version": __version__,
-        **reading.told(),
+        **reading.as_settings(),
     }
     write_tensors({"summary": summary, "embedding": embedding}, output, metadata)
 
@@ -193,14 +190,14 @@ def write_summaries(
 def write_tensors(tensors: dict[str, Tensor], output: Path, metadata: dict[str, str] | None = None) -> None:
     """Beside `output`, then renamed: a full disk leaves what was there before."""
     try:
-        save_file(tensors, _beside(output), metadata=metadata)
-        os.replace(_beside(output), output)
+        save_file(tensors, temporary_path(output), metadata=metadata)
+        os.replace(temporary_path(output), output)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         code = getattr(error, "errno", None) or errno.EIO
         raise OSError(code, f"The summaries could not be written ({reason})", str(output)) from error
     finally:
-        _beside(output).unlink(missing_ok=True)
+        temporary_path(output).unlink(missing_ok=True)
 
 
 class SummaryFile:

@@ -212,7 +212,7 @@ def _expect(fine: bool, name: str) -> None:
 
 
 def reload(model: nn.Module, directory: str | os.PathLike) -> None:
-    """`load_weights`, and with adapters="none" the language model too: all that a trainer goes on with."""
+    """`load_weights`, and with adapters="none" the language model too: all that a trainer resumes from."""
     load_weights(model, directory)
     if model.fwd2bot_config.adapters == "none":
         dtype = next(model._language_model().parameters()).dtype  # float32, whatever the rest of the model is

@@ -144,15 +144,17 @@ def _one(
         k = args.k or stored
     label = f"{names[0]}: " if args.each else ""
     started = time.perf_counter()
-    text = _said(args, model, processor, given, f"{label}{k} summary tokens: " if args.dense else label, k=args.k)
+    text = _print_answer(
+        args, model, processor, given, f"{label}{k} summary tokens: " if args.dense else label, k=args.k
+    )
     found = {"question": args.question, "images": names, "k": k, "answer": text}
     found["seconds"] = round(time.perf_counter() - started, 3)
     if args.dense:
-        found["dense"] = _said(args, model, processor, given, f"{label}dense tokens: ", base=True)
+        found["dense"] = _print_answer(args, model, processor, given, f"{label}dense tokens: ", base=True)
     return found
 
 
-def _said(
+def _print_answer(
     args: argparse.Namespace, model: Any, processor: Any, given: dict[str, Any], label: str, **options: Any
 ) -> str:
     from ..processing.answer import answer

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
     from ..cache.summary_file import check_output, compress_images, fingerprint_of
-    from ..files.folders import find_images, told
+    from ..files.folders import find_images, format_counts
     from ..files.images import Reading
     from ..files.outputs import refuse_overlap
 
@@ -86,5 +86,5 @@ def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
         f"{done['images'] / max(done['seconds'], 0.001):.1f} images/s"
     )
     if left_out:
-        text += f"\n  left out of the folders: {told(left_out)}"
+        text += f"\n  left out of the folders: {format_counts(left_out)}"
     return text, done

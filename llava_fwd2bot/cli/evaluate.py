@@ -121,7 +121,11 @@ def _evaluator_options() -> argparse.ArgumentParser:
     options.add_argument("--limit", type=count, metavar="N", help="the first N alone, for a try; the result says so")
     options.add_argument("--batch-size", type=count, default=16, metavar="N", help="default: 16")
     options.add_argument(
-        "--work", type=Path, default=Path("fwd2bot-eval"), metavar="DIR", help="keeps what is compressed, to go on from"
+        "--work",
+        type=Path,
+        default=Path("fwd2bot-eval"),
+        metavar="DIR",
+        help="keeps encodings, to resume from",
     )
     options.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
     return options

@@ -31,7 +31,7 @@ def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
     group.add_argument("--fast-decode", action="store_true", help=fast)
     group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
     every = number(float, 0.1, "a number of seconds")
-    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="go on with new files")
+    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="also compress new files")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -56,7 +56,7 @@ def run_fill(args: argparse.Namespace) -> int:
             code = stop.code
         except KeyboardInterrupt:  # between two looks of --watch
             code = 130
-    print(json.dumps(run.done()) if args.json else said(run.done()))
+    print(json.dumps(run.done()) if args.json else format_result(run.done()))
     if code:
         print("fwd2bot: interrupted; what was finished is stored", file=sys.stderr)
     return code
@@ -102,9 +102,9 @@ class Run:
         raise ValueError(f"None of the {seen} image(s) could be used. The first: {first}")
 
     def _nothing(self) -> ValueError:
-        from ..files.folders import told
+        from ..files.folders import format_counts
 
-        left = told(self.source.left_out)
+        left = format_counts(self.source.left_out)
         also = f" Left out: {left}." if left else ""
         return ValueError(
             f"There is no image file in {', '.join(self.args.images)}. "
@@ -145,7 +145,7 @@ class Run:
         name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
         k = args.k or (known.k if known else most)
         codec = args.codec or (known.codec if known else DEFAULT_CODEC)
-        more = reading_of(args, known).told()
+        more = reading_of(args, known).as_settings()
         if args.fast_decode or (known and known.decoding == "fast"):
             more["decoding"] = "fast"
         more |= {"model": name, "quantised": quantisation(args) or ""}
@@ -210,7 +210,7 @@ class Run:
             "known": result.known,
             "skipped": [*self.source.refused, *skipped],
             "left_out": dict(self.source.left_out),
-            **self.settings.reading.told(),
+            **self.settings.reading.as_settings(),
             "k": self.settings.k,
             "dim": self.settings.size,
             "codec": self.settings.codec,
@@ -235,17 +235,17 @@ def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading
             f"with others: leave out --exif-orientation {args.exif_orientation}, or choose another --cache."
         )
     if known.reading != asked:
-        kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.reading.told().items())
+        kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.reading.as_settings().items())
         print(f"fwd2bot: {args.cache} goes on as it was made ({kept})", file=sys.stderr)
     return known.reading
 
 
-def said(done: dict[str, Any]) -> str:
+def format_result(done: dict[str, Any]) -> str:
     """The figures in words; the skipped images at the end, by name."""
     from collections import Counter
 
     from ..cache.naming import escaped
-    from ..files.folders import told
+    from ..files.folders import format_counts
 
     rate = f", {done['compressed'] / max(done['seconds'], 1e-3):.1f} images/s" if done["compressed"] else ""
     text = (
@@ -254,7 +254,7 @@ def said(done: dict[str, Any]) -> str:
     )
     hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
     if done["left_out"]:
-        hint.append(f"  left out of the folders: {told(Counter(done['left_out']))}")
+        hint.append(f"  left out of the folders: {format_counts(Counter(done['left_out']))}")
     return "\n".join([text, *_skipped(done["skipped"], escaped), *hint])
 
 

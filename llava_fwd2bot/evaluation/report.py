@@ -14,7 +14,7 @@ import numpy as np
 from ..files.writing import write_bytes, write_json, write_text
 from .drawing import png, pyplot
 from .metrics import bootstrap
-from .results import DENSE, Result, beside, pair, published_of, read_results
+from .results import DENSE, Result, pair, published_of, read_results, with_ending
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -206,9 +206,9 @@ def report(paths: Sequence[Path], output: Path | None, base: str | None = None) 
     if output is not None:
         png = picture(rows) if any("retention" in row for row in rows) else None
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(beside(output, ".json"), {"date": str(date.today()), "rows": rows})
-        write_text(beside(output, ".md"), text)
-        write_text(beside(output, ".html"), page(rows, png))
+        write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows})
+        write_text(with_ending(output, ".md"), text)
+        write_text(with_ending(output, ".html"), page(rows, png))
         if png is not None:
-            write_bytes(beside(output, ".png"), png)
+            write_bytes(with_ending(output, ".png"), png)
     return text

@@ -158,6 +158,6 @@ def published_of(result_name: str) -> tuple[list[tuple[str, int | None, float]],
     return [(row["method"], None, row[data][0] / 100) for row in rows], retrieval["source"]
 
 
-def beside(output: Path, ending: str) -> Path:
+def with_ending(output: Path, ending: str) -> Path:
     """NAME.json and the like; a NAME may have dots of its own."""
     return output.with_name(output.name + ending)

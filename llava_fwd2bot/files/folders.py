@@ -59,7 +59,7 @@ def find_images(
         for path in sorted(paths):
             found[path.as_posix()] = (path.relative_to(start).as_posix(), path)
     if not found and not empty:
-        also = f" Left out: {told(left_out)}." if left_out else ""
+        also = f" Left out: {format_counts(left_out)}." if left_out else ""
         raise ValueError(
             f"There is no image file in {', '.join(given)}. Files are found by extension (.jpg, .png, …).{also}"
         )
@@ -70,7 +70,7 @@ def find_images(
     return images, unreadable
 
 
-def told(left_out: Counter[str]) -> str:
+def format_counts(left_out: Counter[str]) -> str:
     """The counts in words, the largest first."""
     parts = [f"{count:,} {reason}" for reason, count in left_out.most_common(TOLD)]
     rest = sum(left_out.values()) - sum(count for _, count in left_out.most_common(TOLD))

@@ -120,7 +120,7 @@ class Reading:
     exif_orientation: bool = False
     on_white: bool = False
 
-    def told(self) -> dict[str, str]:
+    def as_settings(self) -> dict[str, str]:
         """The settings as caches and files of summaries state them."""
         return {
             "exif_orientation": "on" if self.exif_orientation else "off",

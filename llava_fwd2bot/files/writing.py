@@ -20,15 +20,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes beside `path`, then renames: a full disk leaves what was there before."""
+def temporary_path(path: str | os.PathLike) -> Path:
+    """Where `path` is written until it is whole: a hidden name in the same folder, of this process."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes to a temporary path, then renames: a full disk leaves what was there before."""
+    temporary = temporary_path(path)
     try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ..config import STAGES, Fwd2BotConfig
 
 PEFT_PREFIX = "base_model.model."
 # before transformers 5 it is filled in where nobody asked for it
-_REENTRANT_IS_A_WISH = int(transformers.__version__.split(".")[0]) >= 5
+_REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def lora_target(names: Sequence[str]) -> str:
@@ -138,7 +138,7 @@ class StageAdapters:
             ValueError: it asks for re-entrant checkpointing, which gives a frozen first layer no gradient.
         """
         keywords = getattr(function, "keywords", {})
-        if keywords.get("use_reentrant") and _REENTRANT_IS_A_WISH:
+        if keywords.get("use_reentrant") and _REENTRANT_IS_OPTIONAL:
             raise ValueError(
                 "Fwd2Bot needs non-reentrant gradient checkpointing: pass "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}.'

@@ -24,7 +24,7 @@ def _help(text: str, default: Any = None) -> Any:
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = _help("The base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to go on.")
+    model_name_or_path: str | None = _help("The base, e.g. llava-hf/llava-1.5-7b-hf, or a checkpoint to train further.")
     version: str = _help("Conversation format: auto (the processor's chat template), v1, plain.", "auto")
     tune_mm_mlp_adapter: bool = _help("LLaVA's first stage: trains the projector alone.", False)
     # what LLaVA's scripts say about the architecture; a base of transformers' layout brings it along
@@ -66,7 +66,7 @@ class LlavaTrainingArguments(Fwd2BotTrainingArguments):
     lora_alpha: int | None = _help("LoRA alpha.")
     lora_dropout: float | None = _help("LoRA dropout.")
     lora_bias: str = _help("Must be none.", "none")
-    lora_weight_path: str = _help("Without --fwd2bot: a PEFT adapter to go on with; its rank and layers are kept.", "")
+    lora_weight_path: str = _help("Without --fwd2bot: a PEFT adapter to train further, as it is.", "")
     freeze_mm_mlp_adapter: bool = _help("The projector trains only with --mm_projector_lr; this forbids it.", False)
     mpt_attn_impl: str | None = _help("Ignored.")
     attn_implementation: str | None = _help("sdpa (default), flash_attention_2, eager.")

@@ -74,8 +74,9 @@ class Fwd2BotCollator:
         ]
         if len(idle) == len(items):
             raise ValueError(
-                f"no token to learn from in the whole batch ({few(idle)}). Likely reasons: --model_max_length cuts "
-                "the rows before their answers; the answers are empty; or --version does not fit the model's tokenizer"
+                f"no token to learn from in the whole batch ({first_names(idle)}). Likely reasons: --model_max_length "
+                "cuts the rows before their answers; the answers are empty; or --version does not fit the model's "
+                "tokenizer"
             )
         for name in idle:
             if name not in self._warned:
@@ -136,6 +137,6 @@ class ModalityLengthSampler(Sampler[int]):
             yield from step
 
 
-def few(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

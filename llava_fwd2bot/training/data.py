@@ -24,7 +24,7 @@ from ..files.check import ON_BAD_IMAGE, refuse_unusable, unusable
 from ..files.text import decode_text, parse_json
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
-from .collator import IGNORE_INDEX, few
+from .collator import IGNORE_INDEX, first_names
 from .records import Row, images_of, row_of, strings
 from .tokenized import QuotingTokenizer, with_labels
 
@@ -130,11 +130,11 @@ class LlavaDataset(Dataset):
             quoting += [name] if not row.images and any(PLACEHOLDER in turn["value"] for turn in row.turns) else []
             rows.append(row)
         if dropped:
-            message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {few(dropped)}"
+            message = f"dropped the leading gpt turn of {len(dropped)} record(s), as LLaVA does: {first_names(dropped)}"
             warnings.warn(message, stacklevel=3)
         if quoting:
             message = f"{len(quoting)} record(s) without a picture hold {PLACEHOLDER}, which is text there, as in LLaVA"
-            warnings.warn(f"{message}: {few(quoting)}", stacklevel=3)
+            warnings.warn(f"{message}: {first_names(quoting)}", stacklevel=3)
         return rows
 
     def _add_captions(self, path: str | Path) -> None:

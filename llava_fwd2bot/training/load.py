@@ -46,9 +46,9 @@ def load_for_training(
         loading["device_map"] = {"": args.device}
     if is_checkpoint(name):
         if given is None:
-            raise ValueError(f"{name} is a Fwd2Bot checkpoint: say --fwd2bot K to go on with it.")
+            raise ValueError(f"{name} is a Fwd2Bot checkpoint: give --fwd2bot K to train it further.")
         return float32_where_trained(
-            _go_on(open_checkpoint(name, host=host, trainable=True, **loading), name, args, given)
+            _train_further(open_checkpoint(name, host=host, trainable=True, **loading), name, args, given)
         )
     if args.bits != 16:
         loading["quantization_config"].llm_int8_skip_modules = list(
@@ -68,7 +68,7 @@ def load_for_training(
     return _plain(model, args)
 
 
-def _go_on(model: nn.Module, name: str, args: LlavaTrainingArguments, given: dict[str, Any]) -> nn.Module:
+def _train_further(model: nn.Module, name: str, args: LlavaTrainingArguments, given: dict[str, Any]) -> nn.Module:
     """A checkpoint trained further, with what the command line says about the losses; the rest is built in."""
     own = model.fwd2bot_config.to_dict()
     changed = {key for key, value in given.items() if value != own[key]}

@@ -178,7 +178,7 @@ def is_finished(output: Path, now: dict[str, Any]) -> bool:
 
 
 def check_same_run(checkpoint: str, now: dict[str, Any], explicit: bool) -> None:
-    """Refuses to go on from a checkpoint of a run with other data or settings; warns where it was named explicitly.
+    """Refuses to resume from a checkpoint of a run with other data or settings; warns where it was named explicitly.
 
     Raises:
         ValueError: the run changed, and the checkpoint was found, not named.

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from llava_fwd2bot.files.folders import find_images, told
+from llava_fwd2bot.files.folders import find_images, format_counts
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_what_is_left_out_is_counted_by_reason(photos):
     heif = 0 if ".heic" in _extensions() else 2
     assert left_out[".heic (pip install pillow-heif)"] == heif and left_out["without an extension"] == 1
     assert left_out["links that lead nowhere"] == 1 and left_out[".h5"] == left_out[".ps"] == left_out[".svg"] == 1
-    assert told(Counter({f".{i}": i for i in range(1, 9)})) == "8 .8, 7 .7, 6 .6, 5 .5, 4 .4, 6 others"
+    assert format_counts(Counter({f".{i}": i for i in range(1, 9)})) == "8 .8, 7 .7, 6 .6, 5 .5, 4 .4, 6 others"
     with pytest.raises(ValueError, match="no image file.* Left out: 1 .csv"):
         (photos.parent / "other").mkdir()
         (photos.parent / "other" / "x.csv").touch()
