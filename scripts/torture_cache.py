@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     if args.index:
         return build_indexes(args.index)
     if args.write:

@@ -60,7 +60,8 @@ class SaveOnSignal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job is not for Ctrl-C
+                    self._before[number] = signal.signal(number, self._take)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received is not None:
