@@ -6,6 +6,7 @@ Widths are multiples of 64, which 4-bit quantisation on CPU needs. The toy image
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
+
+# the tests may run in a shell's background, where these are ignored; children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SIZE, PATCH = 32, 8
 DENSE = (SIZE // PATCH) ** 2

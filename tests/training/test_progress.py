@@ -26,9 +26,7 @@ class _Signal(TrainerCallback):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_and_resumes(base_dir, llava_data, tmp_path, monkeypatch, capfd, number):
     """Nothing was saved on Ctrl-C: hours of training were lost with it."""
-    handlers = (signal.default_int_handler, signal.SIG_DFL)
-    for one, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-        signal.signal(one, handler)  # the tests may run in a shell's background, where SIGINT is ignored
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     train(command(base_dir, llava_data, tmp_path / "whole"))
     own = module.Fwd2BotTrainer
 
