@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.checkpoint.files import read_checkpoint
+from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.smol import NAME, WEIGHTS

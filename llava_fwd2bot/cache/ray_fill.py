@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..checkpoint.files import read_checkpoint
 from ..checkpoint.load import ORIGINAL, load_for_inference, processor_source
+from ..checkpoint.read import read_checkpoint
 from ..extras import require
 from ..hosts import host_class
 from .codecs import get_codec

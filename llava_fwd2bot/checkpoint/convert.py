@@ -14,8 +14,8 @@ import torch
 
 from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..hosts import host_class, install
-from .files import load_weights, read_checkpoint
 from .load import base_class_name, base_source, register
+from .read import load_weights, read_checkpoint
 
 # the projector's layers: transformers' names, the original's
 _LAYERS = {"linear_1": "0", "linear_2": "2"}

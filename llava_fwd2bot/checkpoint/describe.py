@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ..config import Fwd2BotConfig
 from ..files.text import read_json
 from ..smol import cached_base, is_smol
-from .files import read_checkpoint
 from .load import base_of
+from .read import read_checkpoint
 
 
 def describe(path: str | os.PathLike) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..files.text import read_json
 from ..hosts import host_class
 from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..smol import base_folder, is_smol
-from .files import read_checkpoint
+from .read import read_checkpoint
 
 if TYPE_CHECKING:
     from ..hosts import Fwd2BotModel

@@ -13,8 +13,8 @@ from ..config import CONFIG_NAME
 from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
 from ..hosts.original.model import check_version
 from ..hosts.original.shims import repaired_forward
-from .files import read_checkpoint
 from .load import ORIGINAL, quantization_config
+from .read import read_checkpoint
 
 
 def load_pretrained_model(

@@ -74,7 +74,7 @@ def folder_of(name: str) -> Path:
 
 def checked(name: str, *ks: int | None) -> tuple[Path, int]:
     """The checkpoint's folder and its k, once what costs nothing to check is checked: it is one, and each --k fits."""
-    from ..checkpoint.files import read_checkpoint
+    from ..checkpoint.read import read_checkpoint
 
     path = folder_of(name)
     most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
@@ -85,7 +85,7 @@ def checked(name: str, *ks: int | None) -> tuple[Path, int]:
 
 def warn_untrained(path: Path, k: int | None) -> None:
     """Warns of a --k that the checkpoint at `path` was not trained with."""
-    from ..checkpoint.files import read_checkpoint
+    from ..checkpoint.read import read_checkpoint
     from ..processing.answer import untrained_k
 
     warning = untrained_k(read_checkpoint(path)["fwd2bot"], k)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint.files import load_weights, read_checkpoint
 from ..checkpoint.fingerprint import check_base
+from ..checkpoint.read import load_weights, read_checkpoint
 from ..config import CONFIG_NAME
 from ..smol import base_folder, checkpoint_folder, is_smol
 from . import host_class, install

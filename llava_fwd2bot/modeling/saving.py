@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.files import save_checkpoint
 from ..checkpoint.hub import push
+from ..checkpoint.write import save_checkpoint
 
 
 class Fwd2BotSavingMixin:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.files import file_hash
+from ..checkpoint.read import file_hash
 from ..extras import require
 from ..files.writing import write_folder
 from . import tower

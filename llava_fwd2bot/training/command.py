@@ -18,13 +18,13 @@ from typing import Any
 
 from transformers import AutoProcessor, set_seed
 
-from ..checkpoint.files import write_card
 from ..checkpoint.load import (
     base_source,
     original_class_name,
     processor_source,
     register,
 )
+from ..checkpoint.write import write_card
 from ..config import Fwd2BotConfig
 from ..files.check import first
 from ..files.outputs import refuse_overlap, refuse_whole_model

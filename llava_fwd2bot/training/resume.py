@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.hf_argparser import string_to_bool
 
-from ..checkpoint.files import file_hash
+from ..checkpoint.read import file_hash
 from ..files.text import read_json
 from ..files.writing import write_json
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..checkpoint.files import read_checkpoint, reload
 from ..checkpoint.fingerprint import check_base
+from ..checkpoint.read import read_checkpoint, reload
 from .checks import check_arguments, check_negatives, check_trained_precision
 from .collator import IGNORE_INDEX, ModalityLengthSampler
 from .resume import layout_of, moved_data, read_run, write_run

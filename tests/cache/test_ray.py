@@ -20,7 +20,7 @@ from llava_fwd2bot.cache.ray_fill import Reader, Worker, fill_by_ray  # noqa: E4
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 from llava_fwd2bot.cache.sources import Source  # noqa: E402
 from llava_fwd2bot.cache.summary_file import fingerprint_of  # noqa: E402
-from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
+from llava_fwd2bot.checkpoint.read import read_checkpoint  # noqa: E402
 
 LOADING = {"base": None, "device": "cpu", "dtype": "auto", "load_4bit": False, "load_8bit": False}
 

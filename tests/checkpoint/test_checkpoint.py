@@ -15,7 +15,7 @@ from train_toys import command, history
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot, register
-from llava_fwd2bot.checkpoint.files import file_hash, read_checkpoint
+from llava_fwd2bot.checkpoint.read import file_hash, read_checkpoint
 from llava_fwd2bot.training.command import train
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(on_disk, saved, monkeypatch, fail
         raise OSError(errno.ENOSPC, "No space left on device")
 
     target = "save_file" if fails_at == "safetensors" else "write_json"
-    monkeypatch.setattr(f"llava_fwd2bot.checkpoint.files.{target}", full)
+    monkeypatch.setattr(f"llava_fwd2bot.checkpoint.write.{target}", full)
     with pytest.raises(OSError, match="No space left on device.*What was there before is unchanged"):
         on_disk.save_pretrained(saved)
     assert files(saved) == before

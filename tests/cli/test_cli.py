@@ -162,7 +162,7 @@ def test_info_loads_no_model(run, checkpoint, own_base, monkeypatch):
     monkeypatch.setattr(llava_fwd2bot.checkpoint.load, "open_checkpoint", never)
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", never)
     monkeypatch.setattr("safetensors.torch.load_file", never)
-    monkeypatch.setattr("llava_fwd2bot.checkpoint.files.load_file", never)
+    monkeypatch.setattr("llava_fwd2bot.checkpoint.read.load_file", never)
     code, out, _ = run("info", checkpoint, "--json")
     info = json.loads(out)
     assert code == 0

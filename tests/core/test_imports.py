@@ -19,7 +19,7 @@ LAYERS = (
     ("config",),
     ("processing",),
     ("bottleneck", "losses"),
-    ("checkpoint.files", "checkpoint.fingerprint", "checkpoint.gathering", "checkpoint.hub"),
+    ("checkpoint.read", "checkpoint.write", "checkpoint.fingerprint", "checkpoint.gathering", "checkpoint.hub"),
     ("modeling",),
     ("mixin",),
     ("smol",),

@@ -22,8 +22,8 @@ if not hasattr(llava, "LlavaQwenForCausalLM"):
 
 from original_toys import clip_tower, conversations, original_base, qwen_tokenizer  # noqa: E402
 
-from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
 from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
+from llava_fwd2bot.checkpoint.read import read_checkpoint  # noqa: E402
 from llava_fwd2bot.hosts.original import train as original_train  # noqa: E402
 
 PATCHES = Path(__file__).parents[2] / "patches"

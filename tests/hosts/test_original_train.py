@@ -16,8 +16,8 @@ pytest.importorskip(
 
 from original_toys import clip_tower, conversations, on_disk  # noqa: E402
 
-from llava_fwd2bot.checkpoint.files import read_checkpoint  # noqa: E402
 from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
+from llava_fwd2bot.checkpoint.read import read_checkpoint  # noqa: E402
 from llava_fwd2bot.hosts.original import shims
 from llava_fwd2bot.training import original as programs  # noqa: E402
 from llava_fwd2bot.training.original import train  # noqa: E402

@@ -50,7 +50,7 @@ def test_their_own_command_with_the_one_flag(tmp_path):
     from original_toys import clip_tower, conversations, on_disk
     from test_original_train import command
 
-    from llava_fwd2bot.checkpoint.files import read_checkpoint
+    from llava_fwd2bot.checkpoint.read import read_checkpoint
 
     checkout = tmp_path / "LLaVA"
     shutil.copytree(Path(CHECKOUT) / "llava", checkout / "llava")

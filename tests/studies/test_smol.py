@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from eval.studies import smol_splits
 from llava_fwd2bot import register, smol
 from llava_fwd2bot.checkpoint import load
-from llava_fwd2bot.checkpoint.files import read_checkpoint
+from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.hosts import opening
 from llava_fwd2bot.smol import build, tower
 from llava_fwd2bot.smol import instructions as make
