@@ -45,16 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--image", nargs="+", action="extend", metavar="FILE", help="the image, or several in order")
     ask.add_argument("--each", action="store_true", help="ask about each image by itself: one answer per image")
     ask.add_argument("--dense", action="store_true", help="also print the base's answer, from all dense tokens")
-    ask.add_argument("--summaries", metavar="FILE", help="a file of `fwd2bot compress`, in the place of --image")
-    ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, in the place of --image")
+    ask.add_argument("--summaries", metavar="FILE", help="a file of `fwd2bot compress --output`, instead of --image")
+    ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, instead of --image")
     ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
     ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
     search_options(ask, count, top=5)
     ask.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     at_least_0 = number(float, 0, "a number")
-    ask.add_argument(
-        "--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): always the likeliest"
-    )
+    ask.add_argument("--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): greedy decoding")
     exif_option(ask)
     return ask
 

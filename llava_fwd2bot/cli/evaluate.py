@@ -51,7 +51,11 @@ def main(argv: Sequence[str]) -> None:
     )
     answer.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
     answer.add_argument(
-        "--answers", required=True, type=Path, metavar="FILE", help="LLaVA's answers file; gone on with"
+        "--answers",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the answers file to write; an existing one is continued",
     )
     answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
     answer.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
@@ -118,7 +122,7 @@ def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> Non
 def _evaluator_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, parents=[model_options(k=False)])
     options.add_argument("--k", type=count, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
-    options.add_argument("--limit", type=count, metavar="N", help="the first N alone, for a try; the result says so")
+    options.add_argument("--limit", type=count, metavar="N", help="use only the first N; the result says so")
     options.add_argument("--batch-size", type=count, default=16, metavar="N", help="default: 16")
     options.add_argument(
         "--work",

@@ -25,9 +25,9 @@ def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
     codec = f"float16, int8, int4, int2; default: the cache's, of a new one {DEFAULT_CODEC}"
     group.add_argument("--codec", metavar="NAME", help=codec)
     group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: the processors")
-    group.add_argument("--retry", action="store_true", help="read again what could not be used before")
+    group.add_argument("--retry", action="store_true", help="try again the files that were skipped before")
     group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for Slurm")
-    fast = "decode large JPEGs at a smaller scale; a cache is made with or without"
+    fast = "decode large JPEGs at a smaller scale; set when the cache is created"
     group.add_argument("--fast-decode", action="store_true", help=fast)
     group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
     every = number(float, 0.1, "a number of seconds")

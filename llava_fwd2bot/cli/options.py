@@ -43,7 +43,7 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
     told = "the Fwd2Bot checkpoint: a folder, a hub name or smol-llava"
     told += "" if required else "; default: the one that filled --cache"
     group.add_argument("--model", required=required, metavar="CKPT", help=told)
-    group.add_argument("--base", metavar="PATH", help="the base, where it is no longer where the checkpoint says")
+    group.add_argument("--base", metavar="PATH", help="the base, if it has moved from the path in the checkpoint")
     width = group.add_mutually_exclusive_group()
     width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
     width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
@@ -59,7 +59,7 @@ def exif_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif-orientation",
         choices=("on", "off"),
-        help="turn photographs as their EXIF says; off: as they lie in the file, as LLaVA reads them; default: on",
+        help="turn photographs by their EXIF orientation; off: pixels as stored, as LLaVA does; default: on",
     )
 
 

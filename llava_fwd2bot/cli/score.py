@@ -34,7 +34,7 @@ def add_score(commands: Any) -> None:
     told = "write the answers as the benchmark's server or scorer reads them"
     score.add_argument("--submission", type=Path, metavar="FILE", help=told)
     score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
-    told = "from how many tokens they were answered, or dense; default: as the answers say"
+    told = "number of summary tokens behind the answers, or dense; default: as the answers say"
     score.add_argument("--k", type=tokens, metavar="J", help=told)
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=_score, parser=score)

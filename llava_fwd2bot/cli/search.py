@@ -42,7 +42,7 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
         "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
     )
     parser.add_argument("--rerank", choices=("maxsim",), help="order the best by all summary tokens")
-    parser.add_argument("--exact", action="store_true", help="compare with every image, also where there is an index")
+    parser.add_argument("--exact", action="store_true", help="compare with every image, without the index")
 
 
 def run_search(args: argparse.Namespace) -> None:
