@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..files.folders import find_images as find_images  # where others know it
 from ..files.images import OWN, Reading
-from ..files.writing import temporary_path
+from ..files.writing import as_other_files, temporary_path
 from ..version import __version__
 from .compressor import Compressor
 from .decode import read_file
@@ -191,6 +191,7 @@ def write_tensors(tensors: dict[str, Tensor], output: Path, metadata: dict[str, 
     """Beside `output`, then renamed: a full disk leaves what was there before."""
     try:
         save_file(tensors, temporary_path(output), metadata=metadata)
+        as_other_files(temporary_path(output))
         os.replace(temporary_path(output), output)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)

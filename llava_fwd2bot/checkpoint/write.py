@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config import CONFIG_NAME
 from ..files.outputs import refuse_overlap, refuse_whole_model
-from ..files.writing import write_json
+from ..files.writing import as_other_files, write_json
 from ..version import __version__
 from .fingerprint import fingerprint
 from .read import ADAPTER_FOLDERS, ADAPTER_NAME, FORMAT, TENSORS_NAME, file_hash
@@ -54,6 +54,8 @@ def save_checkpoint(
             _write(model, staging, directory, state_dict)
             if processor is not None:
                 processor.save_pretrained(staging)
+            for file in staging.rglob("*.safetensors"):
+                as_other_files(file)
             files = [p.relative_to(staging) for p in staging.rglob("*") if p.is_file()]
             for file in files:  # before the first is moved
                 if (directory / file).is_dir() or (directory / file.parent).is_file():

@@ -154,6 +154,8 @@ def lines(found: dict[str, Any]) -> str:
             value = ", ".join(f"{key} {x:,}" if isinstance(x, int) else f"{key} {x}" for key, x in value.items())
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
+        elif value is None:
+            value = "none"
         told.append(f"{name.replace('_', ' '):<26} {escaped(str(value))}")
     return "\n".join(told)
 

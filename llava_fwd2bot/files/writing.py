@@ -26,6 +26,13 @@ def temporary_path(path: str | os.PathLike) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def as_other_files(path: str | os.PathLike) -> None:
+    """Gives `path` the permissions of any new file: safetensors writes files that only their owner may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Writes to a temporary path, then renames: a full disk leaves what was there before."""
     temporary = temporary_path(path)

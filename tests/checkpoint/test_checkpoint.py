@@ -311,3 +311,12 @@ def test_config_json_round_trip(tmp_path):
     assert read_checkpoint.__doc__
     with pytest.raises(ValueError, match="Unknown Fwd2Bot settings: tokens"):
         Fwd2BotConfig.from_dict({"tokens": 4})
+
+
+def test_others_may_read_what_a_new_file_would_let_them(saved):
+    """safetensors' files are their owner's alone: a checkpoint in a shared folder opened for nobody else."""
+    plain = saved / "plain"
+    plain.touch()
+    mode = plain.stat().st_mode
+    plain.unlink()
+    assert all(file.stat().st_mode == mode for file in saved.rglob("*.safetensors"))
