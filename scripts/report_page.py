@@ -24,15 +24,23 @@ th:first-child, td:first-child { text-align: left }
 """
 
 
+def share(value: float, count: int) -> str:
+    """A percentage with as many decimals as `count` items bear: none below a thousand."""
+    return f"{value:.0%}" if count < 1000 else f"{value:.1%}"
+
+
 def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row for the base, one for each k."""
-    header = ["answers from", "accuracy", "retention", "bytes per image", "questions/s"]
+    count = report["questions"]
+    header = ["answers from", f"accuracy (n = {count:,})", "retention", "bytes per image", "questions/s"]
     speed, size = report["questions_per_second"], report["bytes_per_image"]
-    rows = [["dense tokens (base)", f"{report['base_accuracy']:.2%}", "", f"{size['dense']:,}", f"{speed['base']:.0f}"]]
+    rows = [
+        ["dense tokens (base)", share(report["base_accuracy"], count), "", f"{size['dense']:,}", f"{speed['base']:.0f}"]
+    ]
     for k, accuracy in report["accuracy"].items():
         name = f"{k} summary token{'s' * (k != '1')}"
-        retention = f"{report['retention'][k]:.2%}"
-        rows.append([name, f"{accuracy:.2%}", retention, f"{size[k]:,}", f"{speed[k]:.0f}"])
+        retention = share(report["retention"][k], count)
+        rows.append([name, share(accuracy, count), retention, f"{size[k]:,}", f"{speed[k]:.0f}"])
     return header, rows
 
 
@@ -41,7 +49,8 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     spent = ", ".join(f"{name.replace('_', '-')} {value:.0f} s" for name, value in report["seconds"].items())
     return [
         f"Search among {found['images']} images and {found['captions']} captions: image→text R@1 "
-        f"{found['image_to_text_r1']:.2%}, text→image R@1 {found['text_to_image_r1']:.2%}.",
+        f"{share(found['image_to_text_r1'], found['images'])}, "
+        f"text→image R@1 {share(found['text_to_image_r1'], found['captions'])}.",
         f"{report['questions']:,} questions ({report['split']}), answered from stored float16 summaries.",
         f"{report['wall_s']:.0f} s in all: {spent}.",
     ]

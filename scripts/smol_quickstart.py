@@ -39,7 +39,8 @@ MODEL = "smol-llava"
 ABOUT = {
     "title": "Fwd2Bot quickstart",
     "intro": "smol-llava reads a photograph as 49 tokens. Its own language model condenses them into 16 summary tokens "
-    "once; every answer below comes from those alone.",
+    "once; every answer below comes from those alone. The base is small and is often wrong, "
+    "with its dense tokens as well; wrong answers are red.",
     "note": "The curves are of the short fine-tune on these photographs, begun anew from the base with "
     "<code>--fwd2bot 16</code>; the table and the answers are of the model that comes with the package.",
     "heading": "Photographs",

@@ -77,7 +77,10 @@ def test_the_report_is_one_page_with_the_figures(tmp_path):
         "seconds": {"base": 1.0},
         "wall_s": 2.0,
     }
-    assert table(report)[1][2] == ["4 summary tokens", "97.00%", "98.98%", "1,024", "15"]
+    # 9 questions bear no decimals, 9,673 one
+    assert table(report)[0][1] == "accuracy (n = 9)"
+    assert table(report)[1][2] == ["4 summary tokens", "97%", "99%", "1,024", "15"]
+    assert table(report | {"questions": 9673})[1][2][1:3] == ["97.0%", "99.0%"]
     pytest.importorskip("matplotlib")
     about = dict.fromkeys(("title", "intro", "note", "heading"), "About")
     log = [{"step": 1, "answer_loss": 1.0, "contrastive_loss": 2.0, "retrieval_accuracy": 0.1}]
