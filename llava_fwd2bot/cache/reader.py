@@ -31,6 +31,7 @@ from .format import (
     column,
     is_cache,
     is_local,
+    lancedb_module,
     lock,
     one_of,
     tables_of,
@@ -64,6 +65,7 @@ class SummaryCache(CacheStore, CacheWriter):
             ValueError: a cache of other settings or of an earlier format, or something else, is there.
             OSError: the folder cannot be written.
         """
+        lancedb_module()  # before anything else: its error names the extra
         text = os.fspath(path)
         if is_local(text):
             try:
@@ -98,6 +100,7 @@ class SummaryCache(CacheStore, CacheWriter):
         Raises:
             FileNotFoundError, ValueError: there is none, it is no cache, of a later version, or of another model.
         """
+        lancedb_module()
         text = os.fspath(path)
         if is_local(text) and not Path(text).exists():
             raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)

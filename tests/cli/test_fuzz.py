@@ -25,7 +25,10 @@ from llava_fwd2bot.cli.main import COMMANDS, main  # noqa: E402
 
 MORE = int(os.environ.get("FWD2BOT_FUZZ", 0))
 ACTIONS = {
-    "cache": ("verify", "stats", "export", "merge", "vacuum", "prune", "index"),
+    "cache": (
+        *("ls", "skipped", "stats", "verify", "repair", "optimize", "rm", "prune", "restore", "dedup", "export"),
+        *("import-metadata", "merge", "index", "migrate"),
+    ),
     "eval": ("score", "retrieval", "compositionality", "captioning", "answer", "codec", "cost", "report"),
     "llava": ("train", "eval"),
 }
@@ -46,37 +49,38 @@ def place(tmp_path_factory, checkpoint, own_base, processor):
     """A folder of good and bad files, in which all runs; nothing is trained, fetched, shown or watched."""
     folder = tmp_path_factory.mktemp("fuzz")
     loaded = llava_fwd2bot.checkpoint.load.load_fwd2bot(checkpoint)
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.delenv("FWD2BOT_TRACEBACK", raising=False)
+    with pytest.MonkeyPatch.context() as patch:  # undone also where this fails: other tests load models as well
+        patch.chdir(folder)
+        patch.delenv("FWD2BOT_TRACEBACK", raising=False)
 
-    def offline(*args, **kwargs):
-        raise OSError("the hub is not asked in this test")
+        def offline(*args, **kwargs):
+            raise OSError("the hub is not asked in this test")
 
-    def stop(*args, **kwargs):
-        raise ValueError("this test stops here")
+        def stop(*args, **kwargs):
+            raise ValueError("this test stops here")
 
-    patch.setattr("huggingface_hub.snapshot_download", offline)
-    patch.setattr("llava_fwd2bot.checkpoint.load.load_fwd2bot", lambda *args, **kwargs: loaded)
-    patch.setattr("llava_fwd2bot.cache.fill.watch", stop)
-    patch.setattr("llava_fwd2bot.cache.ray_fill.fill_by_ray", stop)
-    patch.setattr("llava_fwd2bot.cli.evaluate.load_model", stop)
-    patch.setattr("llava_fwd2bot.training.command.load_for_training", stop)
-    patch.setattr("webbrowser.open", lambda url: True)
-    shutil.copytree(checkpoint, folder / "model")
-    for name in ("a.png", "b.jpg"):
-        Image.new("RGB", (9, 7), (200, 30, 30)).save(folder / name)
-    shutil.copytree(own_base, folder / "base")
-    (folder / "empty").write_bytes(b"")
-    (folder / "text.txt").write_text("a.png\nnowhere.png\n")
-    (folder / "bytes").write_bytes(bytes(range(256)))
-    (folder / "list.json").write_text("[1, null, {}]")
-    (folder / "deep.json").write_text("[" * 100_000)
-    (folder / "records.jsonl").write_text('{"question_id": 1, "image": "a.png", "text": "what?", "answer": "yes"}\n')
-    assert main("compress --model model --images a.png b.jpg --output stored --device cpu".split()) == 0
-    assert main("compress --model model --images a.png b.jpg --cache photos.cache --device cpu".split()) == 0
-    yield folder
-    patch.undo()
+        patch.setattr("huggingface_hub.snapshot_download", offline)
+        patch.setattr("llava_fwd2bot.checkpoint.load.load_fwd2bot", lambda *args, **kwargs: loaded)
+        patch.setattr("llava_fwd2bot.cache.watch.watch", stop)
+        patch.setattr("llava_fwd2bot.cache.ray_fill.fill_by_ray", stop)
+        patch.setattr("llava_fwd2bot.cli.evaluate.load_model", stop)
+        patch.setattr("llava_fwd2bot.training.command.load_for_training", stop)
+        patch.setattr("webbrowser.open", lambda url: True)
+        shutil.copytree(checkpoint, folder / "model")
+        for name in ("a.png", "b.jpg"):
+            Image.new("RGB", (9, 7), (200, 30, 30)).save(folder / name)
+        shutil.copytree(own_base, folder / "base")
+        (folder / "empty").write_bytes(b"")
+        (folder / "text.txt").write_text("a.png\nnowhere.png\n")
+        (folder / "bytes").write_bytes(bytes(range(256)))
+        (folder / "list.json").write_text("[1, null, {}]")
+        (folder / "deep.json").write_text("[" * 100_000)
+        (folder / "records.jsonl").write_text(
+            '{"question_id": 1, "image": "a.png", "text": "what?", "answer": "yes"}\n'
+        )
+        assert main("compress --model model --images a.png b.jpg --output stored --device cpu".split()) == 0
+        assert main("compress --model model --images a.png b.jpg --cache photos.cache --device cpu".split()) == 0
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -269,6 +269,7 @@ def test_no_photograph_is_in_two_splits(study):
 
 def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path):
     """All recipes train, are measured, and come back in one archive; what is done stays done."""
+    pytest.importorskip("pycocoevalcap")
     specs = ["pool:rate=2e-3,steps=1", "dense:steps=150", "random:steps=1", "query:steps=1", "last:steps=150"]
     specs += ["downsample:steps=1", "token-all:steps=1", "residual:rate=auto,steps=150", "kv:steps=150"]
     specs += ["winner:steps=150,keep=true"]  # token-all is the only quick run for both ends
@@ -368,6 +369,7 @@ def test_generation_is_the_full_forward(study, name):
 
 def test_shares_and_claims():
     """The floor is 0, the bound is 100, intervals are paired, and many claims cost more than one."""
+    pytest.importorskip("matplotlib")
     task = np.array(["exists"] * 40 + ["words"] * 20)
     picture = np.concatenate([np.repeat(np.arange(20), 2), 20 + np.arange(20)])
     rng = np.random.default_rng(0)

@@ -121,7 +121,8 @@ def test_grouping_by_length_opens_no_image(model, data, tmp_path, monkeypatch, s
     running = trainer(model, data, tmp_path, train_sampling_strategy=strategy)
     monkeypatch.setattr(LlavaDataset, "__getitem__", lambda *a: pytest.fail("a row was opened"))
     order = list(running._get_train_sampler())
-    assert sorted(sum(order, []) if strategy == "batch_rebalance" else order) == list(range(12))
+    # batches of rows where this transformers rebalances them; 5.4 has no such strategy
+    assert sorted(sum(order, []) if isinstance(order[0], list) else order) == list(range(12))
 
 
 def test_the_modality_sampler_follows_seed_and_batch(model, data, tmp_path):
