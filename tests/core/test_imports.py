@@ -28,6 +28,7 @@ LAYERS = (
     ("training",),
     ("cache",),
     ("evaluation",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,1 @@
+"""Serving: the client and the plug-in for vLLM, and the OpenAI-compatible server."""
