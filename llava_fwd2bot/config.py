@@ -23,8 +23,10 @@ ADAPTERS = ("stage", "shared", "none")
 
 
 def _field(default: Any, help: str, source: str) -> Any:
-    factory = {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
-    return field(**factory, metadata={"help": f"{help} [{source}]", "source": source})
+    metadata = {"help": f"{help} [{source}]", "source": source}
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass

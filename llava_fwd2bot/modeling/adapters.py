@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import STAGES, Fwd2BotConfig
 
 PEFT_PREFIX = "base_model.model."
-# before transformers 5 it is filled in where nobody asked for it
+# before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
 

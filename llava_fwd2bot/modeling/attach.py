@@ -27,7 +27,7 @@ class Fwd2BotAttachMixin:
         train_projector: bool = False,
     ) -> None:
         self._base_fingerprint = fingerprint(self)
-        if getattr(self, "_require_grads_hook", None) is not None:  # asked for before
+        if getattr(self, "_require_grads_hook", None) is not None:  # enabled before
             super().disable_input_require_grads()
         self.requires_grad_(False)
         self.fwd2bot_config = config

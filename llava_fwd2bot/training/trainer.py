@@ -69,6 +69,12 @@ else:
 
 
 class Fwd2BotTrainerMixin(_Trainer):
+    # of the Trainer, whose types allow for cases that do not arise here
+    model: Any
+    train_dataset: Any
+    optimizer: Any
+    _signature_columns: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(("model", "args"), args, strict=False)) | kwargs
         if isinstance(given.get("args"), TrainingArguments):
@@ -90,7 +96,7 @@ class Fwd2BotTrainerMixin(_Trainer):
             self.loss_is_scaled_for_ga = False
 
     @property
-    def _fwd2bot_model(self) -> nn.Module:
+    def _fwd2bot_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -111,9 +117,9 @@ class Fwd2BotTrainerMixin(_Trainer):
             now = self.run_layout
             if before and now["rows"]:
                 fresh = bool(getattr(self.args, "ignore_data_skip", False))
-                told = moved_data(resume_from_checkpoint, before, now, fresh)
-                if told:
-                    warnings.warn(told, stacklevel=2)
+                message = moved_data(resume_from_checkpoint, before, now, fresh)
+                if message:
+                    warnings.warn(message, stacklevel=2)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_negatives(self) -> None:
@@ -144,12 +150,12 @@ class Fwd2BotTrainerMixin(_Trainer):
         inputs = {**inputs, "return_logits": return_outputs}
         if model.training:
             self._say_step()
-        if not model.training or self._step is None:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        else:
-            tokens, micro_batches = self._step
-            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        step = self._step if model.training else None
+        if step is not None:
+            inputs.update(num_items_in_batch=step[0], micro_batches=step[1])
+        computed: Any = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss, outputs = computed
+        if step is not None:
             # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
             steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
             loss = loss * steps * self.accelerator.num_processes
@@ -180,7 +186,7 @@ class Fwd2BotTrainerMixin(_Trainer):
         if not self._has_fwd2bot or not batches:
             return
         own = sum(self._labelled_tokens(batch) for batch in batches)
-        tokens = torch.as_tensor(own, device=self.accelerator.device)
+        tokens: Any = torch.as_tensor(own, device=self.accelerator.device)
         ranks = self.accelerator.num_processes
         if getattr(self.args, "average_tokens_across_devices", True):
             tokens = self.accelerator.reduce(tokens, reduction="sum")
@@ -263,7 +269,9 @@ class Fwd2BotTrainerMixin(_Trainer):
     def _load_best_model(self) -> None:
         if not self._has_fwd2bot:
             return super()._load_best_model()
-        reload(self._fwd2bot_model, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            reload(self._fwd2bot_model, best)
 
 
 class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):
