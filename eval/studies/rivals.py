@@ -123,13 +123,18 @@ class KeyValueLlava(_ImagesAlone):
         k = summary.shape[1]
         text = ~plan.is_summary
         words = self.get_input_embeddings()(input_ids.flatten()[plan.origin[text]])
-        own = Collapsed(plan.origin[text], plan.is_summary[text], plan.lengths - k, plan.image_row)
-        rows, mask = own.pad(words)
+        none = plan.summary_at[:0]
+        own = Collapsed(
+            *(plan.origin[text], plan.is_summary[text], plan.lengths - k, plan.image_row, plan.row[text]),
+            summary_at=none,
+            longest=plan.longest - k,
+        )
+        rows, _ = own.pad(words)
         places = k + torch.arange(rows.shape[1], device=rows.device)[None]
         past = {self.past_name: self.stored(summary)}
         out = self._language_model()(inputs_embeds=rows, position_ids=places, **past)
         hidden = rows.new_zeros(len(text), rows.shape[-1])
-        return hidden.masked_scatter(text[:, None], out.last_hidden_state[mask].to(hidden.dtype))
+        return hidden.masked_scatter(text[:, None], own.pack(out.last_hidden_state).to(hidden.dtype))
 
 
 class MeanPooledLlava(Fwd2BotLlava):
