@@ -185,19 +185,16 @@ class Graphs:
         return graph.forward
 
 
-@pytest.mark.parametrize("kind", ["both", "answers"])
-def test_a_planned_forward_compiles_with_two_graph_breaks_at_most(processor, kind):
-    """More breaks bring back the launches that compiling takes away."""
+def test_a_planned_forward_compiles_with_two_graph_breaks_at_most(processor):
+    """More breaks bring back the launches that compiling takes away; an unplanned forward has a dozen."""
     torch.compiler.reset()
     model = shake(add_fwd2bot(toy_base(processor), settings(), processor)).train()
-    batch = planned(model, batches(model)[kind])
+    batch = planned(model, batches(model)["both"])
     expected = model(**batch, return_logits=False).loss
-    found = torch._dynamo.explain(model.forward)(**batch, return_logits=False)
-    assert found.graph_break_count <= 2, [str(r) for r in found.break_reasons]
-    torch.compiler.reset()
     backend = Graphs()
-    compiled = torch.compile(model.forward, backend=backend)
-    loss = compiled(**batch, return_logits=False).loss
-    torch.compiler.reset()
+    try:
+        loss = torch.compile(model.forward, backend=backend)(**batch, return_logits=False).loss
+    finally:
+        torch.compiler.reset()
     assert 1 <= backend.count <= 3
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
