@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..files.images import OWN, open_image
+from ..files.images import open_image
+from ..files.pixels import OWN
 from .conversation import PLACEHOLDER, ConversationFormatter
 from .generate import from_base, from_summaries, summaries_of
 

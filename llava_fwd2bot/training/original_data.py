@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..files.check import refuse_unusable, unusable
+from ..files.records import read_records
 from ..processing.images import ImageError
-from .data import read_records
 from .records import images_of, strings
 
 
