@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -189,13 +190,22 @@ class Moves:
         """The same in memory that is copied to the device without waiting."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Moves:
+    def __getstate__(self) -> dict[str, Any]:
+        # a data loader's workers send each tensor as an open file of its own, of which there may be few
+        arrays = self._map(lambda tensor: tensor.numpy() if tensor.device.type == "cpu" else tensor)
+        return dict(vars(arrays))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        vars(self).update(vars(self._map(torch.from_numpy, np.ndarray)))
+
+    def _map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Moves:
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
             if isinstance(value, Moves):
-                return value._map(change)
-            return change(value) if isinstance(value, Tensor) else value
+                return value._map(change, kind)
+            return change(value) if isinstance(value, kind) else value
 
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
