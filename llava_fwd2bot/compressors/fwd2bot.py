@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bottleneck import compress_pass, nested_averages
 from .base import Compressor
+from .linear import cached
 
 
 class Fwd2Bot(Compressor):
@@ -25,7 +26,7 @@ class Fwd2Bot(Compressor):
             prompt = model.get_input_embeddings()(added.image_prompt_ids)
             if model.fwd2bot_config.residual == "none":
                 return compress_pass(model._language_model(), dense, prompt, added.tokens[:j])
-            averages = [nested_averages(len(v), j).to(v) @ v for v in dense]  # M × [j, D]
+            averages = [cached(nested_averages, len(v), j, v.device, v.dtype) @ v for v in dense]  # M × [j, D]
             out = compress_pass(model._language_model(), dense, prompt, added.tokens[:j], averages)
             return torch.stack(averages).to(out) + added.log_gain.exp().to(out) * out
 

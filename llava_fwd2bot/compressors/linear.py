@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor
 
 from ..bottleneck import nested_averages
 from .base import Compressor
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves training too
+def cached(make: Callable[[int, int], Tensor], count: int, j: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`make(count, j)`, [j, count], copied to where it is used once."""
+    return make(count, j).to(device, dtype)
 
 
 class Linear(Compressor):
@@ -25,7 +33,7 @@ class Linear(Compressor):
         short = min(len(v) for v in dense)
         if j > short:
             raise ValueError(f"The compressor {self.name!r} cannot make {j} tokens of {short} dense tokens.")
-        return torch.stack([self.weights(len(v), j).to(v) @ v for v in dense])
+        return torch.stack([cached(self.weights, len(v), j, v.device, v.dtype) @ v for v in dense])
 
 
 class Averages(Linear):

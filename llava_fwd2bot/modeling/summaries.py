@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..bottleneck import embed
+from .masks import one_sequence_each
+from .plan import CaptionPlan
 
 
 class Fwd2BotSummaryMixin:
@@ -46,6 +48,12 @@ class Fwd2BotSummaryMixin:
         contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
         return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
 
+    def _compress_captions(self, captions: CaptionPlan, num_tokens: int | None) -> Tensor:
+        """The summaries of a batch's captions, [C, j, D]."""
+        words = self.get_input_embeddings()(captions.ids)  # [C, L, D]
+        contexts = [row[:length] for row, length in zip(words, captions.lengths, strict=True)]
+        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         k = self.fwd2bot_config.num_summary_tokens
         j = k if num_tokens is None else num_tokens
@@ -57,7 +65,8 @@ class Fwd2BotSummaryMixin:
         images = prompt_ids is not self.fwd2bot.text_prompt_ids
 
         def run(*contexts: Tensor) -> Tensor:
-            return (self._compressor.images if images else self._compressor.texts)(self, contexts, j)
+            with one_sequence_each():
+                return (self._compressor.images if images else self._compressor.texts)(self, contexts, j)
 
         chunk, count = self.fwd2bot_config.contrastive_chunk, len(contexts)
         if self._fullest is not None:  # as many chunks as on the other ranks

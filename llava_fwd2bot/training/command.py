@@ -104,11 +104,12 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         # saved with the model: prompts are to have the words of training
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
     model = load_for_training(name, args, given, processor, model_args.tune_mm_mlp_adapter, host)
+    planner = None if config is None else model.planner()
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
-        data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id),
+        data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id, planner=planner),
         processing_class=processor,
     )
     trainer.run = run

@@ -235,7 +235,7 @@ class LlavaDataset(Dataset):
                 raise
             except ValueError as error:
                 raise ValueError(f"{row.name}: {error}") from error
-            item.update(pixels)
+            item.update(pixels, images=row.images, image_lengths=counts)
         text, spans = self.reader.image_token * len(counts), []
         if row.turns:
             text, spans = self.formatter(row.turns, row.name, bool(row.images))

@@ -29,6 +29,7 @@ from .sampler import ModalityLengthSampler, RowLengths
 
 # of rows of LlavaDataset, and of batches
 _OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
+_OWN_COLUMNS += ("images", "image_lengths", "plan")
 
 
 @dataclass
@@ -185,6 +186,7 @@ class Fwd2BotTrainerMixin(_Trainer):
         """
         if not self._has_fwd2bot or not batches:
             return
+        self._tell_ranks(batches)
         own = sum(self._labelled_tokens(batch) for batch in batches)
         tokens: Any = torch.as_tensor(own, device=self.accelerator.device)
         ranks = self.accelerator.num_processes
@@ -195,7 +197,19 @@ class Fwd2BotTrainerMixin(_Trainer):
         micro_batches = micro_batches or len(batches)
         self._step = (tokens * micro_batches / len(batches), micro_batches * ranks)
 
+    def _tell_ranks(self, batches: list[dict[str, Any]]) -> None:
+        """Leaves in each plan what the other ranks have, so that the forward need not ask them."""
+        plans = [batch.get("plan") for batch in batches]
+        if self.accelerator.num_processes == 1 or any(plan is None for plan in plans):
+            return
+        own = torch.tensor([[plan.counts for plan in plans]], device=self.accelerator.device)
+        told = self.accelerator.gather(own).transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
+        for plan, ranks in zip(plans, told, strict=True):
+            plan.ranks = ranks
+
     def _labelled_tokens(self, batch: dict[str, Any]) -> Tensor | int:
+        if batch.get("plan") is not None:
+            return batch["plan"].labelled_tokens
         labels, mask = batch.get("labels"), batch.get("attention_mask")
         if labels is None:
             return 0

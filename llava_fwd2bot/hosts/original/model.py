@@ -200,6 +200,7 @@ class OriginalHost(Fwd2BotMixin):
         cache: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         micro_batches: int | None = None,
+        plan: Any = None,
     ) -> Any:
         """`Fwd2BotMixin.forward` in the original's order of arguments; the last three of them are LLaVA-NeXT's.
 
@@ -225,7 +226,7 @@ class OriginalHost(Fwd2BotMixin):
         given |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         if trains and self._fwd2bot_enabled:  # what the losses do not take
             given = {"return_dict": return_dict, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        step = {"num_items_in_batch": num_items_in_batch, "micro_batches": micro_batches}
+        step = {"num_items_in_batch": num_items_in_batch, "micro_batches": micro_batches, "plan": plan}
         step = step if trains and self._fwd2bot_enabled else {}  # the base knows no such thing
         return super().forward(
             input_ids=input_ids,
