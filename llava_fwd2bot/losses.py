@@ -87,7 +87,7 @@ def contrastive_loss(
             (logits, candidates.excluded, candidates.text_weight),
             (logits.T, candidates.excluded.T, candidates.image_weight),
         ):
-            way = way.mcounted_fill(excluded, float("-inf"))
+            way = way.masked_fill(excluded, float("-inf"))
             others = counts.log().expand_as(way).clone().fill_diagonal_(0.0)  # a pair's own candidate counts once
             loss = loss + weight @ F.cross_entropy(way + others, target, reduction="none")
             with torch.no_grad():
