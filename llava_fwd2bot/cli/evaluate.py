@@ -148,7 +148,7 @@ def _evaluate(
     """
     from ..cache.summary_file import fingerprint_of
     from ..evaluation.encode import Encoder
-    from ..evaluation.retrieval import table
+    from ..evaluation.tables import results_table
 
     with ExitStack() as stack:
         if args.json:
@@ -168,7 +168,7 @@ def _evaluate(
     if args.json:
         print(json.dumps(result))
     else:
-        print(show(found) if show else table(found["rows"]))
+        print((show or results_table)(found))
 
 
 def _retrieval(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def _captioning(args: argparse.Namespace) -> None:
 
 def _codec(args: argparse.Namespace) -> None:
     from ..cache.codecs import CODECS
-    from ..evaluation import codec
+    from ..evaluation import codec, retrieval
     from ..evaluation.answers import Answerer
     from ..evaluation.datasets import read_captioned
 
@@ -218,7 +218,10 @@ def _codec(args: argparse.Namespace) -> None:
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
         rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
-        return {"evaluator": "codec", "dataset": data and data.name, "rows": rows}, items
+        about = {} if data is None else retrieval.about(data)
+        if args.questions:
+            about["questions"] = len(next(values for name, values in items.items() if name.startswith("accuracy")))
+        return {"evaluator": "codec", **about, "rows": rows}, items
 
     _evaluate(args, run, codec.table)
 
