@@ -12,7 +12,7 @@ from typing import Any
 
 from ..files.outputs import refuse_overlap
 from ..files.writing import write_json
-from .options import checked, count, load_model, model_options, quantisation
+from .options import checked, count, load_model, model_folders, model_options, quantisation
 from .parser import Parser
 from .score import add_score, stamp
 
@@ -97,7 +97,7 @@ def _keep_inputs(args: argparse.Namespace, name: str, output: Path) -> None:
     """Refuses an output in the place of what is read, or of another output."""
     written = [output.with_name(output.name + end) for end in _REPORT] if args.run is _report else [output]
     for target in written:
-        refuse_overlap(f"--{name}", target, models={"--model": getattr(args, "model", None)})
+        refuse_overlap(f"--{name}", target, models=model_folders(args))
         for other, value in vars(args).items():
             for file in value if isinstance(value, list) else [value]:
                 if other != name and isinstance(file, Path) and (file.is_file() or file.resolve() == target.resolve()):

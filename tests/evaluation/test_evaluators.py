@@ -174,7 +174,8 @@ def test_answers_go_on_where_they_were(run, checkpoint, captioned):
     )[1]
     assert json.loads(out)["answer"] == first["text"]
     code, _, err = run(*argv, "--k", 4)
-    assert code == 1 and "name another file by --answers" in err
+    assert code == 1 and f"{answers} was made with k = 2, not 4. Choose another file with --answers." in err
+    assert "{" not in err  # two raw dicts stood here
     answers.unlink()
     assert run(*argv, "--from-base")[0] == 0
     dense = [json.loads(line) for line in answers.read_text().splitlines()]
