@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .extras import kernel_hint_to_debug
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .training.trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
     from .training.trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
 
+kernel_hint_to_debug()
 _WHERE = {
     "Fwd2BotConfig": ".config",
     "add_fwd2bot": ".hosts",

@@ -42,14 +42,13 @@ from bench_common import (
     shape_facts,
     summarize,
     table,
+    trained,
     twin,
     with_fwd2bot,
+    with_lora,
     write,
 )
-from peft import LoraConfig, get_peft_model
 from torch import nn
-
-from llava_fwd2bot import Fwd2BotConfig
 
 SIDES = ("host", "fwd2bot", "fwd2bot_contrastive")
 
@@ -70,13 +69,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if options.memory == "own-process":  # before this process takes its own
         memory = {b: {name: _memory_in_own_process(name, b, options) for name in names} for b in options.batch}
     host = build(shape, options.device, dtype)
-    models = {"host": _with_lora(twin(host), options), "fwd2bot": with_fwd2bot(host, k, options.lora_r)}
+    models = {"host": with_lora(twin(host), options.lora_r), "fwd2bot": with_fwd2bot(host, k, options.lora_r)}
     if options.contrastive:
         models["fwd2bot_contrastive"] = models["fwd2bot"]
 
     result: dict[str, Any] = {"bench": "train", "shape": options.shape, "k": k, "n": n}
     result.update(shape_facts(shape, text), lora_r=options.lora_r, dtype=options.dtype, steps=options.steps)
-    result["trainable"] = {name: sum(p.numel() for p in _trained(m)) for name, m in models.items()}
+    result["trainable"] = {name: sum(p.numel() for p in trained(m)) for name, m in models.items()}
     result["tokens"] = {
         "text": text,
         "labelled": int(LABELLED * text),
@@ -189,17 +188,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # ---------------------------------------------------------------------- the sides
-def _with_lora(model: nn.Module, options: argparse.Namespace) -> nn.Module:
-    layers = "|".join(Fwd2BotConfig().lora_targets)
-    target = rf"(.*\.)?language_model\.layers\.\d+\.(.*\.)?({layers})"
-    lora = LoraConfig(r=options.lora_r, lora_alpha=2 * options.lora_r, lora_dropout=0.0, target_modules=target)
-    return get_peft_model(model, lora)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def _step(
     side: str, model: nn.Module, rows: int, options: argparse.Namespace, shape: Shape, dtype: torch.dtype
 ) -> Callable[[], None]:
@@ -212,7 +200,7 @@ def _step(
     # without the cache, which the host would build and drop; our trainer asks for the loss alone
     batch.update({"use_cache": False} if side == "host" else {"return_logits": False})
     model.train()
-    optimizer = torch.optim.AdamW(_trained(model), lr=1e-5, fused=options.device.type == "cuda")
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=options.device.type == "cuda")
 
     def step() -> None:
         with autocast(options.device, dtype):
@@ -257,7 +245,7 @@ def _measure_memory(options: argparse.Namespace, shape: Shape, dtype: torch.dtyp
     libraries = PeakMemory(options.device).now()
     model = build(shape, options.device, dtype)
     plain = options.memory_of == "host"
-    model = _with_lora(model, options) if plain else with_fwd2bot(model, options.k, options.lora_r)
+    model = with_lora(model, options.lora_r) if plain else with_fwd2bot(model, options.k, options.lora_r)
     result = {"libraries": libraries, **_peak(options.memory_of, model, options.batch[0], options, shape, dtype)}
     print(json.dumps(result))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -156,22 +157,34 @@ def to_prune(cache: SummaryCache, missing_roots: bool = False) -> list[str]:
 
 
 def chosen(cache: SummaryCache, names: Sequence[str], where: str | None) -> list[str]:
-    """The sources of files by id, whole path, folder ("beach/"), or an SQL condition."""
+    """The sources of files by id, path, folder ("beach/"), or an SQL condition.
+
+    Args:
+        names: ids, or paths; a relative path that is no id is looked up in the working directory.
+
+    Raises:
+        ValueError: nothing has one of the names.
+    """
     found: dict[str, None] = {}
     if where is not None:
         known = [*ABOUT, *users_columns(cache.table(FILES).schema)]
         found.update(dict.fromkeys(row["source"] for row in filtered(cache, ["source"], "true", where, known)))
     for name in names:
-        if name.endswith("/"):
-            end = name[:-1] + "0"  # the character after "/"
-            parts = (f"({c} >= {quoted(name)} AND {c} < {quoted(end)})" for c in ("id", "source"))
-            rows = cache.rows(FILES, ["source"], " OR ".join(parts)).to_pylist()
-        else:
-            rows = cache.rows(FILES, ["source"], f"{one_of('id', [name])} OR {one_of('source', [name])}").to_pylist()
+        rows = _named(cache, name)
+        if not rows and "://" not in name:
+            rows = _named(cache, os.path.abspath(name) + "/" * name.endswith("/"))
         if not rows:
-            raise ValueError(f"{cache.path} has nothing by the name of {name}.")
+            raise ValueError(f"{cache.path} has no image {name}: neither an id nor a path.")
         found.update(dict.fromkeys(row["source"] for row in rows))
     return list(found)
+
+
+def _named(cache: SummaryCache, name: str) -> list[dict[str, Any]]:
+    if name.endswith("/"):
+        end = name[:-1] + "0"  # the character after "/"
+        parts = (f"({c} >= {quoted(name)} AND {c} < {quoted(end)})" for c in ("id", "source"))
+        return cache.rows(FILES, ["source"], " OR ".join(parts)).to_pylist()
+    return cache.rows(FILES, ["source"], f"{one_of('id', [name])} OR {one_of('source', [name])}").to_pylist()
 
 
 # ---------------------------------------------------------------------- the way back

@@ -147,10 +147,11 @@ def _base_entry(model: nn.Module, directory: Path) -> dict[str, Any]:
 
 
 def write_card(model: nn.Module, directory: str | os.PathLike, training: dict[str, Any]) -> None:
-    """Writes the model card again, with the figures of a training run."""
+    """Writes the model card again, with the figures of a training run, floats to three significant digits."""
     path = Path(directory) / "README.md"
     card = _card(model, _base_entry(model, Path(directory).absolute()))
-    rows = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in training.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
     path.write_text(f"{card}\n## Training\n\n| | |\n|---|---|\n{rows}\n", encoding="utf-8")
 
 

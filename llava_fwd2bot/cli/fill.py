@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import checked, load_model, number, quantisation, warn_untrained
+from .options import checked, load_model, model_folders, number, quantisation, warn_untrained
 
 if TYPE_CHECKING:
     from ..cache.format import CacheSettings
@@ -72,9 +72,8 @@ class Run:
         from ..cache.sources import Source
         from ..files.outputs import refuse_overlap
 
-        models = {"--model": args.model, "--base": args.base}
         folders = {f"--images {name}": name for name in args.images if Path(name).is_dir()}
-        refuse_overlap("--cache", args.cache, models=models, images=folders, inside_images=True)
+        refuse_overlap("--cache", args.cache, models=model_folders(args), images=folders, inside_images=True)
         self.args, self.total, self.source = args, Filled(), Source(args.images, args.shard)
         known = SummaryCache.open(args.cache) if is_cache(args.cache) else None
         if known is None and not args.model:

@@ -64,12 +64,15 @@ def exif_option(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_of(name: str) -> Path:
+    """The checkpoint's folder: `name` itself, smol-llava's, or a snapshot of the hub."""
     from ..hosts.opening import local_folder
 
-    try:
-        return local_folder(name, {})
-    except (ValueError, OSError) as error:  # the hub's own words leave out that no such folder is here
-        raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
+    return local_folder(name, {})
+
+
+def model_folders(args: argparse.Namespace) -> dict[str, str | None]:
+    """What --model and --base name, for `refuse_overlap`: no output may overwrite them."""
+    return {f"--{name}": getattr(args, name, None) for name in ("model", "base")}
 
 
 def checked(name: str, *ks: int | None) -> tuple[Path, int]:

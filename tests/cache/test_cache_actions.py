@@ -48,12 +48,17 @@ def test_rm_asks_and_restore_brings_back(run, filled, photos, monkeypatch):
     """What is taken out leaves its summary, until `optimize`."""
     assert run("cache", "rm", filled, "a.png")[0] == 2  # nobody is there to ask
     code, out, err = run("cache", "rm", filled, "beach/", "--dry-run", "--json")
-    assert code == 0 and json.loads(out) == {"removed": 0, "rows": 6} and "beach/z.jpg" in err and "3 would go" in err
+    assert (
+        code == 0
+        and json.loads(out) == {"removed": 0, "rows": 6}
+        and "beach/z.jpg" in err
+        and "3 would be removed" in err
+    )
     assert json.loads(run("cache", "rm", filled, "beach/", "a.png", "--yes", "--json")[1]) == {"removed": 4, "rows": 3}
     code, _, err = run("cache", "rm", filled, "nothing.png", "--yes")
-    assert code == 1 and "nothing by the name of nothing.png" in err
+    assert code == 1 and "has no image nothing.png" in err
     versions = run("cache", "restore", filled)[1]
-    before = next(word for word in versions.split("versions")[1].split(", ") if "(add" in word).strip().split(" ")[0]
+    before = next(line for line in versions.splitlines() if "(add" in line).split(" ")[0]
     found = json.loads(run("cache", "restore", filled, "--version", before, "--json")[1])
     assert found["rows"] == 6 and not found["lost"]
     assert run("cache", "verify", filled)[0] == 0
@@ -66,6 +71,24 @@ def test_rm_asks_and_restore_brings_back(run, filled, photos, monkeypatch):
     assert len(SummaryCache.open(filled)) == 4
     repaired = json.loads(run("cache", "repair", filled, "--device", "cpu", "--json")[1])
     assert repaired["compressed"] == 2 and not repaired["lost"] and run("cache", "verify", filled)[0] == 0
+
+
+def test_restore_lists_every_version(run, filled):
+    """Five were shown, and "and 3 more": the one that is looked for may be any."""
+    for name in ("a.png", "b.png", "beach/a.png", "beach/z.jpg", "copy.png"):
+        assert run("cache", "rm", filled, name, "--yes")[0] == 0
+    lines = run("cache", "restore", filled)[1].splitlines()
+    assert len(lines) > 6 and sum("(rm" in line for line in lines) == 5
+    assert lines == json.loads(run("cache", "restore", filled, "--json")[1])["versions"]
+
+
+def test_rm_takes_paths_from_here(run, filled, photos, monkeypatch):
+    """What `cache ls --paths` prints was accepted, and what a shell completes was not."""
+    monkeypatch.chdir(photos.parent)
+    assert json.loads(run("cache", "rm", filled, f"{photos.name}/a.png", "--yes", "--json")[1])["removed"] == 1
+    monkeypatch.chdir(photos / "beach")
+    assert json.loads(run("cache", "rm", filled, "./", "--yes", "--json")[1])["removed"] == 3  # one was skipped
+    assert run("cache", "rm", filled, "nothing/", "--yes")[0] == 1
 
 
 def test_prune_shows_and_asks(run, filled, photos, monkeypatch):

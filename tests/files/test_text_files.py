@@ -66,7 +66,7 @@ def test_errors_name_file_and_line(tmp_path, name, content, told):
 
 def test_studies_too(tmp_path):
     """A YAML that does not parse ended in a traceback, and named no file."""
-    ablation = pytest.importorskip("eval.studies.ablation")
+    ablation = pytest.importorskip("eval.studies.ablation_study")
     (tmp_path / "s.yaml").write_text("rows: [\n")
     with pytest.raises(ValueError, match=r"s.yaml is not YAML: (.|\n)*line 2"):
         ablation.Study.read(tmp_path / "s.yaml")

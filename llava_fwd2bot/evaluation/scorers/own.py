@@ -42,7 +42,7 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
         name = str(record["question_id"])
         scores[name] = 0.0 if blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
     groups = [record.get("image") for record in records]
-    return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups if any(groups) else None)
+    return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups=groups if any(groups) else None)
 
 
 def _score(text: str, right: Sequence[str], match: str, name: str, source: Path) -> float:
