@@ -20,8 +20,9 @@ from ..files.outputs import refuse_overlap
 from ..files.writing import as_other_files, write_folder, write_json, write_text
 from ..version import __version__
 from .export_adapters import VLLM_RANKS, check_vllm, vllm_command, write_adapters
-from .export_manifest import CLIENT, FORMAT, MANIFEST, TEMPLATE
+from .export_manifest import CLIENT, FORMAT, MANIFEST, TEMPLATE, is_export
 from .export_merged import BASE, write_merged
+from .export_probe import probes_of
 from .export_template import PROMPT_FLAG, served_template
 from .load import base_of, processor_source, register
 from .read import TENSORS_NAME, file_hash, read_checkpoint
@@ -37,6 +38,7 @@ def export(
     base: str | os.PathLike | None = None,
     stage: str | None = None,
     dtype: str = "auto",
+    probe: bool = False,
 ) -> Path:
     """Writes the checkpoint for another program.
 
@@ -48,6 +50,8 @@ def export(
         stage: "answer" or "compress" alone; for "merged" it must be given, and may be "base", for the language model
             without an adapter, onto which those of "peft" go.
         dtype: of the weights of "merged".
+        probe: for "vllm": load the base, and store what the right engine answers to a few questions, so that a client
+            knows an engine of another base.
 
     Returns:
         `output`. Its `fwd2bot/export.json` says what is there, for "vllm" with the command that serves it.
@@ -62,7 +66,7 @@ def export(
     settings = read_checkpoint(checkpoint)
     stages = _stages(to, stage, settings["fwd2bot"].adapters)
     refuse_overlap("--output", output, models={"CKPT": checkpoint, "--base": base})
-    if output.is_dir() and any(output.iterdir()) and not (output / CLIENT / MANIFEST).is_file():
+    if output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise ValueError(f"--output {output} is there already, and is no export: choose another folder.")
     host = host_config(checkpoint)
     if to == "vllm":
@@ -80,6 +84,8 @@ def export(
         if to == "vllm":
             manifest["max_lora_rank"] = next(r for r in VLLM_RANKS if r >= settings["fwd2bot"].lora_r)
             manifest["command"] = vllm_command(manifest, output)
+            if probe:
+                manifest["probes"] = probes_of(checkpoint, base)
         write_json(folder / CLIENT / MANIFEST, manifest)
         write_text(folder / "README.md", _readme(manifest))
         for file in folder.rglob("*.safetensors"):

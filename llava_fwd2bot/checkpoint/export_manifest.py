@@ -13,6 +13,13 @@ CLIENT = "fwd2bot"  # the folder of the client's files, which no engine looks in
 MANIFEST = "export.json"
 TEMPLATE = "vllm_template.jinja"
 FORMAT = 1
+# asked of an engine about R in the place of a summary, to tell whether it is the one
+PROBES = ("What is this?", "Is it day or night?", "How many people are there?")
+
+
+def is_export(path: str | os.PathLike) -> bool:
+    """Whether `fwd2bot export` wrote the folder `path`."""
+    return (Path(path) / CLIENT / MANIFEST).is_file()
 
 
 def read_manifest(export: str | os.PathLike) -> dict[str, Any]:
@@ -22,7 +29,7 @@ def read_manifest(export: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no export. ValueError: it is damaged, or of a later format.
     """
     file = Path(export) / CLIENT / MANIFEST
-    if not file.is_file():
+    if not is_export(export):
         raise FileNotFoundError(2, f"There is no export here: {CLIENT}/{MANIFEST} is missing", str(export))
     values = read_json(file)
     if values.get("format") != FORMAT:

@@ -20,19 +20,22 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--stage", choices=("answer", "compress", "base"), help=stages)
     parser.add_argument("--base", metavar="PATH", help="the base, if it has moved from the path in the checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="with --to merged; auto: the base's own")
+    told = "with --to vllm: load the base, and store answers by which a client knows an engine of another base"
+    parser.add_argument("--probe", action="store_true", help=told)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     args = parser.parse_args(argv)
     if args.dtype != "auto" and args.to != "merged":
         parser.error("--dtype goes with --to merged: adapters are written as they were trained")
+    if args.probe and (args.to != "vllm" or args.stage == "compress"):
+        parser.error("--probe goes with --to vllm and the answer stage")
     from ..checkpoint.export import export
     from ..checkpoint.export_manifest import read_manifest
     from .console import quiet_bars
 
     quiet_bars()
     with json_alone(args.json):
-        path = export(
-            folder_of(args.checkpoint), args.to, args.output, base=args.base, stage=args.stage, dtype=args.dtype
-        )
+        options = {"base": args.base, "stage": args.stage, "dtype": args.dtype, "probe": args.probe}
+        path = export(folder_of(args.checkpoint), args.to, args.output, **options)
     manifest = read_manifest(path)
     if args.json:
         print(json.dumps({"output": str(path), **manifest}))
