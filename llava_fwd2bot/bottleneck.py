@@ -41,7 +41,7 @@ class SummaryTokens(nn.Module):
         self.tokens = nn.Parameter(tokens)  # [k, D]
         # one number each, but with a dimension: DeepSpeed and FSDP split no scalars
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / config.temperature_init)], device=words.device))
-        self.bridge = _bridge(config.bridge, words.shape[1]).to(words.device)
+        self.bridge = make_bridge(config.bridge, words.shape[1]).to(words.device)
         if config.residual != "none":
             # S starts as the averages with a tenth of the language model's output; log, so that it stays above 0
             self.log_gain = nn.Parameter(torch.tensor([math.log(0.1)], device=words.device))
@@ -88,7 +88,7 @@ class _Scale(nn.Module):
         return x * self.weight
 
 
-def _bridge(kind: str, size: int) -> nn.Module:
+def make_bridge(kind: str, size: int) -> nn.Module:
     """From the output space to the input space of the language model; every kind starts at identity."""
     if kind == "scale":
         return _Scale(size)

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ def load_fwd2bot(
     load_in_8bit: bool = False,
     host: type | None = None,
     trainable: bool = False,
+    merge: Literal["answer", "compress"] | None = None,
     **loading: Any,
 ) -> tuple[Fwd2BotMixin, Any]:
     """The model and the processor of a Fwd2Bot checkpoint; for the original LLaVA's layout, an OriginalProcessor.
@@ -58,13 +59,17 @@ def load_fwd2bot(
             vision tower, projector, head and summary tokens stay as they are. Fields of BitsAndBytesConfig may follow.
         host: the class of your own that it was trained with (`add_fwd2bot(…, host=…)`), where it was.
         trainable: keep the adapters in float32, to train them further; otherwise they come in the base's dtype.
+        merge: add the adapter of this stage to the weights of a float base, so that the stage costs what the base
+            costs. "answer" is for answers from stored summaries, "compress" for summaries and retrieval; what needs the
+            other stage or the base raises ValueError. With adapters="shared" both stages are there.
         loading: passed to the base's `from_pretrained` (dtype, device_map, attn_implementation, …).
 
     Returns:
         (model, processor), the model in evaluation mode.
 
     Raises:
-        FileNotFoundError, ValueError: no checkpoint there, damaged, or `base` is not the base it was trained on.
+        FileNotFoundError, ValueError: no checkpoint there, damaged, or `base` is not the one it was trained on; `merge`
+            with a quantised base, with `trainable`, or of a checkpoint without adapters.
         ImportError: bitsandbytes is needed and missing.
     """
     path = local_folder(path, loading)
@@ -73,7 +78,7 @@ def load_fwd2bot(
         loading["quantization_config"] = quantization
     if read_checkpoint(path)["base"]["fingerprint"]["class"] not in ORIGINAL.values():
         register()
-    model = open_checkpoint(path, base=base, host=host, trainable=trainable, **loading)
+    model = open_checkpoint(path, base=base, host=host, trainable=trainable, merge=merge, **loading)
     return model, model.load_processor(processor_source(path, base))
 
 

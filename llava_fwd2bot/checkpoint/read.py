@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config import CONFIG_NAME, Fwd2BotConfig
 from ..files.text import read_json
 from ..version import __version__
+from .adapter_names import unplaced
 
 TENSORS_NAME = "fwd2bot.safetensors"
 ADAPTER_NAME = "adapter_model.safetensors"
@@ -114,7 +115,8 @@ def load_weights(
     _copy(own, tensors, directory / TENSORS_NAME)
     for adapter in model._stages.names:
         path = directory / adapter / ADAPTER_NAME
-        _copy(model._stages.tensors(adapter), _read_tensors(path), path)
+        stored = {unplaced(name): tensor for name, tensor in _read_tensors(path).items()}
+        _copy(model._stages.tensors(adapter), stored, path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 fwd2bot_config.json     settings, ids of the prompts, the base and its fingerprint, a hash of each file
 fwd2bot.safetensors     R, temperature, bridge, projector if it was trained
-compress/  answer/      two ordinary PEFT adapters of the language model ("shared/" alone with adapters="shared")
+compress/  answer/      two ordinary PEFT adapters of the base ("shared/" alone with adapters="shared")
 base/                   only with adapters="none": the language model was trained, so the whole model is here
 config.json             lets transformers' Auto classes open the folder
 README.md               the model card
@@ -24,6 +24,7 @@ from ..config import CONFIG_NAME
 from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..files.writing import as_other_files, write_json
 from ..version import __version__
+from .adapter_names import placed
 from .fingerprint import fingerprint
 from .read import ADAPTER_FOLDERS, ADAPTER_NAME, FORMAT, TENSORS_NAME, file_hash
 
@@ -98,7 +99,7 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
     base = _base_entry(model, directory)
     for adapter in model._stages.names:
         (staging / adapter).mkdir()
-        tensors = {name: tensor(p) for name, p in model._stages.tensors(adapter).items()}
+        tensors = {placed(name, model._stages.inside): tensor(p) for name, p in model._stages.tensors(adapter).items()}
         save_file(tensors, staging / adapter / ADAPTER_NAME, metadata={"format": "pt"})
         write_json(staging / adapter / "adapter_config.json", model._stages.peft_config(base["name_or_path"]))
     if model.fwd2bot_config.adapters == "none":

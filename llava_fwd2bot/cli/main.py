@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "what a checkpoint or a cache is, without loading the model",
     "eval": "answer, score, retrieval, captioning, cost, report, …",
     "convert": "to the other layout: original LLaVA's or transformers'",
+    "export": "for vLLM or PEFT, or merged into a plain causal LM",
     "llava": "the original LLaVA's own programs: llava train …, llava eval …",
 }
 MODULES = {"eval": "evaluate"}

@@ -48,7 +48,9 @@ class Fwd2BotAttachMixin:
             self.fwd2bot.tokens.requires_grad_(False)
             self.fwd2bot.logit_scale.requires_grad_(False)
         stages = STAGES if compressor.runs_language_model else ("answer",)
-        self._stages = StageAdapters(self._language_model(), config, stages)
+        language_model = self._language_model()
+        inside = next(name for name, module in self.named_modules() if module is language_model)
+        self._stages = StageAdapters(language_model, config, inside, stages)
         if config.adapters == "none":
             self._language_model().requires_grad_(True)
             self.get_output_embeddings().requires_grad_(True)
@@ -62,6 +64,26 @@ class Fwd2BotAttachMixin:
             # checkpointing that was on before
             if getattr(module, "gradient_checkpointing", False):
                 module._gradient_checkpointing_func = self._stages.checkpoint_safe(module._gradient_checkpointing_func)
+
+    def _merge_adapter(self, stage: str) -> None:
+        """Makes one stage's adapter part of the weights, to run that stage at the base's own cost.
+
+        Whatever needs the other stage or the base raises ValueError from then on.
+        """
+        self._stages.merge(stage)
+        stages = self._stages
+        if stages.adapter_of["answer"] != stages.adapter_of[stage]:
+            # the compress pass never runs the head, and no answer comes without it, whichever way it is asked for
+            self.get_output_embeddings().register_forward_pre_hook(lambda *_: stages.refuse_other_than_merged("answer"))
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any module. Raises ValueError for a model whose adapter is merged: there is nothing left to train."""
+        if mode and getattr(self, "_stages", None) is not None and self._stages.merged is not None:
+            raise ValueError(
+                f'This model was opened with merge="{self._stages.merged}", and its adapters cannot be trained: open '
+                "the checkpoint with trainable=True and without merge."
+            )
+        return super().train(mode)
 
     def _train_projector(self) -> None:
         parent, name = self._projector_slot()
