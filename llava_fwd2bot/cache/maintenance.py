@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .format import COMMITS, FILES, SUMMARIES, guarded, is_local, one_of, quoted
+from .format import COMMITS, FILES, RESTORING, SUMMARIES, guarded, is_local, one_of, quoted
 from .nearest import filtered
 from .plan import is_gone
 from .reader import SummaryCache
@@ -17,8 +17,9 @@ from .repair import marked
 from .rows import vectors_in
 from .store import MANY
 from .tables import ABOUT, OK, users_columns
+from .tidy import Tidy
 from .verify import verify  # noqa: F401  it is one of them
-from .writer import BACK, TIDY, TIDY_EVERY, prefixes
+from .writer import prefixes
 
 UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be removed where there is no lock
 
@@ -63,11 +64,11 @@ def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
             if row["status"] == OK and theirs[row["source"]] not in (None, row["sha256"]):
                 raise ValueError(f"{row['source']} is one image in {into.path} and another in {other.path}.")
     before = len(into)
-    for number, rows in enumerate(other.batches(SUMMARIES, size=1024), 1):
+    tidy = Tidy(into)
+    for rows in other.batches(SUMMARIES, size=1024):
         other.check(rows)
         into.commit(rows.cast(into.table(SUMMARIES).schema), what="merge")
-        if number % TIDY_EVERY == 0:
-            into.optimize(TIDY, BACK)
+        tidy.after_commit()
     schema = into.table(FILES).schema
     for rows in other.batches(FILES):
         known = {row["source"] for row in into.files_of(rows["source"].to_pylist())}
@@ -183,7 +184,7 @@ def commits(cache: SummaryCache) -> list[dict[str, Any]]:
     return [
         {"version": row["files_version"], "at": str(row["at"]), "what": row["what"], "rows": row["files_rows"]}
         for row in rows
-        if row["files_version"] in there
+        if row["files_version"] in there and row["what"] != RESTORING
     ]
 
 
@@ -198,6 +199,7 @@ def restore(cache: SummaryCache, version: int) -> dict[str, Any]:
         shown = ", ".join(map(str, sorted(there, reverse=True)[:10]))
         raise ValueError(f"{cache.path} has no version {version} to go back to; there are {shown or 'none'}.")
     with cache.writing():
+        cache.record(RESTORING)  # a process that is killed now has still told others to read all keys again
         table = cache.table(FILES)
         table.checkout(version)
         table.restore()

@@ -26,7 +26,6 @@ from .pool import Pool, Stopped
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
-from .writer import BACK, TIDY
 
 if TYPE_CHECKING:
     from .compressor import Compressor
@@ -100,7 +99,7 @@ def fill(
             result.seconds += time.perf_counter() - started
         stop.raise_if_set()
         if sink.commits > 1:
-            cache.optimize(TIDY, BACK)
+            sink.tidy.finish()
     return result
 
 
