@@ -13,8 +13,10 @@ from .format import COMMITS, FILES, RESTORING, SUMMARIES, guarded, is_local, one
 from .nearest import filtered
 from .plan import is_gone
 from .reader import SummaryCache
+from .remembered import keep, state_of
 from .repair import marked
 from .rows import vectors_in
+from .sizes import CODEC_NAMES, bytes_per_token
 from .store import MANY
 from .tables import ABOUT, OK, users_columns
 from .tidy import Tidy
@@ -26,27 +28,34 @@ UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be re
 
 def stats(cache: SummaryCache) -> dict[str, Any]:
     """Rows, bytes on disk, and bytes per image: of the summary, of the vector, and of the image's own file."""
-    from .codecs import CODECS
+    import pyarrow.compute as pc
 
     rows, settings = len(cache), cache.settings
-    token = cache.codec.bytes_per_token(settings.size)
     total, sources = on_disk(cache), 0
     for batch in cache.batches(FILES, ["bytes", "status"], 65536):
-        own = batch.filter([status == OK for status in batch["status"].to_pylist()])
-        sources += sum(own["bytes"].to_pylist())
+        own = batch.filter(pc.equal(batch["status"], OK))["bytes"]
+        sources += pc.sum(own).as_py() or 0
     with guarded(cache.path):
         distinct, skipped = cache.table(SUMMARIES).count_rows(), cache.table(FILES).count_rows("reason IS NOT NULL")
     found: dict[str, Any] = {"rows": rows, "contents": distinct, "skipped": skipped}
     found |= {"k": settings.k, "dim": settings.size, "codec": settings.codec, "model": settings.model, "bytes": total}
     found |= {**settings.reading.as_settings(), "decoding": settings.decoding}
-    found["bytes_per_image"] = settings.k * token
+    found["bytes_per_image"] = settings.k * bytes_per_token(settings.codec, settings.size)
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)
     found["bytes_per_source_image"] = round(sources / rows, 1) if rows else None
     found["bytes_per_image_by_codec"] = {
-        name: settings.k * codec.bytes_per_token(settings.size) for name, codec in CODECS.items()
+        name: settings.k * bytes_per_token(name, settings.size) for name in CODEC_NAMES
     }
     return found
+
+
+def keep_stats(cache: SummaryCache) -> dict[str, Any]:
+    """`stats`, kept beside a local cache: `cache stats` prints them without LanceDB until the cache changes."""
+    before = state_of(cache.path)
+    figures = stats(cache)
+    keep(cache.path, figures, before)
+    return figures
 
 
 def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .claims import Claims
 from .entries import Entry
 from .feeder import Feeder, Item
+from .maintenance import keep_stats
 from .plan import Filled, Plan, blocks_of
 from .pool import Pool, Stopped
 from .reader import SummaryCache
@@ -100,6 +101,8 @@ def fill(
         stop.raise_if_set()
         if sink.commits > 1:
             sink.tidy.finish()
+        if sink.commits:
+            keep_stats(cache)
     return result
 
 

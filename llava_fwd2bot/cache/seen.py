@@ -8,16 +8,12 @@ For a value that is, the table is asked.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .format import COMMITS, RESTORING, guarded
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .store import CacheStore
 
 WORTH = 100  # the hashes are loaded once 1/WORTH of the table's rows have been looked up
 BATCH = 65536  # rows of one reading
@@ -30,10 +26,11 @@ class Seen:
     Row ids grow from commit to commit, so that only the rows after the last one are read again.
 
     Args:
+        cache: a CacheStore.
         bits: 64 or 32, of a hash. With 32, about N / 2³² of the values that are new are taken for known.
     """
 
-    def __init__(self, cache: CacheStore, name: str, column: str, bits: int = 64) -> None:
+    def __init__(self, cache: Any, name: str, column: str, bits: int = 64) -> None:
         self.cache, self.name, self.column = cache, name, column
         self._dtype = np.uint64 if bits == 64 else np.uint32
         self._mutex = threading.Lock()

@@ -9,6 +9,7 @@ from typing import Any
 from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, guarded, is_local, one_of
 from .rows import wrong_summaries
 from .seen import Seen
+from .sizes import bytes_per_token
 from .tables import ABOUT, KEYS, LOST, OK, users_columns
 
 MANY = 1000  # names in one condition
@@ -38,7 +39,7 @@ class CacheStore:
     def bytes_of_row(self) -> int:
         """Bytes of a row of `summaries` on disk, about: tokens, vector, key and checksums."""
         size = self.settings.size
-        return self.settings.k * self.codec.bytes_per_token(size) + 2 * size + 128
+        return self.settings.k * bytes_per_token(self.settings.codec, size) + 2 * size + 128
 
     def seen(self, name: str, column: str | None = None) -> Seen:
         """The hashes of a column of a table, by default of its key, that tell what is certainly not in it."""
