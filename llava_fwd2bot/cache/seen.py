@@ -38,8 +38,9 @@ class Seen:
         self._clear()
 
     def _clear(self) -> None:
-        self._versions: tuple[int, int] | None = None  # of the table and of the commits, when they were read
-        self._rewritten, self._last = -1, -1
+        self._version = -1  # of the table, up to which its rows are known; -1: they were not read yet
+        self._commits, self._rewritten = -1, -1  # version of the commits, and how many of them brought rows back
+        self._last = -1  # the highest row id that was read
         self._levels: list[np.ndarray] = []  # sorted; each more than twice as long as the next
 
     @property
@@ -52,12 +53,22 @@ class Seen:
         It holds for the newest version at the time of the call, also for rows that other processes have committed.
         """
         with self._mutex:
-            if self._versions is None:
+            if self._version < 0:
                 self._asked += len(values)
                 if self._asked * WORTH < self.cache.table(self.name).count_rows():
                     return None
             self._read_new()
             return self._contains(self._hashes(values))
+
+    def note(self, before: int, values: Sequence[str]) -> None:
+        """After a commit by this process: the table went from version `before` to its newest one by adding `values`.
+
+        They need not be read then. It is called under the writers' lock, so that no other commit lies in between.
+        """
+        with self._mutex:
+            if self._version == before >= 0:
+                self._add(self._hashes(values))
+                self._version = self.cache.table(self.name).version
 
     # ------------------------------------------------------------------ parts
     def _hashes(self, values: Sequence[str | None]) -> np.ndarray:
@@ -73,27 +84,29 @@ class Seen:
         return found
 
     def _read_new(self) -> None:
-        commits, table = self.cache.table(COMMITS), self.cache.table(self.name)
-        versions = (table.version, commits.version)
-        if versions == self._versions:
-            return
+        commits = self.cache.table(COMMITS)
         with guarded(self.cache.path):
-            kinds = ", ".join(f"'{kind}'" for kind in REWRITTEN)
-            rewritten = commits.count_rows(f"what IN ({kinds})")
-            if rewritten != self._rewritten:
-                self._clear()
+            if commits.version != self._commits:
+                version, kinds = commits.version, ", ".join(f"'{kind}'" for kind in REWRITTEN)
+                rewritten = commits.count_rows(f"what IN ({kinds})")
+                if rewritten != self._rewritten:
+                    self._clear()
+                self._commits, self._rewritten = version, rewritten
+            table = self.cache.table(self.name)
+            version = table.version
+            if version == self._version:
+                return
             query = table.search().with_row_id(True).select([self.column]).limit(None)
             if self._last >= 0:
                 query = query.where(f"_rowid > {self._last}")
             for batch in query.to_batches(BATCH):
-                self._take(batch)
-        self._versions, self._rewritten = versions, rewritten
+                if batch.num_rows:
+                    self._add(self._hashes(batch.column(self.column).to_pylist()))
+                    self._last = max(self._last, int(batch.column("_rowid").to_numpy().max()))
+        self._version = version
 
-    def _take(self, batch: Any) -> None:
-        if not batch.num_rows:
-            return
-        hashes = np.unique(self._hashes(batch.column(self.column).to_pylist()))
-        self._last = max(self._last, int(batch.column("_rowid").to_numpy().max()))
+    def _add(self, hashes: np.ndarray) -> None:
+        hashes = np.unique(hashes)
         level = hashes[~self._contains(hashes)]  # joining files gives known rows new row ids
         while len(self._levels) and len(self._levels[-1]) <= 2 * len(level):
             level = np.concatenate((self._levels.pop(), level))

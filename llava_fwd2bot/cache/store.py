@@ -45,6 +45,10 @@ class CacheStore:
         """The hashes of a column of a table, by default of its key, that tell what is certainly not in it."""
         return self._seen[name, column or KEYS[name]]
 
+    def all_seen(self, name: str) -> list[Seen]:
+        """Those of all columns of a table; of the commits there are none."""
+        return [seen for (table, _), seen in self._seen.items() if table == name]
+
     @property
     def local(self) -> bool:
         return is_local(self.path)

@@ -122,11 +122,21 @@ class CacheWriter:
         known = self.seen(name).may_have(rows[KEYS[name]].to_pylist()) if self.local else None
         if known is None:
             return self._merge(name, rows, replace)
-        added = self._merge(name, rows.filter(known), replace) if known.any() else 0
-        fresh = rows.filter(~known)
-        if fresh.num_rows:
-            self.table(name).add(fresh)
+        with self._noting(name, rows):
+            added = self._merge(name, rows.filter(known), replace) if known.any() else 0
+            fresh = rows.filter(~known)
+            if fresh.num_rows:
+                self.table(name).add(fresh)
         return added + fresh.num_rows
+
+    @contextmanager
+    def _noting(self, name: str, rows: Any = None) -> Iterator[None]:
+        """Tells the hashes of a table's columns that what is committed within adds these rows and no others."""
+        before = self.table(name).version
+        yield
+        if self.local:
+            for seen in self.all_seen(name):
+                seen.note(before, [] if rows is None else rows[seen.column].to_pylist())
 
     def _merge(self, name: str, rows: Any, replace: bool = True) -> int:
         table = self.table(name)
@@ -147,7 +157,8 @@ class CacheWriter:
             table.checkout_latest()
             table.delete(condition)
 
-        again(run)
+        with self._noting(name):
+            again(run)
 
     def record(self, what: str) -> None:
         """Versions and rows, as this process sees them; where there is no lock, of about this time."""
@@ -192,7 +203,8 @@ class CacheWriter:
                 table = self.table(name)
                 own = files_keep if name == FILES and files_keep is not None else keep
                 try:
-                    again(lambda table=table, own=own: _optimize(table, own), times=5)
+                    with self._noting(name):
+                        again(lambda table=table, own=own: _optimize(table, own), times=5)
                 except (RuntimeError, OSError) as error:
                     if self.local or not in_conflict(error):
                         raise
