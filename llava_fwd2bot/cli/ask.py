@@ -29,6 +29,12 @@ from .search import model_of, search_options, summaries_for_answer
 def main(argv: Sequence[str]) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.interactive:
+        _check_interactive(args, parser)
+        from .ask_session import run
+
+        run(args, _one)
+        return
     _take_question(args)
     _check(args, parser)
     with json_alone(args.json):
@@ -50,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, instead of --image")
     ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
     ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
+    told = "read questions from stdin until /quit or Ctrl-D; /image, /search and /k choose what they are about"
+    ask.add_argument("--interactive", action="store_true", help=told)
     search_options(ask, count, top=5)
     ask.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     at_least_0 = number(float, 0, "a number")
@@ -65,6 +73,21 @@ def _take_question(args: argparse.Namespace) -> None:
     """`--image a.jpg "what is it?"`: argparse gives the last word to --image, whose it is not."""
     if args.question is None and args.image and len(args.image) > 1 and not os.path.isfile(args.image[-1]):
         args.question = args.image.pop()
+
+
+def _check_interactive(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.question is not None:
+        parser.error("--interactive reads the questions from stdin: leave out the question")
+    if sum(map(bool, (args.image, args.summaries, args.cache))) > 1:
+        parser.error("give at most one of --image, --summaries and --cache")
+    if not (args.model or args.cache):
+        parser.error("--model is missing")
+    if args.id and not (args.summaries or args.cache):
+        parser.error("--id goes with --summaries FILE or --cache PATH")
+    if args.search and (args.id or not args.cache):
+        parser.error("--search goes with --cache PATH, without --id")
+    if args.dense and (args.summaries or args.cache):
+        parser.error("--dense goes with images: the base reads the image, and no summary")
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

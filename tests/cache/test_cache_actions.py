@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from PIL import Image
 
 pytest.importorskip("lancedb")
 
+import llava_fwd2bot.cli.cache  # noqa: E402
 from llava_fwd2bot.cache.format import SETTINGS as META  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
+from llava_fwd2bot.cache.remembered import recall  # noqa: E402
 from llava_fwd2bot.cache.sources import Source  # noqa: E402
 from llava_fwd2bot.cache.summary_file import SummaryFile  # noqa: E402
 
@@ -289,3 +293,23 @@ def test_large_jpegs_may_be_decoded_at_a_smaller_scale(run, checkpoint, tmp_path
     code, _, err = run(*command, "--cache", caches[0], "--fast-decode")
     assert code == 1 and "decoding = full" in err
     assert run(*command, "--cache", caches[1])[0] == 0  # goes on as it was made
+
+
+def test_the_first_stats_after_a_command_import_no_engine(run, filled, photos, monkeypatch):
+    """LanceDB takes longer to be imported than to count; whoever changed the cache has it imported already."""
+    monkeypatch.setattr(llava_fwd2bot.cli.cache, "recall", lambda path: recalled.append(recall(path)) or recalled[-1])
+    recalled = []
+    first = json.loads(run("cache", "stats", filled, "--json")[1])
+    assert recalled.pop() == first and first["rows"] > 1
+    assert run("cache", "rm", filled, "a.png", "--yes")[0] == 0
+    after = json.loads(run("cache", "stats", filled, "--json")[1])
+    assert recalled.pop() == after and after["rows"] == first["rows"] - 1
+
+
+def test_counting_imports_no_torch(filled):
+    """Of the 2.6 s that the first `cache stats` took, torch was 1.1."""
+    (filled / ".stats.json").unlink()
+    code = "import sys; from llava_fwd2bot.cli.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "cache", "stats", str(filled)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rows" in done.stdout
