@@ -38,8 +38,14 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         "hidden_size": size,
         "vocabulary": vocabulary,
         "layers": language_model.config.num_hidden_layers,
-        "probes": {n: _sample(p) for n, p in probes.items() if p.is_floating_point() and p.device.type != "meta"},
+        "probes": {n: _sample(p) for n, p in probes.items() if _is_plain(p)},
     }
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether the numbers are the base's: bitsandbytes keeps integers, torchao a subclass that calls itself float."""
+    packed = type(weight.data).__module__.startswith("torchao.")
+    return weight.is_floating_point() and weight.device.type != "meta" and not packed
 
 
 def _sample(weight: Tensor) -> list[float]:

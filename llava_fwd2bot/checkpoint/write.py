@@ -5,6 +5,7 @@ fwd2bot.safetensors     R, temperature, bridge, projector if it was trained
 compress/  answer/      two ordinary PEFT adapters of the base ("shared/" alone with adapters="shared")
 base/                   only with adapters="none": the language model was trained, so the whole model is here
 config.json             lets transformers' Auto classes open the folder
+modules.json, sentence_bert_config.json   let sentence-transformers open it
 README.md               the model card
 """
 
@@ -25,6 +26,8 @@ from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..files.writing import as_other_files, write_json
 from ..version import __version__
 from .adapter_names import placed
+from .card import front_matter
+from .embedding_files import embedding_files
 from .fingerprint import fingerprint
 from .read import ADAPTER_FOLDERS, ADAPTER_NAME, FORMAT, TENSORS_NAME, file_hash
 
@@ -116,6 +119,9 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
     for name in ("quantization_config", "_name_or_path"):  # of this loading; the base is named in CONFIG_NAME
         host.pop(name, None)
     write_json(staging / "config.json", host)
+    if host["model_type"].startswith("fwd2bot_"):  # the original LLaVA's are for its own code alone
+        for name, content in embedding_files().items():
+            write_json(staging / name, content)
     (staging / "README.md").write_text(_card(model, base), encoding="utf-8")
     hashes = {str(p.relative_to(staging)): file_hash(p) for p in sorted(staging.rglob("*.safetensors"))}
     write_json(
@@ -159,18 +165,8 @@ def write_card(model: nn.Module, directory: str | os.PathLike, training: dict[st
 def _card(model: nn.Module, base: dict[str, Any]) -> str:
     config = model.fwd2bot_config
     name = Path(base["name_or_path"]).name or "LLaVA"
-    tag = (
-        f"base_model: {base['name_or_path']}"
-        if name and "relative_path" not in base
-        else "base_model_relation: adapter"
-    )
     trained = f"any of {config.nested_k}" if config.nested_k else str(config.num_summary_tokens)
-    return f"""---
-library_name: llava_fwd2bot
-{tag}
-tags: [llava, fwd2bot]
----
-
+    return f"""{front_matter(base["name_or_path"], "relative_path" in base)}
 # {name} with Fwd2Bot
 
 Condenses an image into {config.num_summary_tokens} summary tokens of {base["fingerprint"]["hidden_size"]} numbers each.

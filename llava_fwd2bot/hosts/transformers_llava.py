@@ -7,8 +7,10 @@ import os
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto import modeling_auto
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from ..mixin import Fwd2BotMixin
@@ -37,6 +39,16 @@ class TransformersHost(Fwd2BotMixin):
 
         forward.__signature__ = signature  # generate, and trainers, read there what may be given
         cls.forward = forward
+
+        def embed_image(self: Any, *args: Any, **given: Any) -> Tensor:
+            return Fwd2BotMixin.embed_image(self, *args, **given)
+
+        embed_image.__doc__ = Fwd2BotMixin.embed_image.__doc__
+        options = ["summary", "num_tokens", *cls.image_input_names[1:]]
+        given = [("self", True), (cls.image_input_names[0], True), *((name, False) for name in options)]
+        # sentence-transformers gives what is named there, of all that the processor made
+        embed_image.__signature__ = inspect.Signature([_parameter(*one) for one in given])
+        cls.embed_image = embed_image
 
     def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
         super()._init_fwd2bot(*args, **kwargs)
@@ -71,6 +83,11 @@ class TransformersHost(Fwd2BotMixin):
         return open_checkpoint(path, **loading)
 
 
+def _parameter(name: str, positional: bool) -> inspect.Parameter:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=inspect.Parameter.empty if name == "self" else None)
+
+
 def one_crop_each(model: TransformersHost, blank: dict[str, Tensor]) -> dict[str, Tensor]:
     """A blank image as the crops that LLaVA-NeXT's processor would make of one of the size of its tower."""
     side = model.config.vision_config.image_size
@@ -93,5 +110,9 @@ def register_host(host: type[TransformersHost], processor: type) -> None:
     config = host.config_class
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForImageTextToText.register(config, host, exist_ok=True)
+    if hasattr(transformers, "AutoModelForMultimodalLM"):
+        transformers.AutoModelForMultimodalLM.register(config, host, exist_ok=True)
+        # `transformers serve` asks these names, which `register` leaves as they were, for the class and what it reads
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[config.model_type] = host.__name__
     own = type(f"{host.__name__}Processor", (_BaseProcessor, processor), {"__module__": host.__module__})
     AutoProcessor.register(config, own, exist_ok=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint.card import add_facts, check_facts
 from ..checkpoint.hub import push
 from ..checkpoint.write import save_checkpoint
 
@@ -32,6 +35,7 @@ class Fwd2BotSavingMixin:
         commit_description: str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes the Fwd2Bot checkpoint (design: config, R, one PEFT adapter per stage); the base is not copied.
 
@@ -41,11 +45,13 @@ class Fwd2BotSavingMixin:
             state_dict: weights gathered by a trainer from several ranks, used instead of the live ones.
             push_to_hub: upload what was written to `repo_id`, by default one called as the folder; token, private,
                 commit_message, commit_description, revision and create_pr are huggingface_hub's.
+            card: facts for the header of the model card: `license`, `datasets` (names on the hub), `results` (each with
+                benchmark, metric, value and k); the hub shows them.
             max_shard_size, save_function: known, for programs that pass them; the files are small, and safetensors.
 
         Raises:
             ValueError: `safe_serialization=False` or a `variant` is requested, which does not exist; or an adapter is
-                merged.
+                merged; or `card` holds what no card takes.
             OSError: it cannot be written, and what was there is as it was; or it cannot be pushed.
         """
         if not safe_serialization:
@@ -59,7 +65,11 @@ class Fwd2BotSavingMixin:
             )
         if not is_main_process:
             return
+        check_facts(card or {})
         files = save_checkpoint(self, save_directory, processor=processor, state_dict=state_dict)
+        if card:
+            name = repo_id or Path(save_directory).resolve().name
+            add_facts(Path(save_directory) / "README.md", name.rpartition("/")[2], card)
         if push_to_hub:
             commit = {"commit_message": commit_message or "Upload Fwd2Bot checkpoint", "revision": revision}
             commit |= {"commit_description": commit_description, "create_pr": create_pr or None}

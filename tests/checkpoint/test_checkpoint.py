@@ -84,6 +84,8 @@ def test_layout_is_that_of_the_design(saved):
         "config.json",
         "fwd2bot_config.json",
         "fwd2bot.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
         "compress/adapter_config.json",
         "compress/adapter_model.safetensors",
         "answer/adapter_config.json",

@@ -34,6 +34,8 @@ WRITTEN = {
     "config.json",
     "fwd2bot_config.json",
     "fwd2bot.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
     *(f"{stage}/adapter_{name}" for stage in ("compress", "answer") for name in ("config.json", "model.safetensors")),
 }
 
