@@ -20,6 +20,7 @@ COMMANDS = {
     "ask": "ask about images, or about stored summaries",
     "compress": "store the summaries of many images",
     "search": "find images of a cache by words or by an image",
+    "serve": "an OpenAI-compatible server of a model and its caches, with a page",
     "cache": "ls, stats, verify, repair, optimize, prune, rm, restore, export, merge, index, …",
     "info": "what a checkpoint or a cache is, without loading the model",
     "eval": "answer, score, retrieval, captioning, cost, report, …",
