@@ -33,7 +33,10 @@ def main(argv: Sequence[str]) -> None:
         host, port = listening.getsockname()[:2]
         place = f"[{host}]" if ":" in host else host
         tell(f"serving {app.state.service.name} on http://{place}:{port} ({_described(app.state.service, token)})")
-        run(app, listening, limits)
+        try:
+            run(app, listening, limits)
+        finally:
+            app.state.service.close()
     finally:
         listening.close()
 

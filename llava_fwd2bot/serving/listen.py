@@ -41,8 +41,9 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"There is no address {host} ({error.strerror})") from error
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: what cannot be a name at all
+        reason = getattr(error, "strerror", None) or "no name"
+        raise OSError(errno.EADDRNOTAVAIL, f"There is no address {host[:100]} ({reason})") from error
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that was killed leaves connections
     try:
