@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from torch import Tensor
 
+from ..processing.batched import Answer
 from ..processing.conversation import PLACEHOLDER, prompt_ids
-from .answering import Answer
 from .batcher import Job
 from .engine import Base
 from .errors import APIError, invalid, told

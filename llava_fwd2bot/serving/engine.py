@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..files.images import OWN, Reading, decode_image
 from ..modeling.attention import attention_maps
+from ..processing.batched import SLICE, Answer, Rows, ends_of, run
 from ..processing.generate import from_base
 from ..processing.images import join_pixels, prepare_pixels, prepared_size
-from .answering import SLICE, Answer, Rows, ends_of, run
 from .batcher import Batcher, Job
 from .errors import APIError, busy
 from .limits import Limits

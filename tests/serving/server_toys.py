@@ -22,9 +22,12 @@ for needed in ("fastapi", "uvicorn", "prometheus_client", "openai", "httpx", "la
 
 import httpx  # noqa: E402
 import openai  # noqa: E402
+import torch  # noqa: E402
 import uvicorn  # noqa: E402
+from conftest import settings, shake  # noqa: E402
+from transformers import LlavaForConditionalGeneration  # noqa: E402
 
-from llava_fwd2bot import load_fwd2bot  # noqa: E402
+from llava_fwd2bot import add_fwd2bot, answer, load_fwd2bot  # noqa: E402
 from llava_fwd2bot.cache.compressor import Compressor  # noqa: E402
 from llava_fwd2bot.cache.format import CacheSettings  # noqa: E402
 from llava_fwd2bot.cache.naming import fingerprint_of  # noqa: E402
@@ -79,6 +82,26 @@ def listening(app: Any, token: str | None = None) -> Iterator[SimpleNamespace]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(own_base, processor, tmp_path_factory) -> Path:
+    """A toy whose answers depend on the image, on k and on the question: most random models answer everything alike,
+    and with such a one a mix-up of rows would not show."""
+    for seed in range(100):
+        torch.manual_seed(seed)
+        base = LlavaForConditionalGeneration.from_pretrained(own_base)
+        model = shake(add_fwd2bot(base, settings(), processor), seed=seed).eval()
+        images = [pixels(i) for i in range(4)]
+        asked = [
+            answer(model, processor, [question] * 4, images, k=k, max_new_tokens=5)
+            for question, k in ((QUESTION, 4), (QUESTION, 2), (f"{QUESTION} 1", 4))
+        ]
+        if len(set(asked[0])) > 2 and asked[0] != asked[1] and asked[0] != asked[2]:
+            path = tmp_path_factory.mktemp("lively") / "checkpoint"
+            model.save_pretrained(path, processor=processor)
+            return path
+    raise AssertionError("no toy answers different images differently")
 
 
 @pytest.fixture(scope="module")

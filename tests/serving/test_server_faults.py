@@ -17,7 +17,7 @@ from PIL import Image
 from server_toys import *  # noqa: F403
 from server_toys import QUESTION, app_of, asking, file_bytes, listening, part, pixels, refused, uri
 
-from llava_fwd2bot.serving.answering import Answer
+from llava_fwd2bot.processing.batched import Answer
 from llava_fwd2bot.serving.limits import Limits
 
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ..processing.generate import contiguous_head
+from .generate import contiguous_head
 
 SLICE = 32  # tokens after which a long answer lets others in
 # settings of generate that count tokens from the prompt: an answer that goes on would count anew
