@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .config import Fwd2BotConfig as Fwd2BotConfig
     from .hosts import add_fwd2bot as add_fwd2bot
     from .processing.answer import answer as answer
+    from .processing.ask_many import ask_many as ask_many
     from .training.trainer import Fwd2BotTrainer as Fwd2BotTrainer
     from .training.trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
     from .training.trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
@@ -23,6 +24,7 @@ _WHERE = {
     "Fwd2BotConfig": ".config",
     "add_fwd2bot": ".hosts",
     "answer": ".processing.answer",
+    "ask_many": ".processing.ask_many",
     "load_fwd2bot": ".checkpoint.load",
     "register": ".checkpoint.load",
     "Fwd2BotTrainer": ".training.trainer",

@@ -10,6 +10,7 @@ import pytest
 from llava_fwd2bot.cache.format import CacheSettings, lancedb_module
 from llava_fwd2bot.cache.ray_fill import fill_by_ray
 from llava_fwd2bot.cache.reader import SummaryCache
+from llava_fwd2bot.cli.serve import main as serve
 from llava_fwd2bot.evaluation.drawing import pyplot
 from llava_fwd2bot.evaluation.metrics import check_caption_scores
 from llava_fwd2bot.extras import require
@@ -26,6 +27,7 @@ from llava_fwd2bot.smol.build import assemble
         ("matplotlib", "eval", pyplot),
         ("pycocoevalcap", "eval", check_caption_scores),
         ("gguf", "smol", assemble),
+        ("fastapi", "serve", lambda: serve(["--model", "never"])),
     ],
 )
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, module, extra, use):
