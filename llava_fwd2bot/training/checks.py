@@ -41,10 +41,9 @@ def check_arguments(args: Any, fwd2bot: bool) -> None:
             "leave it out; each process then reads its own rows."
         )
     strategy = getattr(args, "train_sampling_strategy", "random")
-    if getattr(args, "group_by_modality_length", False) and strategy != "random":
-        raise ValueError(
-            f"--group_by_modality_length and --train_sampling_strategy {strategy} both order the data: drop one."
-        )
+    for name in ("group_by_modality_length", "group_by_image"):
+        if getattr(args, name, False) and strategy != "random":
+            raise ValueError(f"--{name} and --train_sampling_strategy {strategy} both order the data: drop one.")
     if fwd2bot:
         _check_with_fwd2bot(args)
 
@@ -74,16 +73,6 @@ def _check_with_fwd2bot(args: Any) -> None:
                 f"Fwd2Bot needs non-reentrant gradient checkpointing: pass {kind} with use_reentrant false, or leave "
                 "it out."
             )
-    if zero_stage(getattr(args, "deepspeed", None)) == 3:
-        raise ValueError(
-            f"{args.deepspeed} is ZeRO-3, which splits the base's weights: take ZeRO-2, such as LLaVA's "
-            "scripts/zero2.json. What trains is small, two LoRA adapters and k tokens."
-        )
-    if getattr(args, "fsdp", None):
-        raise ValueError(
-            "fsdp is not supported with Fwd2Bot: it splits the base's weights. Leave it out (DistributedDataParallel), "
-            "or use ZeRO-2. What trains is small, two LoRA adapters and k tokens."
-        )
 
 
 def zero_stage(deepspeed: Any) -> int | None:

@@ -9,7 +9,7 @@ import inspect
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,14 @@ import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from ..checkpoint.fingerprint import check_base
-from ..checkpoint.read import read_checkpoint, reload
 from .callbacks import EpochCallback, RunCallback
 from .checks import check_arguments, check_negatives, check_trained_precision
 from .collator import IGNORE_INDEX
+from .disk import Fwd2BotDiskMixin
 from .metrics import METRICS, StepMetrics
 from .optimizer import split_groups
 from .resume import layout_of, moved_data, read_run
-from .sampler import ModalityLengthSampler, RowLengths
+from .sampler import ImageGroupSampler, ModalityLengthSampler, RowLengths
 
 # of rows of LlavaDataset, and of batches
 _OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
@@ -47,6 +46,10 @@ class Fwd2BotTrainingArguments(TrainingArguments):
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "Batches of one modality and of similar lengths, as in LLaVA."}
     )
+    group_by_image: bool = field(
+        default=False,
+        metadata={"help": "Rows of one image come in one batch, where it is compressed once. See docs/train.md."},
+    )
 
 
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -63,13 +66,7 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
 
 
-if TYPE_CHECKING:
-    _Trainer = Trainer  # any trainer of transformers stands behind the mixin
-else:
-    _Trainer = object
-
-
-class Fwd2BotTrainerMixin(_Trainer):
+class Fwd2BotTrainerMixin(Fwd2BotDiskMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(("model", "args"), args, strict=False)) | kwargs
         if isinstance(given.get("args"), TrainingArguments):
@@ -230,54 +227,39 @@ class Fwd2BotTrainerMixin(_Trainer):
         if not fresh:
             return optimizer
         split_groups(optimizer, self.model, self.args)
+        if self.is_deepspeed_enabled:  # which puts flat partitions in their place
+            self._own_groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not getattr(self.args, "group_by_modality_length", False):
-            strategy = getattr(self.args, "train_sampling_strategy", "random")
-            if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
-                names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-                return super()._get_train_sampler(RowLengths(dataset.lengths, names[0]))
-            return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
-        return ModalityLengthSampler(
-            dataset.modality_lengths,
-            batch_size=self._train_batch_size,  # which auto_find_batch_size may lower
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        order = {
+            "batch_size": self._train_batch_size,  # which auto_find_batch_size may lower
+            "world_size": self.args.world_size * self.args.gradient_accumulation_steps,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        }
+        by_length = getattr(self.args, "group_by_modality_length", False)
+        if getattr(self.args, "group_by_image", False):
+            if not hasattr(dataset, "image_groups"):
+                raise ValueError(
+                    f"--group_by_image asks the data which rows share an image, and {type(dataset).__name__} has no "
+                    "image_groups: leave it out, or give the data set such a list of numbers."
+                )
+            lengths = dataset.modality_lengths if by_length else None
+            return ImageGroupSampler(dataset.image_groups, **order, modality_lengths=lengths)
+        if by_length:
+            return ModalityLengthSampler(dataset.modality_lengths, **order)
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
+            names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+            return super()._get_train_sampler(RowLengths(dataset.lengths, names[0]))
+        return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
 
     def _set_signature_columns_if_needed(self) -> None:
         fresh = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if fresh:  # remove_unused_columns, Trainer's default, would take the captions away
             self._signature_columns += [*_OWN_COLUMNS, *getattr(self._fwd2bot_model, "image_input_names", ())]
-
-    # ------------------------------------------------------------------ disk
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._has_fwd2bot:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        settings = read_checkpoint(resume_from_checkpoint)
-        own = self._fwd2bot_model.fwd2bot_config
-        if settings["fwd2bot"] != own:
-            theirs, ours = settings["fwd2bot"].to_dict(), own.to_dict()
-            changed = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
-            raise ValueError(f"{resume_from_checkpoint} was trained with other settings: {'; '.join(changed)}.")
-        if not settings["base"].get("trained"):
-            check_base(settings["base"]["fingerprint"], self._fwd2bot_model._base_fingerprint, "the model in training")
-        reload(self._fwd2bot_model, resume_from_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for parameter, state in self.optimizer.state.items() if checkpoint else ():
-            for name, value in state.items():  # temperature and gain of a run that was begun when they were scalars
-                if name != "step" and isinstance(value, Tensor) and value.dim() == 0 and parameter.shape == (1,):
-                    state[name] = value[None]
-
-    def _load_best_model(self) -> None:
-        if not self._has_fwd2bot:
-            return super()._load_best_model()
-        reload(self._fwd2bot_model, self.state.best_model_checkpoint)
 
 
 class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):
