@@ -74,7 +74,8 @@ def test_images_are_read_once_and_the_loss_is_that_of_the_plain_batch(processor,
         )
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-10)
     assert found[0][1].keys() == found[1][1].keys()
-    assert max((found[0][1][n] - g).abs().max() for n, g in found[1][1].items()) <= 1e-9
+    for name, grad in found[1][1].items():  # the host's norms are float32 in between, where sums round by their order
+        assert (found[0][1][name] - grad).abs().max() <= 1e-6 * grad.abs().max(), name
 
 
 def test_the_command_groups(base_dir, repeated, tmp_path):
