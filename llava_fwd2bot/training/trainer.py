@@ -21,8 +21,9 @@ from .callbacks import EpochCallback, RunCallback
 from .checks import check_arguments, check_negatives, check_trained_precision
 from .collator import IGNORE_INDEX
 from .disk import Fwd2BotDiskMixin
-from .metrics import METRICS, StepMetrics
-from .optimizer import split_groups
+from .evaluating import Fwd2BotEvaluationMixin
+from .metrics import METRICS, PAIRS, StepMetrics
+from .optimizer import split_groups, stage_norms
 from .resume import layout_of, moved_data, read_run
 from .sampler import ImageGroupSampler, ModalityLengthSampler, RowLengths
 
@@ -50,6 +51,10 @@ class Fwd2BotTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Rows of one image come in one batch, where it is compressed once. See docs/train.md."},
     )
+    eval_pool: int = field(
+        default=1000,
+        metadata={"help": "R@1 of an evaluation is within the first so many pairs of the evaluation data."},
+    )
 
 
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
 
 
-class Fwd2BotTrainerMixin(Fwd2BotDiskMixin):
+class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(("model", "args"), args, strict=False)) | kwargs
         if isinstance(given.get("args"), TrainingArguments):
@@ -75,6 +80,7 @@ class Fwd2BotTrainerMixin(Fwd2BotDiskMixin):
         check_trained_precision(self.model, bool(self.is_deepspeed_enabled))
         self.run: dict[str, Any] = {}  # data and settings, where the caller knows them: see resume.py
         self._metrics = StepMetrics()
+        self._norms: dict[str, Tensor] = {}  # of the last step's gradients, stage by stage
         self._micro = self._micro_of = -1  # this micro-batch's number in the run, and that of the first of its step
         self._step: tuple[Tensor, int] | None = None  # labelled tokens and micro-batches of the optimizer step
         self.add_callback(EpochCallback())
@@ -210,12 +216,13 @@ class Fwd2BotTrainerMixin(Fwd2BotDiskMixin):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         if ignore_keys is None and self._has_fwd2bot:
-            ignore_keys = [*METRICS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
+            ignore_keys = [*METRICS, *PAIRS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs.update(self._metrics.take(self.accelerator))
+            logs.update({name: round(float(norm), 4) for name, norm in self._norms.items()})
         if "loss" in logs and len(skipped := getattr(self.train_dataset, "skipped_images", ())):
             logs["skipped_images"] = len(skipped)  # of this process
         super().log(logs, *args, **kwargs)
@@ -230,6 +237,11 @@ class Fwd2BotTrainerMixin(Fwd2BotDiskMixin):
         if self.is_deepspeed_enabled:  # which puts flat partitions in their place
             self._own_groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._has_fwd2bot and not self.is_deepspeed_enabled:  # which holds gradients of its own
+            self._norms = stage_norms(self._fwd2bot_model)
+        return super()._clip_grad_norm(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
