@@ -170,6 +170,16 @@ def embed(summary: Tensor, pooling: str) -> Tensor:
     return F.normalize(pooled, dim=-1)
 
 
+def summary_cosine(summary: Tensor) -> Tensor:
+    """Mean cosine between two different tokens of a summary, over M of them: 1 where all tokens say the same.
+
+    `summary` [M, j, D], j ≥ 2 → one number, float32 or wider.
+    """
+    tokens = F.normalize(summary if summary.dtype == torch.float64 else summary.float(), dim=-1)
+    count = tokens.shape[1]
+    return ((tokens.sum(1).square().sum(-1) - count) / (count * (count - 1))).mean()
+
+
 def maxsim(images: Tensor, captions: Tensor) -> Tensor:
     """Late interaction (ColBERT, arXiv 2004.12832): each caption token's best image token, averaged over the caption's.
 

@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     result: dict[str, Any] = {"bench": "train", "shape": options.shape, "k": k, "n": n}
     result.update(shape_facts(shape, text), lora_r=options.lora_r, dtype=options.dtype, steps=options.steps)
+    result["records_per_image"] = options.records_per_image
     result["trainable"] = {name: sum(p.numel() for p in trained(m)) for name, m in models.items()}
     result["tokens"] = {
         "text": text,
@@ -177,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--text-tokens", type=int, help="text of a row, the image left out; default: the shape's")
     options.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
     options.add_argument("--fit", action="store_true", help="gradient checkpointing for batches that fit only with it")
+    options.add_argument(
+        "--records-per-image", type=int, default=1, help="rows of a batch that show one image, as --group_by_image"
+    )
     options.add_argument("--contrastive", action="store_true", help="a third side, with captions: a loss no host has")
     options.add_argument(
         "--memory",
@@ -193,6 +197,12 @@ def _step(
 ) -> Callable[[], None]:
     """One training step of a side, as the host's or our trainer does it."""
     batch = batch_of(shape, rows, options.text_tokens, options.device, dtype, side == "fwd2bot_contrastive")
+    shown = [row // options.records_per_image for row in range(rows)]  # the image of each row
+    if side == "host":
+        batch["pixel_values"] = batch["pixel_values"][shown]
+    else:  # as our collator gives it
+        batch["pixel_values"] = batch["pixel_values"][: shown[-1] + 1]
+        batch["plan"] = model.planner()(batch, rows, [shape.dense_tokens] * rows, shown).to(options.device)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
@@ -227,7 +237,7 @@ def _memory_beside(
 
 
 def _memory_in_own_process(side: str, rows: int, options: argparse.Namespace) -> dict[str, int]:
-    names = ("shape", "lora_r", "device", "dtype", "threads", "k", "text_tokens")
+    names = ("shape", "lora_r", "device", "dtype", "threads", "k", "text_tokens", "records_per_image")
     given = [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     given += ["--batch", str(rows)]
     given += ["--gradient-checkpointing"] * options.gradient_checkpointing

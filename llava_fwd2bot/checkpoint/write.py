@@ -113,9 +113,10 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
             if not name.startswith("fwd2bot.") and not name.startswith(f"{_projector_name(model)}.copy.")
         }
         type(model).base_class.save_pretrained(model, staging / "base", state_dict=weights)
-        base.update(trained="base", fingerprint=fingerprint(model))
+        base.update(trained="base", fingerprint=fingerprint(model, state_dict))
     host = {**model.config.to_dict(), "model_type": type(model).config_class.model_type}
-    host["architectures"] = [type(model).__name__]
+    # FSDP makes a class of its own for the model
+    host["architectures"] = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     for name in ("quantization_config", "_name_or_path"):  # of this loading; the base is named in CONFIG_NAME
         host.pop(name, None)
     write_json(staging / "config.json", host)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from ..bottleneck import Collapsed, embed
+from ..bottleneck import Collapsed, embed, summary_cosine
 from ..losses import (
     Candidates,
     answer_loss,
@@ -36,7 +36,8 @@ class Fwd2BotOutput(ModelOutput):
     `logits` [B, T, V] stand at the caller's positions. Only those whose next token is labelled are computed, the rest
     are zeros; None with `return_logits=False`. `retrieval_accuracy` is None for a single pair, and NaN where all pairs
     are of one picture or of one caption: nothing was told apart. `answer_tokens` is how many labelled tokens
-    `answer_loss` (and `distill_loss`) is the mean of.
+    `answer_loss` (and `distill_loss`) is the mean of. `summary_cosine` is the mean cosine between two tokens of one
+    summary, None for one token. In evaluation the batch's pairs come too: unit vectors [C, D], and their keys [C, 2].
     """
 
     loss: Tensor | None = None
@@ -47,6 +48,10 @@ class Fwd2BotOutput(ModelOutput):
     temperature: Tensor | None = None
     retrieval_accuracy: Tensor | None = None
     answer_tokens: Tensor | None = None
+    summary_cosine: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    pair_keys: Tensor | None = None
 
 
 @dataclass
@@ -96,8 +101,10 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         if config.distill_weight > 0 and batch.labels is not None and summary is not None:
             raise ValueError("Distillation compares with the base on dense tokens: give pixel_values, not summary.")
         num_tokens = self._draw_num_tokens(num_tokens)
-        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        fullest = self._fullest = self._agree(batch) if distributed and is_sharded(self._language_model()) else None
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        distributed = self.training and several  # the ranks' pairs are each other's negatives in training alone
+        together = (distributed or (several and batch.plan is not None)) and is_sharded(self._language_model())
+        fullest = self._fullest = self._agree(batch) if together else None
         if fullest is not None and fullest.images and not batch.image_inputs:
             fullest.run_idle(self._idle_image(num_tokens))
         summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)  # [U, j, D]
@@ -105,11 +112,13 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
             fullest.run_idle(summary)  # an image whose row has neither label nor caption; backward must pass it too
         plan = self._planned(batch, summary, lengths)
         found: dict[str, Tensor] = {}
+        if summary is not None and summary.shape[1] > 1:
+            found["summary_cosine"] = summary_cosine(summary.detach())
         if plan.labelled_rows:
             found.update(self._answer(batch, plan, summary, return_logits))
         if fullest is not None and fullest.labelled_rows and "answer_loss" not in found:
             fullest.run_idle(self._idle_answer())
-        if config.contrastive_weight > 0 and (plan.captions is not None or distributed):
+        if config.contrastive_weight > 0 and (plan.captions is not None or distributed or fullest is not None):
             found.update(self._contrastive(batch, plan, summary, num_tokens, distributed))
         weights = {
             "answer_loss": config.answer_weight,
@@ -166,6 +175,7 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
     ) -> dict[str, Tensor]:
         """The contrastive loss over the pairs of all ranks; every rank comes here, even with no pair."""
         images, texts, keys = self._pairs(batch, plan, summary)
+        vectors = {} if self.training else {"image_embeds": images, "text_embeds": texts, "pair_keys": keys}
         if self._fullest is not None and self._fullest.captions and not len(texts):
             self._fullest.run_idle(self._idle_text(num_tokens))
         pairs = torch.cat([images, texts], dim=1)  # [C, 2 D]
@@ -180,7 +190,7 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         scale = self.fwd2bot.bounded_logit_scale()
         images, texts = pairs.chunk(2, dim=1)
         loss, accuracy = contrastive_loss(images, texts, scale, Candidates.of(*keys.unbind(1), pairs.dtype))
-        found = {"contrastive_loss": loss, "temperature": (-scale.detach()).exp().squeeze()}
+        found = {"contrastive_loss": loss, "temperature": (-scale.detach()).exp().squeeze(), **vectors}
         if len(pairs) > 1:
             found["retrieval_accuracy"] = accuracy
         elif self.training and not self._told_of_single_pairs:

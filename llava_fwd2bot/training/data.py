@@ -79,6 +79,7 @@ class LlavaDataset(Dataset):
         self.model_max_length = model_max_length
         self.caption_max_length = caption_max_length
         self.seed = seed
+        self._read: dict[tuple[str, ...], Any] | None = None  # pictures of the batch that is being read
         # Shared memory: workers that outlive an epoch (persistent_workers) see set_epoch too.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.rows = self._conversation_rows(data_path) if data_path is not None else []
@@ -197,6 +198,13 @@ class LlavaDataset(Dataset):
         """`lengths`, negative for rows without a picture."""
         return [n if row.images else -n for n, row in zip(self.lengths, self.rows, strict=True)]
 
+    @property
+    def image_groups(self) -> list[int]:
+        """A number for each row, which rows of the same images share; rows of text have one of their own."""
+        numbers: dict[Any, int] = {}
+        keys = (tuple(row.images) or i for i, row in enumerate(self.rows))
+        return [numbers.setdefault(key, len(numbers)) for key in keys]
+
     def set_epoch(self, epoch: int) -> None:
         """Choose this epoch's captions: by (seed, epoch, index) alone, so a resumed run sees the same ones."""
         self._epoch.fill_(epoch)
@@ -223,13 +231,29 @@ class LlavaDataset(Dataset):
                 self._skip(getattr(error, "image", self.rows[at].images[0]), str(error))
         raise ImageError("not one row is left: none of the pictures can be used")
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of a batch, as PyTorch's loader asks for them; pictures that several show are read once."""
+        self._read = {}
+        try:
+            return [self[i] for i in indices]
+        finally:
+            self._read = None
+
+    def _images_of(self, row: Row) -> tuple[dict[str, torch.Tensor], list[int]]:
+        names = tuple(row.images)
+        if self._read is None:
+            return self.reader(names)
+        if names not in self._read:
+            self._read[names] = self.reader(names)
+        return self._read[names]
+
     def _item(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         item: dict[str, Any] = {"record": row.name}
         counts: list[int] = []
         if row.images:
             try:
-                pixels, counts = self.reader(row.images)
+                pixels, counts = self._images_of(row)
             except ImageError as error:
                 error.args = (f"{row.name}: {error}",)
                 raise

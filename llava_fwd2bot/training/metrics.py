@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
+METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy", "summary_cosine")
+PAIRS = ("image_embeds", "text_embeds", "pair_keys")  # of an evaluation's batches
 _OF_TOKENS = ("answer_loss", "distill_loss")  # means over labelled tokens
 
 

@@ -1,11 +1,12 @@
-"""Learning rates of their own for the summary tokens and the projector."""
+"""Learning rates of their own for the summary tokens and the projector; gradient norms of each stage."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def split_groups(optimizer: torch.optim.Optimizer, model: nn.Module, args: Any) -> None:
@@ -33,3 +34,20 @@ def split_groups(optimizer: torch.optim.Optimizer, model: nn.Module, args: Any) 
             decay = 0.0 if name == "summary" else args.weight_decay  # decay would pull R to no meaning
             optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": decay})
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+@torch.no_grad()
+def stage_norms(model: nn.Module) -> dict[str, Tensor]:
+    """The norm of the gradients of each adapter and of the summary tokens, before they are clipped.
+
+    They stay on the device. Where weights are split over ranks the gradients are too, and every rank must call it.
+    """
+    of = {f"grad_norm_{name}": list(model._stages.tensors(name).values()) for name in model._stages.names}
+    of["grad_norm_summary_tokens"] = [model.fwd2bot.tokens]
+    found = {}
+    for name, parameters in of.items():
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads:
+            norm = torch.stack([g.float().square().sum() for g in grads]).sum().sqrt()
+            found[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return found

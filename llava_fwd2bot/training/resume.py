@@ -24,9 +24,16 @@ _SETTINGS = (
     *("num_train_epochs", "max_steps", "learning_rate", "summary_lr", "mm_projector_lr", "lr_scheduler_type"),
     *("lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha"),
-    *("seed", "data_seed", "group_by_modality_length", "train_sampling_strategy", "dataloader_drop_last"),
-    *("bf16", "fp16", "bits", "double_quant", "quant_type", "model_max_length", "lora_enable", "lora_r", "lora_alpha"),
-    *("lora_dropout", "lora_weight_path"),
+    *(
+        "seed",
+        "data_seed",
+        "group_by_modality_length",
+        "group_by_image",
+        "train_sampling_strategy",
+        "dataloader_drop_last",
+    ),
+    *("bf16", "fp16", "bits", "double_quant", "quant_type", "model_max_length", "lora_enable"),
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_weight_path"),
 )
 
 

@@ -9,7 +9,7 @@ import inspect
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,15 @@ import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from ..checkpoint.fingerprint import check_base
-from ..checkpoint.read import read_checkpoint, reload
 from .callbacks import EpochCallback, RunCallback
 from .checks import check_arguments, check_negatives, check_trained_precision
 from .collator import IGNORE_INDEX
-from .metrics import METRICS, StepMetrics
-from .optimizer import split_groups
+from .disk import Fwd2BotDiskMixin
+from .evaluating import Fwd2BotEvaluationMixin
+from .metrics import METRICS, PAIRS, StepMetrics
+from .optimizer import split_groups, stage_norms
 from .resume import layout_of, moved_data, read_run
-from .sampler import ModalityLengthSampler, RowLengths
+from .sampler import ImageGroupSampler, ModalityLengthSampler, RowLengths
 
 # of rows of LlavaDataset, and of batches
 _OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
@@ -47,6 +47,14 @@ class Fwd2BotTrainingArguments(TrainingArguments):
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "Batches of one modality and of similar lengths, as in LLaVA."}
     )
+    group_by_image: bool = field(
+        default=False,
+        metadata={"help": "Rows of one image come in one batch, where it is compressed once. See docs/train.md."},
+    )
+    eval_pool: int = field(
+        default=1000,
+        metadata={"help": "R@1 of an evaluation is within the first so many pairs of the evaluation data."},
+    )
 
 
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -63,13 +71,7 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
 
 
-if TYPE_CHECKING:
-    _Trainer = Trainer  # any trainer of transformers stands behind the mixin
-else:
-    _Trainer = object
-
-
-class Fwd2BotTrainerMixin(_Trainer):
+class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
     # of the Trainer, whose types allow for cases that do not arise here
     model: Any
     train_dataset: Any
@@ -84,6 +86,7 @@ class Fwd2BotTrainerMixin(_Trainer):
         check_trained_precision(self.model, bool(self.is_deepspeed_enabled))
         self.run: dict[str, Any] = {}  # data and settings, where the caller knows them: see resume.py
         self._metrics = StepMetrics()
+        self._norms: dict[str, Tensor] = {}  # of the last step's gradients, stage by stage
         self._micro = self._micro_of = -1  # this micro-batch's number in the run, and that of the first of its step
         self._step: tuple[Tensor, int] | None = None  # labelled tokens and micro-batches of the optimizer step
         self.add_callback(EpochCallback())
@@ -151,12 +154,12 @@ class Fwd2BotTrainerMixin(_Trainer):
         inputs = {**inputs, "return_logits": return_outputs}
         if model.training:
             self._say_step()
-        step = self._step if model.training else None
-        if step is not None:
-            inputs.update(num_items_in_batch=step[0], micro_batches=step[1])
-        computed: Any = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        loss, outputs = computed
-        if step is not None:
+        if not model.training or self._step is None:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        else:
+            tokens, micro_batches = self._step
+            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
             steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
             loss = loss * steps * self.accelerator.num_processes
@@ -203,8 +206,8 @@ class Fwd2BotTrainerMixin(_Trainer):
         if self.accelerator.num_processes == 1 or any(plan is None for plan in plans):
             return
         own = torch.tensor([[plan.counts for plan in plans]], device=self.accelerator.device)
-        told = self.accelerator.gather(own).transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
-        for plan, ranks in zip(plans, told, strict=True):
+        message = self.accelerator.gather(own).transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
+        for plan, ranks in zip(plans, message, strict=True):
             plan.ranks = ranks
 
     def _labelled_tokens(self, batch: dict[str, Any]) -> Tensor | int:
@@ -219,12 +222,13 @@ class Fwd2BotTrainerMixin(_Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         if ignore_keys is None and self._has_fwd2bot:
-            ignore_keys = [*METRICS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
+            ignore_keys = [*METRICS, *PAIRS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs.update(self._metrics.take(self.accelerator))
+            logs.update({name: round(float(norm), 4) for name, norm in self._norms.items()})
         if "loss" in logs and len(skipped := getattr(self.train_dataset, "skipped_images", ())):
             logs["skipped_images"] = len(skipped)  # of this process
         super().log(logs, *args, **kwargs)
@@ -236,56 +240,44 @@ class Fwd2BotTrainerMixin(_Trainer):
         if not fresh:
             return optimizer
         split_groups(optimizer, self.model, self.args)
+        if self.is_deepspeed_enabled:  # which puts flat partitions in their place
+            self._own_groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._has_fwd2bot and not self.is_deepspeed_enabled:  # which holds gradients of its own
+            self._norms = stage_norms(self._fwd2bot_model)
+        return super()._clip_grad_norm(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not getattr(self.args, "group_by_modality_length", False):
-            strategy = getattr(self.args, "train_sampling_strategy", "random")
-            if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
-                names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-                return super()._get_train_sampler(RowLengths(dataset.lengths, names[0]))
-            return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
-        return ModalityLengthSampler(
-            dataset.modality_lengths,
-            batch_size=self._train_batch_size,  # which auto_find_batch_size may lower
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        order = {
+            "batch_size": self._train_batch_size,  # which auto_find_batch_size may lower
+            "world_size": self.args.world_size * self.args.gradient_accumulation_steps,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        }
+        by_length = getattr(self.args, "group_by_modality_length", False)
+        if getattr(self.args, "group_by_image", False):
+            if not hasattr(dataset, "image_groups"):
+                raise ValueError(
+                    f"--group_by_image asks the data which rows share an image, and {type(dataset).__name__} has no "
+                    "image_groups: leave it out, or give the data set such a list of numbers."
+                )
+            lengths = dataset.modality_lengths if by_length else None
+            return ImageGroupSampler(dataset.image_groups, **order, modality_lengths=lengths)
+        if by_length:
+            return ModalityLengthSampler(dataset.modality_lengths, **order)
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
+            names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+            return super()._get_train_sampler(RowLengths(dataset.lengths, names[0]))
+        return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
 
     def _set_signature_columns_if_needed(self) -> None:
         fresh = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if fresh:  # remove_unused_columns, Trainer's default, would take the captions away
             self._signature_columns += [*_OWN_COLUMNS, *getattr(self._fwd2bot_model, "image_input_names", ())]
-
-    # ------------------------------------------------------------------ disk
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._has_fwd2bot:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        settings = read_checkpoint(resume_from_checkpoint)
-        own = self._fwd2bot_model.fwd2bot_config
-        if settings["fwd2bot"] != own:
-            theirs, ours = settings["fwd2bot"].to_dict(), own.to_dict()
-            changed = [f"{name} {theirs[name]} → {ours[name]}" for name in ours if ours[name] != theirs[name]]
-            raise ValueError(f"{resume_from_checkpoint} was trained with other settings: {'; '.join(changed)}.")
-        if not settings["base"].get("trained"):
-            check_base(settings["base"]["fingerprint"], self._fwd2bot_model._base_fingerprint, "the model in training")
-        reload(self._fwd2bot_model, resume_from_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for parameter, state in self.optimizer.state.items() if checkpoint else ():
-            for name, value in state.items():  # temperature and gain of a run that was begun when they were scalars
-                if name != "step" and isinstance(value, Tensor) and value.dim() == 0 and parameter.shape == (1,):
-                    state[name] = value[None]
-
-    def _load_best_model(self) -> None:
-        if not self._has_fwd2bot:
-            return super()._load_best_model()
-        best = self.state.best_model_checkpoint
-        if best is not None:
-            reload(self._fwd2bot_model, best)
 
 
 class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):
