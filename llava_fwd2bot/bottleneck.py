@@ -189,6 +189,7 @@ def maxsim(images: Tensor, captions: Tensor) -> Tensor:
     return alike.max(2).values.mean(2)
 
 
+@dataclass
 class Moves:
     """`to` and `pin_memory` for a dataclass of tensors, as PyTorch's and accelerate's data loaders call them."""
 

@@ -89,7 +89,7 @@ class Session:
         self.names, self.summary, self.images = list(names), summary, None
 
     def choose_files(self, names: list[str]) -> None:
-        from ..files.images import Reading
+        from ..files.pixels import Reading
         from ..processing.images import open_image, prepared_size
 
         reading = Reading(self.args.exif_orientation != "off", on_white=True)

@@ -133,7 +133,7 @@ def _settings(args: argparse.Namespace, path: Path, k: int) -> Any:
     from ..cache.format import CacheSettings
     from ..cache.naming import fingerprint_of
     from ..config import CONFIG_NAME
-    from ..files.images import OWN
+    from ..files.pixels import OWN
     from ..files.text import read_json
     from .fill import DEFAULT_CODEC
 

@@ -17,9 +17,10 @@ from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..files.images import OWN, open_image
+from ..files.images import open_image
+from ..files.pixels import OWN
 from .answer import BATCH, ImageLike
 from .batched import Answer, run
 from .conversation import ConversationFormatter, prompt_ids
@@ -50,7 +51,7 @@ class ManyAnswers:
 
 @overload
 def ask_many(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     context: ImageLike | Tensor,
     questions: Sequence[str],
@@ -63,7 +64,7 @@ def ask_many(
 ) -> ManyAnswers: ...
 @overload
 def ask_many(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     context: ImageLike | Tensor,
     questions: Sequence[str],
@@ -75,7 +76,7 @@ def ask_many(
     **options: Any,
 ) -> Iterator[tuple[int, str]]: ...
 def ask_many(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     context: ImageLike | Tensor,
     questions: Sequence[str],
@@ -125,9 +126,7 @@ def ask_many(
 
 
 @torch.inference_mode()
-def _context(
-    model: nn.Module, processor: Any, context: Any, cache: Any, k: int | None
-) -> tuple[Tensor, int | None, int]:
+def _context(model: Any, processor: Any, context: Any, cache: Any, k: int | None) -> tuple[Tensor, int | None, int]:
     """The summary [k, D]; n, where it is known; tokens of the compress pass, 0 where there was none."""
     if cache is not None:
         if not isinstance(context, str):
@@ -157,7 +156,7 @@ def _dense_length(processor: Any, width: int, height: int) -> int | None:
     return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum()) or None
 
 
-def _streamed(model: nn.Module, asked: Sequence[Answer], batch_size: int) -> Iterator[tuple[int, str]]:
+def _streamed(model: Any, asked: Sequence[Answer], batch_size: int) -> Iterator[tuple[int, str]]:
     """The pieces of all answers; the model runs in a thread, whose error is raised here."""
     pieces: queue.SimpleQueue[tuple[int, str] | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .generate import contiguous_head
@@ -174,7 +174,7 @@ class _Stop(StoppingCriteria):
 
 @torch.inference_mode()
 def run(
-    model: nn.Module, answers: Sequence[Answer], leave: Callable[[int, int], bool] = lambda going, steps: False
+    model: Any, answers: Sequence[Answer], leave: Callable[[int, int], bool] = lambda going, steps: False
 ) -> list[Answer]:
     """Generates the answers, left padded, in one batch.
 
@@ -205,7 +205,7 @@ def run(
     return [answer for answer in answers if answer.reason is None and not answer.cancelled()]
 
 
-def ends_of(model: nn.Module) -> set[int]:
+def ends_of(model: Any) -> set[int]:
     """The ids that end an answer."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])

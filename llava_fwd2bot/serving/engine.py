@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..files.images import OWN, Reading, decode_image
+from ..files.images import decode_image
+from ..files.pixels import OWN, Reading
 from ..modeling.attention import attention_maps
 from ..processing.batched import SLICE, Answer, Rows, ends_of, run
 from ..processing.generate import from_base

@@ -154,12 +154,12 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
         inputs = {**inputs, "return_logits": return_outputs}
         if model.training:
             self._say_step()
-        if not model.training or self._step is None:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        else:
-            tokens, micro_batches = self._step
-            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        step = self._step if model.training else None
+        if step is not None:
+            inputs.update(num_items_in_batch=step[0], micro_batches=step[1])
+        computed: Any = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss, outputs = computed
+        if step is not None:
             # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
             steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
             loss = loss * steps * self.accelerator.num_processes
@@ -202,12 +202,13 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
 
     def _tell_ranks(self, batches: list[dict[str, Any]]) -> None:
         """Leaves in each plan what the other ranks have, so that the forward need not ask them."""
-        plans = [batch.get("plan") for batch in batches]
+        plans: list[Any] = [batch.get("plan") for batch in batches]
         if self.accelerator.num_processes == 1 or any(plan is None for plan in plans):
             return
         own = torch.tensor([[plan.counts for plan in plans]], device=self.accelerator.device)
-        message = self.accelerator.gather(own).transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
-        for plan, ranks in zip(plans, message, strict=True):
+        gathered: Any = self.accelerator.gather(own)
+        counts = gathered.transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
+        for plan, ranks in zip(plans, counts, strict=True):
             plan.ranks = ranks
 
     def _labelled_tokens(self, batch: dict[str, Any]) -> Tensor | int:
