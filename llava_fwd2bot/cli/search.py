@@ -41,7 +41,6 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
     parser.add_argument(
         "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
     )
-    parser.add_argument("--rerank", choices=("maxsim",), help="order the best by all summary tokens")
     parser.add_argument("--exact", action="store_true", help="compare with every image, without the index")
 
 
@@ -121,7 +120,7 @@ def _one(
     else:
         query = finder.summary_of_text(*loaded, text, k)
     # copies of a file are one hit, so some more are asked for
-    hits = finder.search(cache, query, args.top + 20, args.filter, args.exact or None, args.rerank == "maxsim", columns)
+    hits = finder.search(cache, query, args.top + 20, args.filter, args.exact or None, columns)
     hits = finder.distinct(hits)[: args.top]
     if not (args.html or args.open):
         return hits, None
@@ -167,7 +166,7 @@ def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str
         return args.id, (cache.get(args.id, args.k), None)
     loaded = load_model(path, args)
     query = finder.summary_of_text(*loaded, args.search, cache.settings.k)
-    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim", ["sha256"])
+    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, ["sha256"])
     if not hits:
         raise ValueError(
             f"{args.cache}: nothing was found for {args.search!r}; is the cache empty, or --filter too strict?"

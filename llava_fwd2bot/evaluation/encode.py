@@ -24,7 +24,7 @@ from ..training.data import parse_records
 CHUNK = 256  # items in one file
 
 
-def whole_lines(
+def resumable_lines(
     file: Path, begins: str = "{", ours: Callable[[dict[str, Any]], None] | None = None
 ) -> list[dict[str, Any]]:
     """The records of a file of JSON lines that is gone on with; a last line that was cut off is taken away.

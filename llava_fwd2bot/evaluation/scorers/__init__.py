@@ -76,7 +76,7 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
 
     Args:
         key: another name of what tells the answers apart; "question_id+prompt" takes both.
-        empty_is_wrong: let empty answers through; every scorer counts them as wrong (`blank`).
+        empty_is_wrong: let empty answers through; every scorer counts them as wrong (`is_blank`).
 
     Raises:
         ValueError: a line cut off, no line, an id twice, an answer without text or a part of `key`, empty answers,
@@ -107,7 +107,7 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
             own = (record.get("model_id"), about.get("k"), about.get("fingerprint"))
             for values, value in zip(told.values(), own, strict=True):
                 values.add(str(value))
-            if blank(record):
+            if is_blank(record):
                 empty.append(name)
     for what, values in told.items():
         if len(values) > 1:
@@ -121,12 +121,12 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
     return found
 
 
-def blank(record: dict[str, Any]) -> bool:
+def is_blank(record: dict[str, Any]) -> bool:
     """Whether an answer is empty: it is wrong, whatever is right and however the official script would read it."""
     return not record["text"].strip()
 
 
-def strangers(answers: Answers, asked: Collection[Any], source: str) -> None:
+def check_known(answers: Answers, asked: Collection[Any], source: str) -> None:
     """ValueError if there are answers to questions that the ground truth does not have."""
     other = [name for name in answers if name not in asked]
     if other:
@@ -137,16 +137,16 @@ def strangers(answers: Answers, asked: Collection[Any], source: str) -> None:
         )
 
 
-def complete(names: Collection[Any], answers: Answers, what: str) -> None:
+def check_complete(names: Collection[Any], answers: Answers, what: str) -> None:
     """ValueError if one of the questions `names`, which are `what`, has no answer."""
     absent = [name for name in names if name not in answers]
     if absent:
         raise ValueError(
-            f"{len(absent)} of {len(names)} {what} have no answer, the first: {absent[0]!r}. Is the run complete?"
+            f"{len(absent)} of {len(names)} {what} have no answer, the first: {absent[0]!r}. Is the run check_complete?"
         )
 
 
-def once(names: Iterable[Any], source: str) -> None:
+def check_unique(names: Iterable[Any], source: str) -> None:
     """ValueError if a name is there twice: one of the two would silently stand for the other, or count double."""
     seen = set()
     for name in names:
@@ -173,10 +173,12 @@ def with_groups(
     return figures, counts
 
 
-def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:
+def answer_to(name: Any, answers: Answers, source: str) -> dict[str, Any]:
     """The answer to question `name`; ValueError where there is none, so that no part is taken for the whole."""
     if name not in answers:
-        raise ValueError(f"There is no answer to question {name!r} of {source}, which has others: is the run complete?")
+        raise ValueError(
+            f"There is no answer to question {name!r} of {source}, which has others: is the run check_complete?"
+        )
     return answers[name]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_json, read_table
-from . import Answers, Score, answered, blank, complete, mean, once, strangers, with_groups
+from . import Answers, Score, answer_to, check_complete, check_known, check_unique, is_blank, mean, with_groups
 
 LETTERS = "ABCDE"
 
@@ -33,9 +33,11 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
     problems = read_json(ground_truth / "problems.json")
     asked = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
-    once(asked, source)
-    strangers(answers, set(asked), source)
-    complete([name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}")
+    check_unique(asked, source)
+    check_known(answers, set(asked), source)
+    check_complete(
+        [name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}"
+    )
     per_item, with_image = {}, {}
     for name in asked:
         if not isinstance(problems[name]["answer"], int):
@@ -64,12 +66,12 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
     source = str(ground_truth)
     kinds = {number: kind for kind, number in data["question_type"].items()}
     asked = {_id(question["question_id"]): question for question in data["questions"]}
-    once([_id(question["question_id"]) for question in data["questions"]], source)
-    once(map(_id, answers), "The answers, with numbers and texts as ids alike")
+    check_unique([_id(question["question_id"]) for question in data["questions"]], source)
+    check_unique(map(_id, answers), "The answers, with numbers and texts as ids alike")
     said = {_id(name): record for name, record in answers.items()}
-    strangers(said, asked, source)
+    check_known(said, asked, source)
     about_images = [name for name, question in asked.items() if question["data_type"] != "video"]
-    complete(about_images, said, f"questions about images in {source}")
+    check_complete(about_images, said, f"questions about images in {source}")
     per_item, by_data, by_kind, submission = {}, {}, {}, []
     for name, question in asked.items():
         number = question["question_type_id"]
@@ -135,13 +137,13 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
 
     Raises:
         ValueError: the table is empty, has an index twice, a question without its first turn, right answers to some
-            rows only, or one that is no option; the model has not answered a row, or something else as well.
+            rows only, or one that is no option; the model has not answer_to a row, or something else as well.
     """
     source = str(ground_truth)
     rows, circles, kinds, submission = {}, {}, {}, []
     for index, shown in _table(ground_truth):
         row = {name: value for name, value in shown.items() if value not in MISSING}
-        record = answered(index, answers, source)
+        record = answer_to(index, answers, source)
         submission.append({"index": index, "prediction": record["text"]})
         if index < TURN:
             kinds[index] = row
@@ -150,11 +152,11 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
         if row["answer"] not in {*string.ascii_uppercase} or not shown.get(row["answer"]):
             raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is none of its options. Correct it.")
         options = {letter: row[letter] for letter in string.ascii_uppercase if letter in row}
-        rows[str(index)] = float(not blank(record) and reading(record["text"], options) == row["answer"])
+        rows[str(index)] = float(not is_blank(record) and reading(record["text"], options) == row["answer"])
         circles.setdefault(index % TURN, []).append(rows[str(index)])
     if not submission:
         raise ValueError(f"{source} holds no question. Is the file whole?")
-    strangers(answers, {entry["index"] for entry in submission}, source)
+    check_known(answers, {entry["index"] for entry in submission}, source)
     if not rows:
         return Score({}, submission=submission)
     if len(rows) < len(submission):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_lines
-from . import Answers, Score, answered, mean, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, mean
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()
@@ -33,7 +33,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
         ValueError: a question has no answer or two, an answer has no question, or a file is not of two questions.
     """
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
-    once(keys, "The answers by image and question")
+    check_unique(keys, "The answers by image and question")
     said = dict(zip(keys, answers.values(), strict=True))
     figures, per_item, counts, asked = {}, {}, {}, set()
     for task in (*PERCEPTION, *COGNITION):
@@ -47,14 +47,14 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
             for question, truth in _pair(text):
                 key = (f"{task}/{text.stem}", question)
                 asked.add(key)
-                right.append(float(reading(answered(key, said, str(ground_truth))["text"]) == truth))
+                right.append(float(reading(answer_to(key, said, str(ground_truth))["text"]) == truth))
                 per_item[" ".join(key)] = right[-1]
             hits += right
             pairs.append(float(sum(right) == 2))
         figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of a task of MME's: {', '.join((*PERCEPTION, *COGNITION))}.")
-    strangers(said, asked, str(ground_truth))
+    check_known(said, asked, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}

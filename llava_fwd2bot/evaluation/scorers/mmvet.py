@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import Answers, Score, once
+from . import Answers, Score, check_unique
 
 
 def mmvet(answers: Answers) -> Score:
     """No figures; the submission is {"v1_ID": answer}."""
-    once(map(str, answers), "The answers, with numbers and texts as ids alike")
+    check_unique(map(str, answers), "The answers, with numbers and texts as ids alike")
     named = [name for name in answers if str(name).startswith("v1_")]
     if named:
         raise ValueError(f"The answers' ids have the prefix v1_ already ({named[0]}): give LLaVA's answers file.")

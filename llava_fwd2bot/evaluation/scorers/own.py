@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import Answers, Score, answered, blank, mean, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
 
@@ -33,15 +33,15 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
         if "question_id" not in record or "answer" not in record:
             raise ValueError(f"{ground_truth}: record {number} has no question_id or no answer.")
     names = [record["question_id"] for record in records]
-    once(names, str(ground_truth))
-    strangers(answers, set(names), str(ground_truth))
+    check_unique(names, str(ground_truth))
+    check_known(answers, set(names), str(ground_truth))
     scores: dict[str, float] = {}
     for record in records:
         right = record["answer"] if isinstance(record["answer"], list) else [record["answer"]]
-        found = answered(record["question_id"], answers, str(ground_truth))
+        found = answer_to(record["question_id"], answers, str(ground_truth))
         text = found["text"]
         name = str(record["question_id"])
-        scores[name] = 0.0 if blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
+        scores[name] = 0.0 if is_blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
     groups = [record.get("image") for record in records]
     return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups=groups if any(groups) else None)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...training.data import read_records
-from . import Answers, Score, answered, blank, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank
 
 MOST_ASKED = 0.9  # LLaVA's question file lacks 90 of the 3,000 of POPE's category random
 
@@ -65,17 +65,17 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     truth: dict[str, list[bool]] = {}
     figures, per_item = {}, {}
     asked = read_records(questions, lines=True)
-    once([line["question_id"] for line in asked], str(questions))
-    strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    check_unique([line["question_id"] for line in asked], str(questions))
+    check_known(answers, {line["question_id"] for line in asked}, str(questions))
     for line in asked:
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:
             raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
-        record = answered(line["question_id"], answers, str(questions))
+        record = answer_to(line["question_id"], answers, str(questions))
         # The script takes what does not say no for yes, silence too. It is wrong here: the opposite of the label.
         right = labels[key] == "yes"
-        yes = not right if blank(record) else not says_no(record["text"])
+        yes = not right if is_blank(record) else not says_no(record["text"])
         said.setdefault(category, []).append(yes)
         truth.setdefault(category, []).append(right)
         per_item[str(line["question_id"])] = float(yes == right)

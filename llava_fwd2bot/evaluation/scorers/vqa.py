@@ -1,6 +1,6 @@
 """The VQA accuracy (arXiv 1505.00468) and what it takes for the same answer: TextVQA, VQAv2, VizWiz.
 
-Ten people answered. An answer scores min(1, n/3), n of nine others agreeing, averaged over the ten choices of nine.
+Ten people answer_to. An answer scores min(1, n/3), n of nine others agreeing, averaged over the ten choices of nine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ...files.text import read_any_json, read_json
 from ...training.data import read_records
-from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean, with_groups
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -76,16 +76,16 @@ def agreement(answer: str, people: Sequence[str]) -> float:
 def textvqa(answers: Answers, ground_truth: Path) -> Score:
     """TextVQA's validation accuracy in percent, of LLaVA's answers (question_id is the image's)."""
     data = read_json(ground_truth)["data"]
-    once([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
+    check_unique([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
     truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
     asked = [(image, _question_of(prompt)) for image, prompt in answers]
-    once(asked, "The answers by image and question")
+    check_unique(asked, "The answers by image and question")
     per_item, groups = {}, []
     for (image, question), record in zip(asked, answers.values(), strict=True):
         if (image, question) not in truth:
             raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
         people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
-        score = 0.0 if blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
+        score = 0.0 if is_blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
         per_item[f"{image} {question}"] = score
         groups.append(image)
     if len(per_item) < len(truth):
@@ -125,26 +125,26 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
     """
     if ground_truth is None:
         asked = [line["question_id"] for line in read_records(questions, lines=True)]
-        once(asked, str(questions))
-        strangers(answers, set(asked), str(questions))
+        check_unique(asked, str(questions))
+        check_known(answers, set(asked), str(questions))
         texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in asked}
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
-        told = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
+        told = f"{len(answers)} of {len(asked)} questions are answer_to; the answers to the others are empty"
         return Score({}, submission=submission, note=told if len(answers) < len(asked) else None)
     submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
-    once(names, str(ground_truth))
-    strangers(answers, set(names), str(ground_truth))
+    check_unique(names, str(ground_truth))
+    check_known(answers, set(names), str(ground_truth))
     per_item, by_type = {}, {}
     for name, entry in zip(names, entries, strict=True):
-        record = answered(name, answers, str(ground_truth))
+        record = answer_to(name, answers, str(ground_truth))
         people = [_one_line(person["answer"]) for person in _ten(entry["answers"], f"question {name!r}", ground_truth)]
         said = normal(record["text"])
         if len(set(people)) > 1:
             people = [plain_words(without_punctuation(person)) for person in people]
             said = plain_words(without_punctuation(said))
-        score = 0.0 if blank(record) else agreement(said, people)
+        score = 0.0 if is_blank(record) else agreement(said, people)
         per_item[str(name)] = score
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
@@ -164,13 +164,13 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
 
     Raises:
         ValueError: an image or id is there twice, the questions are about a part of the images or others, a question
-            has no answer, an answer has no question, or the people who answered are not ten.
+            has no answer, an answer has no question, or the people who answer_to are not ten.
     """
     entries = read_any_json(ground_truth)
     asked = read_records(questions, lines=True)
-    once([entry["image"] for entry in entries], str(ground_truth))
+    check_unique([entry["image"] for entry in entries], str(ground_truth))
     for field in ("image", "question_id"):
-        once([line[field] for line in asked], str(questions))
+        check_unique([line[field] for line in asked], str(questions))
     truth = {entry["image"]: entry for entry in entries}
     other = [line["image"] for line in asked if line["image"] not in truth]
     if other:
@@ -182,18 +182,18 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         raise ValueError(
             f"{questions} asks about {len(asked)} of the {len(truth)} images of {ground_truth}, a part. Ask about all."
         )
-    strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    check_known(answers, {line["question_id"] for line in asked}, str(questions))
     public = any("answers" in entry for entry in entries)
     per_item, by_type, submission = {}, {}, []
     for line in asked:
-        record = answered(line["question_id"], answers, str(questions))
+        record = answer_to(line["question_id"], answers, str(questions))
         said = normal(record["text"])
         submission.append({"image": line["image"], "answer": said})
         if not public:
             continue
         entry = truth[line["image"]]
         people = _ten(entry.get("answers", []), f"the question about {line['image']}", ground_truth)
-        score = 0.0 if blank(record) else agreement(said, [person["answer"] for person in people])
+        score = 0.0 if is_blank(record) else agreement(said, [person["answer"] for person in people])
         per_item[line["image"]] = score
         by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
     if not per_item:
