@@ -11,7 +11,7 @@ def eval_options() -> argparse.ArgumentParser:
         prog="fwd2bot llava eval",
         usage="fwd2bot llava eval MODULE <its arguments> [--k J] [--from-cache FILE]",
         description="Run one of the original LLaVA's evaluation programs (llava/eval/MODULE.py), unchanged. "
-        "--model-path may be a Fwd2Bot checkpoint; the two options below are added.",
+        "Fwd2Bot adds: --model-path may be a Fwd2Bot checkpoint, and the two options below.",
         epilog="MODULE's own arguments follow it, such as --model-path, --question-file, --image-folder and "
         "--answers-file; its answers file is what LLaVA's scorers and `fwd2bot eval score` read.",
         allow_abbrev=False,

@@ -46,7 +46,7 @@ def test_ls_skipped_and_dedup(run, filled, photos):
 
 def test_rm_asks_and_restore_brings_back(run, filled, photos, monkeypatch):
     """What is taken out leaves its summary, until `optimize`."""
-    assert run("cache", "rm", filled, "a.png")[0] == 2  # nobody is there to ask
+    assert run("cache", "rm", filled, "a.png")[0] == 2  # no terminal to confirm on
     code, out, err = run("cache", "rm", filled, "beach/", "--dry-run", "--json")
     assert (
         code == 0
