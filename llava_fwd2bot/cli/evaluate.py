@@ -79,7 +79,9 @@ def main(argv: Sequence[str]) -> None:
     cost_parser.set_defaults(run=_cost)
 
     report = commands.add_parser("report", help="compare results with the base's, from the files that --output wrote")
-    report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders of them")
+    report.add_argument(
+        "results", nargs="+", type=Path, metavar="PATH", help="result files (also of cost and codec), or folders"
+    )
     report.add_argument("--base", metavar="MODEL", help="the base's name; default: the model on dense tokens")
     report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
     report.set_defaults(run=_report)

@@ -50,9 +50,9 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
         for result in bases:
             if (other := by_limit.setdefault(result.limit, result)) is not result:
                 raise ValueError(f"{name} has several bases: {other.source}, {result.source}. Choose one with --base.")
-        alone = bases[0] if len(bases) == 1 else None  # a base of another --limit is an error, not skipped
+        only_base = bases[0] if len(bases) == 1 else None  # a base of another --limit is an error, not skipped
         for result in sorted(own, key=lambda r: (not any(r is base for base in bases), r.model, -_tokens(r.k))):
-            reference = by_limit.get(result.limit, alone)
+            reference = by_limit.get(result.limit, only_base)
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
             row["items"] = len(result.items)
