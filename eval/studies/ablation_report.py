@@ -169,7 +169,7 @@ def markdown(
         "",
         f"{date.today()}. All figures are percentages, means over items and seeds. Answers: in brackets the range over "
         "the seeds. Share of the base's answers: in brackets the 95 % bootstrap interval over pictures and seeds; "
-        "for one seed only over pictures. With hard negatives: the gallery also has a copy of each picture that differs "
+        "for one seed only over pictures. With hard negatives: the gallery also has a copy of each that differs "
         "in one object.",
         "",
     ]
