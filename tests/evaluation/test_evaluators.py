@@ -372,3 +372,13 @@ def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
     with torch.no_grad(), base.model.fwd2bot_disabled():
         out = base.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert said == base.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+
+
+def test_an_output_must_not_stand_in_the_base(run, checkpoint, captioned, tmp_path):
+    """`compress` refused a file of --base as its output, `eval` did not: the base's own configuration was overwritten."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    argv = ["eval", "retrieval", "--model", checkpoint, "--base", base, "--dataset", captioned / "own.jsonl"]
+    code, _, err = run(*argv, "--output", base / "config.json")
+    assert code == 1 and "--base" in err and (base / "config.json").read_text() == "{}"
