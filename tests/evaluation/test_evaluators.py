@@ -375,7 +375,7 @@ def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
 
 
 def test_an_output_must_not_stand_in_the_base(run, checkpoint, captioned, tmp_path):
-    """`compress` refused a file of --base as its output, `eval` did not: the base's own configuration was overwritten."""
+    """`compress` refused to write into --base, and `eval` did not: the base's configuration was overwritten."""
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
