@@ -180,15 +180,6 @@ def summary_cosine(summary: Tensor) -> Tensor:
     return ((tokens.sum(1).square().sum(-1) - count) / (count * (count - 1))).mean()
 
 
-def maxsim(images: Tensor, captions: Tensor) -> Tensor:
-    """Late interaction (ColBERT, arXiv 2004.12832): each caption token's best image token, averaged over the caption's.
-
-    Unit tokens [N, k, D], [C, k, D] → [N, C]
-    """
-    alike = torch.einsum("nid,cjd->ncij", images, captions)
-    return alike.max(2).values.mean(2)
-
-
 @dataclass
 class Moves:
     """`to` and `pin_memory` for a dataclass of tensors, as PyTorch's and accelerate's data loaders call them."""

@@ -3,8 +3,7 @@
     python -m eval.studies.ablation eval/studies/ablation.yaml --work DIR [--jobs 2] [--output eval/results/ablation]
 
 Every row is trained on the scenes base for each seed, by the training command, and measured by scenes_measure.py.
-A run that was stopped goes on where it was; rows and seeds that are done are not done again, be it in --work or,
-on another machine, in OUTPUT.runs.json.
+A stopped study resumes: finished rows and seeds are taken from --work or, on another machine, from OUTPUT.runs.json.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from .rivals import RIVALS
 
 
 def prepare(study: Study, work: Path) -> tuple[Path, Path]:
-    """(scenes, base): made where they are missing."""
+    """(scenes, base): the folders, created if missing."""
     from . import scenes, scenes_base
 
     data, base = work / "scenes", work / BASE
@@ -44,19 +43,19 @@ def prepare(study: Study, work: Path) -> tuple[Path, Path]:
     made = read_json(data / "about.json")
     wanted = {"seed": about["seed"], "splits": splits, "objects": about["objects"], "format": scenes.FORMAT}
     if {name: made.get(name) for name in wanted} != wanted:
-        raise ValueError(f"{data} holds other scenes than the study asks for: choose another --work, or remove it.")
+        raise ValueError(f"{data} holds other scenes than the study specifies: choose another --work, or remove it.")
     if not (base / "recipe.json").exists():
         scenes_base.build(base, about["seed"], tuple(about["objects"]))
     recipe = read_json(base / "recipe.json")
     if [recipe["seed"], recipe["objects"]] != [about["seed"], about["objects"]]:
-        raise ValueError(f"{base} was trained on other scenes than the study asks for: choose another --work.")
+        raise ValueError(f"{base} was trained on other scenes than the study specifies: choose another --work.")
     for captions in {row.captions for row in study.rows.values()} - {"both"}:
         _with_captions(data, captions)
     return data, base
 
 
 def _with_captions(data: Path, which: str) -> None:
-    """train.json with one of each scene's captions; a scene of one object has the long one alone."""
+    """Writes train.json with one caption per scene; a scene of one object has only the long one."""
     target = data / f"train.{which}.json"
     if target.exists():
         return
@@ -71,10 +70,10 @@ def folder_of(work: Path, row: str, seed: int) -> Path:
 
 
 def done(study: Study, work: Path, name: str, seed: int) -> dict[str, Any] | None:
-    """The result of a row, or the base, and seed, if it is there.
+    """The result of a row (or the base) and seed, or None if there is none yet.
 
     Raises:
-        ValueError: it is of other settings.
+        ValueError: the result was made with other settings.
     """
     file = folder_of(work, name, seed) / "result.json"
     if not file.exists():
@@ -86,10 +85,10 @@ def done(study: Study, work: Path, name: str, seed: int) -> dict[str, Any] | Non
 
 
 def run_one(study: Study, work: Path, name: str, seed: int) -> None:
-    """Trains a row with a seed, unless it is trained, and measures it."""
+    """Trains a row with a seed unless it is already trained, and measures it."""
     folder = folder_of(work, name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    # a study that was killed leaves its runs going: the next waits for them, as two must not train in one folder
+    # runs of a killed study continue; the next study waits for them, as two must not train in one folder
     with FileLock(folder / "lock"):
         if done(study, work, name, seed) is None:
             _run_one(study, work, name, seed, folder)
@@ -110,7 +109,7 @@ def _run_one(study: Study, work: Path, name: str, seed: int, folder: Path) -> No
     row = study.rows[name]
     settings, begun = study.settings(row), folder / "settings.json"
     if begun.exists() and read_json(begun) != settings:
-        raise ValueError(f"{folder} was begun with other settings than the study has now: remove it.")
+        raise ValueError(f"{folder} was started with other settings than the study has now: remove it.")
     if not (folder / "fwd2bot_config.json").exists():
         from llava_fwd2bot.training.command import train
 
@@ -137,10 +136,10 @@ def _run_one(study: Study, work: Path, name: str, seed: int, folder: Path) -> No
 def run(
     study: Study, file: Path, work: Path, jobs: int, only: Iterable[str] = (), after: Callable[[], None] | None = None
 ) -> list[str]:
-    """All rows and seeds, `jobs` at a time, each a process of its own; gives what failed.
+    """Runs all rows and seeds, `jobs` at a time in separate processes; returns a message per failed run.
 
     Args:
-        only: these rows alone. after: called after each run.
+        only: run only these rows. after: called after each run.
     """
     prepare(study, work)
     runs = [(name, seed) for name, seed in study.runs() if not only or name in (BASE, *only)]
@@ -154,7 +153,7 @@ def run(
         try:
             FileLock(folder / "lock").acquire(timeout=0).lock.release()
         except Timeout:
-            tqdm.write(f"{name}, seed {seed}: still trained by a process of an earlier call, which is waited for")
+            tqdm.write(f"{name}, seed {seed}: waiting for a process of an earlier call, which is still training it")
         command = [sys.executable, "-m", "eval.studies.ablation", str(file), "--work", str(work)]
         with (folder / "log.txt").open("a") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -177,15 +176,15 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="runs, checkpoints and logs; kept to go on from")
+    parser.add_argument("--work", type=Path, required=True, help="runs, checkpoints and logs, to resume from")
     parser.add_argument(
         "--output",
         type=Path,
-        help="writes OUTPUT.json, .md and .png; and .runs.json and .base, by which it goes on in another --work",
+        help="writes OUTPUT.json, .md and .png; and .runs.json and .base, to resume in another --work",
     )
-    parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=count, default=1, help="number of parallel runs")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
-    parser.add_argument("--report", action="store_true", help="train nothing: the table of what is there")
+    parser.add_argument("--report", action="store_true", help="train nothing; print the table of finished runs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The table, the claims and the picture of an ablation study, out of its runs' result files."""
+"""Table, claims and picture of an ablation study, from the result files of its runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 2000
 
 
 def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
-    """The results of each row that has any, in the order of the seeds; the base's first."""
+    """The results of each row by seed, the base first; rows without results are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, seed in study.runs():
         if (result := done(study, work, name, seed)) is not None:
@@ -30,7 +30,7 @@ def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -> np.ndarray | None:
-    """[seeds, items] of a figure at the row's largest k, or at `k`; None where the row has no such figure."""
+    """[seeds, items] of a figure at the row's largest k, or at `k`; None if the row lacks it."""
     if figure == "attention":
         values = [result.get("attention") for result in results]
     else:
@@ -48,7 +48,7 @@ def items_of(results: list[dict[str, Any]], figure: str, k: int | None = None) -
 
 
 def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
-    """The picture of each item of a figure, [items]: questions about one picture are not independent."""
+    """The picture of each item, [items]; questions about one picture are not independent."""
     if figure in ("answers", "few"):
         answers = results[0]["answers"]
         few = [figure == "answers" or count <= FEW for count in answers["objects"]]
@@ -61,12 +61,12 @@ def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
 def interval(
     ours: np.ndarray, theirs: np.ndarray, pictures: np.ndarray, rounds: int = ROUNDS, ratio: bool = False
 ) -> tuple[float, float]:
-    """The 95 % interval of the difference, or ratio, of two means: seeds of both and pictures are drawn anew.
+    """The 95 % bootstrap interval of the difference, or ratio, of two means, over pictures and the seeds of both.
 
-    Draws in which `theirs` is 0 have no ratio, and are left out.
+    Resamples in which `theirs` is 0 have no ratio and are left out.
 
     Args:
-        ours, theirs: [seeds, items] of the same items. pictures: [items], what is drawn together.
+        ours, theirs: [seeds, items] of the same items. pictures: [items], resampled together.
     """
     _, group = np.unique(pictures, return_inverse=True)
     sums = [
@@ -83,7 +83,7 @@ def interval(
 
 
 def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mean of seeds drawn anew, [pictures]; of one seed that seed, of few with their spread made up for."""
+    """The mean over resampled seeds, [pictures], corrected for the small number of seeds; one seed is kept as is."""
     count, mean = len(sums), sums.mean(0)
     if count == 1:
         return mean
@@ -91,7 +91,7 @@ def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What the runs say of a claim: it holds, is refuted, or is open."""
+    """The verdict on a claim: it holds, is refuted, or is open."""
     verdict: dict[str, Any] = {"claim": claim.says, "figure": claim.figure, "better": claim.better, "than": claim.than}
     sides = [items_of(found[name], claim.figure) if name in found else None for name in (claim.better, claim.than)]
     if sides[0] is None or sides[1] is None:
@@ -108,7 +108,7 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A line for each row and k: means over seeds and items, and the spread of the seeds."""
+    """A line per row and k: means over seeds and items, and the range over seeds."""
     base = found.get(BASE)
     lines = []
     for name, results in found.items():
@@ -168,9 +168,9 @@ def markdown(
         "## Figures",
         "",
         f"{date.today()}. All figures are percentages, means over items and seeds. Answers: in brackets the range over "
-        "the seeds. Share of the base's answers: in brackets the 95 % interval, pictures and seeds drawn anew; for "
-        "one seed only the pictures are. With hard negatives: every picture has a second one beside it that differs in "
-        "one object.",
+        "the seeds. Share of the base's answers: in brackets the 95 % bootstrap interval over pictures and seeds; "
+        "for one seed only over pictures. With hard negatives: the gallery also has a copy of each that differs "
+        "in one object.",
         "",
     ]
     text += [
@@ -212,14 +212,14 @@ def markdown(
 
 
 def longer_than_most(lines: list[dict[str, Any]]) -> list[bool]:
-    """Which rows were trained for more steps than the others: they are not to be compared with them."""
+    """Whether each row was trained for more steps than most, so that it is not an equal comparison."""
     steps = [line.get("steps", 0) for line in lines]
     usual = max(set(steps), key=steps.count)
     return [own > usual for own in steps]
 
 
 def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) -> bytes:
-    """Rows as bars with the seeds' range, and the capacity curves: a PNG. Rows with more steps than most are grey."""
+    """A PNG: rows as bars with the range over seeds, and the capacity curves. Rows with more steps are grey."""
     plt = pyplot()
     shown = [line for line in lines if line["row"] != BASE]
     figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])

@@ -1,10 +1,10 @@
-"""All runs of an ablation study in one file, by which it goes on elsewhere: it may take longer than a machine is free.
+"""All runs of an ablation study in one file, from which it resumes on another machine.
 
-OUTPUT.base is the base that they are of, as training it elsewhere gives another in the last digits. OUTPUT.runs.json:
+OUTPUT.base is the base of these runs; trained elsewhere it would differ in the last digits. OUTPUT.runs.json:
 
-    {"base": a hash of the base's weights, "questions": what is the same in all results, "runs": {ROW: {SEED: result}}}
+    {"base": a hash of the base's weights, "questions": the fields shared by all results, "runs": {ROW: {SEED: result}}}
 
-A result is result.json of the run, with its lists of zeros and ones as texts, "0110…", and attention in five digits.
+A result is the run's result.json, with lists of zeros and ones as texts, "0110…", and attention to five digits.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def weights_of(base: Path) -> str:
 
 
 def gather(study: Study, work: Path, output: Path) -> None:
-    """Adds the results of `work` to OUTPUT.runs.json, and their base beside it; what is there already stays.
+    """Adds the results of `work` to OUTPUT.runs.json, and their base next to it; existing results are kept.
 
     Raises:
-        ValueError: what is there is of another base, or a result of other questions.
+        ValueError: the existing file is of another base, or of other questions.
     """
     files = {(name, seed): folder_of(work, name, seed) / "result.json" for name, seed in study.runs()}
     files = {row: file for row, file in files.items() if file.exists()}
@@ -61,12 +61,12 @@ def gather(study: Study, work: Path, output: Path) -> None:
 
 
 def scatter(study: Study, output: Path, work: Path) -> None:
-    """Lays what `gather` wrote, if it did, into `work`, where it is missing.
+    """Copies results that `gather` wrote into `work`, if they are missing there.
 
-    Those of other settings than the study's are left where they are, until a new one takes their place.
+    Results with other settings than the study's are not copied.
 
     Raises:
-        ValueError: they are of another base than that of `work`.
+        ValueError: they belong to another base than that of `work`.
     """
     file = with_ending(output, ".runs.json")
     if not file.exists():
@@ -93,21 +93,21 @@ def scatter(study: Study, output: Path, work: Path) -> None:
 def _same_base(content: dict[str, Any], file: Path, work: Path) -> None:
     if content["base"] != weights_of(work / BASE):
         raise ValueError(
-            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged: choose another --work or "
+            f"{file} holds runs on another base than {work / BASE}, which cannot be averaged. Choose another --work or "
             "--output."
         )
 
 
 def _copy_base(source: Path, target: Path) -> None:
-    """Beside, then renamed; a base that is there already and has the same weights stays."""
+    """Copies to a temporary folder and renames it; an existing base with the same weights is kept."""
     if target.exists() and weights_of(target) == weights_of(source):
         return
     with write_folder(target) as half:
         shutil.copytree(source, half, dirs_exist_ok=True)
 
 
-def _items(result: dict[str, Any], turn: Callable[[Any], Any]) -> dict[str, Any]:
-    """The result with all its lists of zeros and ones turned."""
+def _items(result: dict[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
+    """The result with `convert` applied to all its lists of zeros and ones."""
     result = copy.deepcopy(result)
     parts = [
         result["answers"]["k"],
@@ -116,5 +116,5 @@ def _items(result: dict[str, Any], turn: Callable[[Any], Any]) -> dict[str, Any]
         *result.get("hard", {}).values(),
     ]
     for part in parts:
-        part.update({name: turn(items) for name, items in part.items()})
+        part.update({name: convert(items) for name, items in part.items()})
     return result

@@ -13,15 +13,19 @@ from llava_fwd2bot.files.text import read_text
 
 from .rivals import RIVALS
 
-FIGURES = ("answers", "few", "t2i", "t2i_hard", "hard", "attention")  # `few`: answers on pictures of up to FEW objects
+FIGURES = ("answers", "few", "t2i", "t2i_hard", "hard", "attention")  # few: answers on pictures of up to FEW objects
 FEW = 4
 BASE = "base"
 
 
 @dataclass
 class Row:
-    """`method` is one of eval/studies/rivals.py. `captions`: which of a scene's train: short, long or both. `seeds`:
-    its own instead of the study's, as a close comparison needs more."""
+    """A model to train.
+
+    Attributes:
+        k: the numbers of tokens to measure at. arguments: of `fwd2bot train`. method: one of eval/studies/rivals.py.
+        captions: of each scene, to train with: short, long or both. seeds: instead of the study's seeds.
+    """
 
     name: str
     k: list[int]
@@ -33,7 +37,7 @@ class Row:
 
 @dataclass
 class Claim:
-    """`better` above `than` in `figure`; with a margin: not more than that below."""
+    """`better` is above `than` in `figure`; with a margin, at most `margin` below it."""
 
     says: str
     figure: str
@@ -49,12 +53,12 @@ class Study:
     common: str
     rows: dict[str, Row]
     claims: list[Claim] = field(default_factory=list)
-    capacity: list[str] = field(default_factory=list)  # the rows whose answers are drawn by number of objects
-    about: str = ""  # what a reader of the table should know
+    capacity: list[str] = field(default_factory=list)  # rows whose answers are plotted by number of objects
+    about: str = ""  # notes for the reader of the table
 
     @classmethod
     def read(cls, file: Path) -> Study:
-        """Raises ValueError where a name is unknown, or a claim is about a row that is not there."""
+        """Reads a study; raises ValueError if a name is unknown or a claim is about a missing row."""
         try:
             given = yaml.safe_load(read_text(file))
         except yaml.YAMLError as error:
@@ -64,32 +68,30 @@ class Study:
             claims = [Claim(**claim) for claim in given.pop("claims", [])]
             study = cls(rows=rows, claims=claims, **given)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no study: {error}. eval/studies/ablation.yaml shows the form.") from error
+            raise ValueError(f"{file} is not a study: {error}. eval/studies/ablation.yaml is an example.") from error
         for row in rows.values():
             if row.method not in RIVALS or row.captions not in ("short", "long", "both") or row.name == BASE:
-                raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a taken name.")
+                raise ValueError(f"{file}: row {row.name!r} has an unknown method or captions, or a reserved name.")
             row.seeds = seeds = study.seeds if row.seeds is None else row.seeds
             if not isinstance(seeds, list) or not all(isinstance(x, int) for x in seeds) or len({*seeds}) < len(seeds):
-                raise ValueError(f"{file}: row {row.name!r}: seeds must be whole numbers, each once, not {seeds}.")
+                raise ValueError(f"{file}: row {row.name!r}: seeds must be distinct integers, got {seeds}.")
         if unknown := {*study.capacity} - {*rows}:
-            raise ValueError(f"{file}: capacity is about {sorted(unknown)}, which is not there.")
+            raise ValueError(f"{file}: capacity names unknown rows: {sorted(unknown)}.")
         for claim in claims:
             unknown = {claim.better, claim.than} - {*rows, BASE}
             if unknown or claim.figure not in FIGURES:
-                raise ValueError(
-                    f"{file}: {claim.says!r} is about {sorted(unknown) or claim.figure}, which is not there."
-                )
+                raise ValueError(f"{file}: {claim.says!r} names unknown {sorted(unknown) or claim.figure}.")
         return study
 
     def runs(self) -> list[tuple[str, int]]:
-        """Row and seed of all runs: the base's, then those of all rows with a seed before the next seed."""
+        """(row, seed) of all runs: the base first, then all rows seed by seed."""
         runs = [(row.name, seed) for row in self.rows.values() for seed in row.seeds]
         return [(BASE, 0), *sorted(runs, key=lambda run: run[1])]
 
     def command(self, row: Row) -> list[str]:
-        """The training arguments of a row; of one that is given twice the row's own counts."""
+        """The training arguments of a row; its own override the common ones."""
         return [*shlex.split(self.common), *shlex.split(row.arguments)]
 
     def settings(self, row: Row) -> dict[str, Any]:
-        """What a row's result depends on, besides its seed."""
+        """Everything besides the seed that a row's result depends on."""
         return {"scenes": self.scenes, "arguments": self.command(row), "method": row.method, "captions": row.captions}

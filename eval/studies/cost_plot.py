@@ -3,8 +3,8 @@
     fwd2bot eval cost --model smol-llava --k 16 --rounds 15 --output eval/results/cost_smol.json
     python -m eval.studies.cost_plot eval/results/cost_smol.json --output docs/images/cost.png
 
-Prints the figures of both panels as Markdown. The operations of 7B are those of matrix products and attention, a
-multiplication and an addition counted as two, as `fwd2bot eval cost` counts them; they do not know of memory traffic.
+Prints the numbers of both panels as Markdown. Operations of 7B are those of matrix products and attention, counted as
+by `fwd2bot eval cost` (a multiply-add is two). Memory traffic is not included.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Shape:
         return patches + 2 * tokens * weights + self.vision_layers * 4 * tokens**2 * width + projector
 
     def decoder(self, new: int, before: int = 0, lora_r: int = 0) -> int:
-        """Operations of the language model's blocks on `new` tokens after `before` whose keys and values are there."""
+        """Operations of the language model's blocks on `new` tokens after `before` cached tokens."""
         weights = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         adapter = lora_r * (4 * 2 * self.hidden + 3 * (self.hidden + self.intermediate))
         return self.layers * (2 * new * (weights + adapter) + 4 * new * (before + new) * self.hidden)
@@ -62,7 +62,7 @@ LLAVA_7B = Shape(4096, 11008, 32, 32064, 1024, 4096, 24, 14, 576)
 
 
 def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> dict[str, float]:
-    """Operations of compressing once, and of one question to each side; `kept`: the image's keys and values kept."""
+    """Operations of compressing once and of one question to each side; `kept`: with the image's tokens cached."""
     n = shape.dense_tokens
     return {
         "compress": shape.tower() + shape.decoder(n + PROMPT + k, lora_r=lora_r),
@@ -74,20 +74,20 @@ def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> d
 
 
 def counted(found: dict[str, Any], k: int) -> dict[str, float]:
-    """Operations of compressing once and of one question to each side, out of a result of `fwd2bot eval cost`."""
+    """Operations of compressing once and of one question to each side, from a result of `fwd2bot eval cost`."""
     names = {"compress": f"compress, k={k}, 1 at once", "answer": f"answer, k={k}", "base": "base"}
     return {name: found["flops"][source] for name, source in names.items()}
 
 
 def timed(found: dict[str, Any], k: int) -> dict[int, float]:
-    """Questions → time over the base's, the median of the ratios of sides that ran in turn."""
+    """Number of questions → time over the base's (median ratio of runs that took turns)."""
     row = next(row for row in found["rows"] if row["k"] == k)
     ending = " questions, over base"
     return {int(name.removesuffix(ending)): value for name, value in row.items() if name.endswith(ending)}
 
 
 def relative(costs: dict[str, float], once: str = "compress", each: str = "answer") -> list[float]:
-    """The cost of 1, 2, … questions about one image, over that of the base from the image each time."""
+    """The cost of 1, 2, … questions about one image, over the base's cost of answering each from the image."""
     return [(costs[once] + q * costs[each]) / (q * costs["base"]) for q in QUESTIONS]
 
 
@@ -109,7 +109,7 @@ def _from(costs: dict[str, float]) -> str:
 
 
 def picture(found: dict[str, Any], k: int) -> bytes:
-    """smol-llava and 7B beside each other, the base at 1, a dot at each break-even: a PNG."""
+    """A PNG of smol-llava and 7B side by side, with the base at 1 and a dot at each break-even."""
     plt = pyplot()
     panels = curves(found, k)
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), sharey=True)
@@ -141,7 +141,7 @@ def picture(found: dict[str, Any], k: int) -> bytes:
 
 
 def table(found: dict[str, Any], k: int) -> str:
-    """The figures of every curve as Markdown; the cost of one question to the base is 1."""
+    """The numbers of every curve as Markdown; the cost of one question to the base is 1."""
     shown = (1, 2, 4, 8, 32)
     head = "| what | compress once | each question | " + " | ".join(f"{q} questions" for q in shown) + " | |"
     text = [head, "|---" * (4 + len(shown)) + "|"]
@@ -158,8 +158,8 @@ def table(found: dict[str, Any], k: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="of `fwd2bot eval cost --output`")
-    parser.add_argument("--k", type=int, default=16, help="how many summary tokens; default: 16")
+    parser.add_argument("result", type=Path, help="a result of `fwd2bot eval cost --output`")
+    parser.add_argument("--k", type=int, default=16, help="number of summary tokens; default: 16")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the picture to write, a PNG")
     args = parser.parse_args(argv)
     found = read_json(args.result)

@@ -1,6 +1,6 @@
-"""One interface to all that answers from an image: the base, Fwd2Bot, and the rivals.
+"""One interface to the base, Fwd2Bot and the other methods.
 
-A reader turns pixels into a state once (what a cache would hold), and answers from k tokens of it.
+A reader encodes pixels into a state once (what a cache would store), and answers from k tokens of it.
 
 Shapes: M images, Q questions, n dense tokens, k tokens in use, D hidden size.
 """
@@ -32,7 +32,7 @@ PRUNING_LAYER = 2  # FastV's
 
 
 class BaseReader:
-    """The base, from all its dense tokens: `k` is not looked at."""
+    """The base, from all its dense tokens; `k` is ignored."""
 
     def __init__(self, model: nn.Module, processor: Any) -> None:
         self.model, self.processor = model.eval(), processor
@@ -46,7 +46,7 @@ class BaseReader:
         return torch.stack(list(found.pooler_output))
 
     def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
-        """What stands in the image's place: [Q, n, D] → [Q, any, D]"""
+        """The embeddings in the place of the image: [Q, n, D] → [Q, any, D]"""
         return state
 
     def answer(
@@ -59,11 +59,11 @@ class BaseReader:
         batch_size: int = 64,
         advance: Callable[[int], Any] | None = None,
     ) -> list[str]:
-        """Greedy answers, in the order of the questions; those of similar length are answered in one batch.
+        """Greedy answers in the order of the questions; questions of similar length share a batch.
 
         Args:
             state: of all images, [M, …]. owner: the image of each question.
-            advance: told after each batch how many more are answered.
+            advance: called after each batch with the number of new answers.
         """
         order, found = sorted(range(len(questions)), key=lambda i: len(questions[i])), [""] * len(questions)
         for at in range(0, len(order), batch_size):
@@ -103,7 +103,7 @@ class BaseReader:
 
     @torch.inference_mode()
     def _attention(self, visual: Tensor, questions: Sequence[str], layers: int | None = None) -> list[Tensor]:
-        """What the prompt's last token pays each visual token, by mean over heads: of each layer, [Q, n]."""
+        """Attention of the prompt's last token to each visual token, averaged over heads: per layer, [Q, n]."""
         ids, mask = self._ids(questions, visual.shape[1])
         is_image = ids == self.model.config.image_token_id
         words = self.model.get_input_embeddings()(ids)
@@ -116,7 +116,7 @@ class BaseReader:
         return [layer[:, :, -1].float().mean(1)[is_image].view(len(visual), -1) for layer in seen]
 
     def attention_per_token(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
-        """The share of the attention of the prompt's last token that one visual token gets, by mean over layers, [Q]"""
+        """Share of the attention of the prompt's last token per visual token, averaged over layers, [Q]"""
         layers = self._attention(self.visual(state, k, questions), questions)
         return torch.stack(layers).mean(dim=(0, 2))
 
@@ -124,8 +124,8 @@ class BaseReader:
 class PrunedReader(BaseReader):
     """The k dense tokens that the prompt's last token attends to most in an early layer (as FastV, arXiv 2403.06764).
 
-    No training; depends on the question, so that nothing small can be stored. Unlike FastV's, the layers before the
-    choice see k tokens as well, so that the budget is the same as the others'.
+    Needs no training. It depends on the question, so that no summary can be stored. Unlike in FastV, the layers before
+    the choice see k tokens too, so that the budget equals that of the other methods.
     """
 
     def visual(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
@@ -138,7 +138,7 @@ class PrunedReader(BaseReader):
 def _first_layers(language_model: nn.Module, count: int) -> Iterator[None]:
     layers, implementation = language_model.layers, language_model.config._attn_implementation
     language_model.layers = layers[:count]
-    language_model.set_attn_implementation("eager")  # the others give no attention maps
+    language_model.set_attn_implementation("eager")  # other implementations return no attention maps
     try:
         yield
     finally:
@@ -147,7 +147,7 @@ def _first_layers(language_model: nn.Module, count: int) -> Iterator[None]:
 
 
 class SummaryReader(BaseReader):
-    """Fwd2Bot, and the rivals whose first k tokens are the k that they would make."""
+    """Fwd2Bot, and methods whose first k tokens are their output for k."""
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class SummaryReader(BaseReader):
     def text_states(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Summaries of texts, [texts, K, D]; their first k rows are the summaries for k.
 
-        Where the first token is the vector it alone is made, [texts, 1, D]: texts are searched with, not answered from.
+        If the first token is the search vector, only that one is computed, [texts, 1, D].
         """
         most = 1 if self.model.fwd2bot_config.pooling == "first" else None
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -197,7 +197,7 @@ class SummaryReader(BaseReader):
 
 
 class PooledReader(SummaryReader):
-    """Average pooling: a coarser grid is no prefix of a finer one, so the state is the dense tokens."""
+    """Average pooling. A coarser grid is not a prefix of a finer one, so the state is the dense tokens."""
 
     encode = BaseReader.encode
 
@@ -206,18 +206,18 @@ class PooledReader(SummaryReader):
 
 
 class KeyValueReader(SummaryReader):
-    """Its own greedy loop: transformers' generate has no place for a cache that stands before left padding."""
+    """Keys and values, with a greedy loop of its own: `generate` does not support a cache before left padding."""
 
     @torch.inference_mode()
     def _generate(self, state: Tensor, questions: list[str], k: int, max_new_tokens: int) -> Tensor:
         model: KeyValueLlava = self.model
         ids, mask = self._ids(questions, 1)
-        # tokenised with the image and then without it: text that closes up would be tokenised otherwise
+        # tokenised with the image, which is then removed: joined text would be tokenised differently
         text = (mask == 1) & (ids != model.config.image_token_id)
         rows = [row[own] for row, own in zip(ids, text, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
         ids, past = pad_sequence(rows, batch_first=True), {model.past_name: model.stored(state[:, :k])}
-        # right padding here: a row's own tokens come first, and what pads it is masked in the steps after
+        # right padding: a row's own tokens come first, and its padding is masked in later steps
         places = k + torch.arange(ids.shape[1])[None].expand(len(ids), -1)
         mask = torch.cat([torch.ones(len(ids), k), (torch.arange(ids.shape[1]) < lengths[:, None]).float()], 1).long()
         words, ends = model.get_input_embeddings(), self.tokenizer.eos_token_id
@@ -244,7 +244,7 @@ class KeyValueReader(SummaryReader):
 
 
 class Images:
-    """Encodes images once for all tasks and budgets of a reader."""
+    """Encodes images once, for all tasks and all k of a reader."""
 
     def __init__(self, reader: BaseReader) -> None:
         self.reader, self.known = reader, {}
@@ -263,10 +263,10 @@ class Images:
 
 
 def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> BaseReader:
-    """The reader of a method: "base" and "prune" open a base, the others the checkpoint that was trained as such.
+    """The reader of a method: "base" and "prune" open a base, the others a checkpoint of that method.
 
     Raises:
-        ValueError: no such method.
+        ValueError: the method is unknown.
     """
     register()
     if method in ("base", "prune"):
@@ -276,7 +276,7 @@ def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch
         return kind(model, AutoProcessor.from_pretrained(source))
     name = method.split("-")[0]
     if name not in RIVALS:
-        raise ValueError(f"no method {method!r}; there are base, prune, {', '.join(RIVALS)}, each with -suffix")
+        raise ValueError(f"unknown method {method!r}; choose base, prune, {', '.join(RIVALS)}, or one with a -suffix")
     host = RIVALS[name]
     model, processor = load_fwd2bot(path, host=host, dtype=dtype)
     readers = {PooledLlava: PooledReader, KeyValueLlava: KeyValueReader}

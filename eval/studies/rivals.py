@@ -1,11 +1,10 @@
-"""The field's other ways to make k tokens of an image, on the same base, data, steps and budget.
+"""Other published ways to reduce an image to k tokens, on the same base, data, steps and budget.
 
     python -m eval.studies.rivals METHOD --fwd2bot 16 …      (the arguments of `fwd2bot train`)
 
-Each is Fwd2Bot's host class with its compress pass replaced, by a compressor of the package or by one of its own, so
-that data, trainer, losses and checkpoints are the same code; each has the answer pass with its own LoRA. They are
-written anew from the papers' ideas, at the smallest size that keeps the idea, and are no re-implementations of the
-papers' systems.
+Each is Fwd2Bot's host class with another compress pass, so that data, trainer, losses and checkpoints are the same
+code. Each has an answer pass with its own LoRA. They implement the papers' ideas at a small size, and do not reproduce
+the papers' systems.
 
 pool     average pooling of the grid (Matryoshka Multimodal Models, arXiv 2405.17430)
 query    a query transformer whose first k queries are used (MQT-LLaVA, arXiv 2405.19315)
@@ -35,11 +34,11 @@ from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 
 class _ImagesAlone(Fwd2BotLlava):
-    """A rival that has no way to make a text's vector: train it with `--fwd2bot_contrastive_weight 0`."""
+    """A method without a vector for texts: train it with `--fwd2bot_contrastive_weight 0`."""
 
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         if prompt_ids is self.fwd2bot.text_prompt_ids:
-            raise ValueError(f"{type(self).__name__} compresses images alone: set --fwd2bot_contrastive_weight 0.")
+            raise ValueError(f"{type(self).__name__} compresses images only: set --fwd2bot_contrastive_weight 0.")
         return self._condense(contexts, num_tokens or self.fwd2bot_config.num_summary_tokens)
 
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
@@ -67,10 +66,10 @@ class QueryLlava(_ImagesAlone):
 
 
 class KeyValueLlava(_ImagesAlone):
-    """What passes from stage to stage is, of each layer, keys and values at R: [M, k, layers · 2 · heads · size].
+    """The summary is the keys and values at R of every layer: [M, k, layers · 2 · heads · size].
 
-    R stands at positions 0 … k-1 and the image before it, at negative ones: the keys are turned already as the answer
-    pass, which has its text from position k on, needs them. One image in a row, put before its text.
+    R has positions 0 … k-1 and the image before it has negative ones, so that the stored keys have the rotations that
+    the answer pass needs, whose text starts at position k. Each row has exactly one image, which comes before its text.
     """
 
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
@@ -87,7 +86,7 @@ class KeyValueLlava(_ImagesAlone):
             return torch.stack(kept, dim=1).permute(0, 3, 1, 2, 4).flatten(2)  # [M, k, layers · 2 · heads · size]
 
     def stored(self, summary: Tensor) -> DynamicCache:
-        """[M, k, …] → the cache that the answer pass goes on from."""
+        """[M, k, …] → the key-value cache that the answer pass continues from."""
         config = self.config.text_config
         heads = config.num_key_value_heads
         parts = summary.unflatten(2, (config.num_hidden_layers, 2, heads, -1)).permute(2, 3, 0, 4, 1, 5)

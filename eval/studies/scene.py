@@ -27,7 +27,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 @dataclass(frozen=True)
 class Thing:
-    """An object, or what is said of one: None is left open."""
+    """An object, or a description of one, in which None matches anything."""
 
     shape: str
     colour: str | None = None
@@ -35,9 +35,9 @@ class Thing:
     place: int | None = None
 
     def fits(self, other: Thing) -> bool:
-        """Whether `other`, an object, is as this says."""
-        said = ((self.shape, other.shape), (self.colour, other.colour), (self.size, other.size))
-        return all(mine is None or mine == theirs for mine, theirs in (*said, (self.place, other.place)))
+        """Whether the object `other` matches this description."""
+        text = ((self.shape, other.shape), (self.colour, other.colour), (self.size, other.size))
+        return all(mine is None or mine == theirs for mine, theirs in (*text, (self.place, other.place)))
 
     def __str__(self) -> str:
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
@@ -45,7 +45,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Statement:
-    """A short caption: two objects, how the first lies to the second, and perhaps one more that is there."""
+    """A short caption: two objects, the relation of the first to the second, and optionally a third object."""
 
     first: Thing
     relation: str
@@ -58,13 +58,13 @@ class Statement:
         return held and (self.more is None or any(self.more.fits(thing) for thing in scene.things))
 
     def __str__(self) -> str:
-        said = f"a {self.first} {self.relation} a {self.second}"
-        return said if self.more is None else f"{said} and a {self.more}"
+        text = f"a {self.first} {self.relation} a {self.second}"
+        return text if self.more is None else f"{text} and a {self.more}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's objects, in the order of their places."""
+    """The objects of a picture, in the order of their places."""
 
     things: tuple[Thing, ...]
 
@@ -77,12 +77,12 @@ class Scene:
         return image
 
     def caption(self) -> str:
-        """The long one: every object, by its place."""
+        """The long caption: every object with its place."""
         return ", ".join(f"a {thing} at the {PLACES[thing.place]}" for thing in self.things)
 
 
 def lies(a: Thing, relation: str, b: Thing) -> bool:
-    """Whether a is in a row or column further that way, whatever the other coordinate."""
+    """Whether `a` is further in the relation's direction than `b`; the other coordinate does not matter."""
     across, down = RELATIONS[relation]
     return (a.place % 3 - b.place % 3) * across > 0 or (a.place // 3 - b.place // 3) * down > 0
 

@@ -1,23 +1,23 @@
-"""Scenes: a generated benchmark that says how much a summary holds. Ground truth is exact; everything follows a seed.
+"""Scenes: a generated benchmark of how much a summary holds, with exact ground truth, determined by a seed.
 
     python -m eval.studies.scenes --output DIR --train 8000 --test 1000 --seed 0
 
-A scene is a picture of 96 × 96 on a dark ground, of 3 × 3 places ("top left" … "bottom right") of 32 × 32. Each of its
-1 to 9 objects has a place of its own, a shape (circle, square, triangle, cross, star, diamond), a colour (eight) and a
-size (small: 12 across, large: 24), all drawn evenly and independently; the number of objects is even over the asked
-range. Scene `i` of split `s` and seed `n` depends on (n, s, i) and nothing else.
+A scene is a picture of 96 × 96 pixels on a dark ground, with 3 × 3 places ("top left" … "bottom right") of 32 × 32.
+Each of its 1 to 9 objects has its own place, a shape (circle, square, triangle, cross, star, diamond), a colour (eight)
+and a size (small: 12 pixels, large: 24), all sampled uniformly and independently; the number of objects is uniform over
+the given range. Scene `i` of split `s` with seed `n` depends only on (n, s, i).
 
 Questions, each with one right answer: an attribute at a place ("what colour is the object at the top left?"), a count
 ("how many red objects are there?"), existence ("is there a small red circle?", as often yes as no, where no is off by
 one attribute), a relation ("is the red circle left of the blue square?", as often yes as no).
 
 Captions: long (every object, by place) and short (two objects and how they lie). For each short caption there are hard
-negatives of SugarCrepe's seven kinds, each false of the picture: replace_obj (a shape), replace_att (a colour),
+negatives of SugarCrepe's seven kinds, each false for the picture: replace_obj (a shape), replace_att (a colour),
 replace_rel (the relation), swap_obj (the two shapes), swap_att (the two colours), add_obj (an object that is not
-there), add_att (a wrong size). And a hard negative picture: one object has another shape, colour, size or place,
-so that the long caption is false of it.
+there), add_att (a wrong size). There is also a hard negative picture, in which one object has another shape, colour,
+size or place, so that the long caption is false for it.
 
-Scenes of one object are 864, so that most of them are in every large split; of four objects there are 10¹⁰.
+There are 864 scenes of one object, so a large split holds most of them, and 10¹⁰ of four objects.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make(seed: int, split: str, index: int, objects: tuple[int, int] = (1, 6)) -
 
 
 def altered(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one object's shape, colour, size or place another: a picture that its long caption is false of."""
+    """The scene with another shape, colour, size or place of one object, so that the long caption is false for it."""
     at = rng.randrange(len(scene.things))
     thing, taken = scene.things[at], {other.place for other in scene.things}
     changes = {
@@ -88,11 +88,11 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     count = sum(getattr(other, name) == value for other in scene.things)
     asked = f"how many {value} objects are there?" if name == "colour" else f"how many {_plural(value)} are there?"
     found.append({"kind": "count", "question": asked, "answer": str(count)})
-    said = replace(rng.choice(scene.things), place=None)
+    described = replace(rng.choice(scene.things), place=None)
     if rng.random() < 0.5:
-        said = _off_by_one(said, scene, rng)
-    there = any(said.fits(other) for other in scene.things)
-    found.append({"kind": "existence", "question": f"is there a {said}?", "answer": "yes" if there else "no"})
+        described = _off_by_one(described, scene, rng)
+    there = any(described.fits(other) for other in scene.things)
+    found.append({"kind": "existence", "question": f"is there a {described}?", "answer": "yes" if there else "no"})
     statement = short(scene, rng)
     if statement is not None:
         turned = rng.random() < 0.5
@@ -106,18 +106,20 @@ def _plural(shape: str) -> str:
     return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
-def _off_by_one(said: Thing, scene: Scene, rng: random.Random) -> Thing:
-    """`said` with one attribute changed, so that nothing in the scene is like it."""
-    changes = [replace(said, shape=shape) for shape in SHAPES] + [replace(said, colour=colour) for colour in COLOURS]
-    changes += [replace(said, size=size) for size in SIZES]
+def _off_by_one(described: Thing, scene: Scene, rng: random.Random) -> Thing:
+    """`described` with one attribute changed, so that no object of the scene matches it."""
+    changes = [replace(described, shape=shape) for shape in SHAPES] + [
+        replace(described, colour=colour) for colour in COLOURS
+    ]
+    changes += [replace(described, size=size) for size in SIZES]
     false = [other for other in changes if not any(other.fits(thing) for thing in scene.things)]
     return rng.choice(false)
 
 
 def short(scene: Scene, rng: random.Random) -> Statement | None:
-    """Two objects that colour and shape tell from all others, and a relation that holds and whose opposite does not."""
+    """Two objects with unique colour and shape, and a relation that holds while its opposite does not."""
     plain = [Thing(thing.shape, thing.colour) for thing in scene.things]
-    unique = [i for i, said in enumerate(plain) if plain.count(said) == 1]
+    unique = [i for i, one in enumerate(plain) if plain.count(one) == 1]
     choices = []
     for i in unique:
         for j in unique:
@@ -129,7 +131,7 @@ def short(scene: Scene, rng: random.Random) -> Statement | None:
 
 
 def negatives(statement: Statement, scene: Scene, rng: random.Random) -> dict[str, str]:
-    """A false caption of each kind that can be made false of this scene: {kind: caption}."""
+    """A false caption of each kind for which this scene allows one: {kind: caption}."""
     first, second = statement.first, statement.second
     there = next(thing for thing in scene.things if first.fits(thing))
     wrong = next(size for size in SIZES if size != there.size)
@@ -151,8 +153,7 @@ def negatives(statement: Statement, scene: Scene, rng: random.Random) -> dict[st
 
 
 def items(seed: int, split: str, count: int, objects: tuple[int, int] = (1, 6)) -> Iterator[dict[str, Any]]:
-    """All that there is to a split, scene by scene: image name, scene, long and short caption, questions, negatives,
-    and the scene of the hard negative picture."""
+    """Yields the scenes of a split with image name, captions, questions, negatives and the altered scene."""
     for index in range(count):
         scene = make(seed, split, index, objects)
         rng = random.Random(f"text {seed} {split} {index}")
@@ -175,14 +176,14 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
     picture per image (named `altered` in SPLIT.captions.jsonl).
 
     Raises:
-        FileExistsError: `output` is there; nothing is touched.
+        FileExistsError: `output` exists; it is not changed.
     """
     if output.exists():
         raise FileExistsError(17, "The folder exists: choose another --output", str(output))
-    with write_folder(output) as beside:
-        (beside / "images").mkdir()
+    with write_folder(output) as partial:
+        (partial / "images").mkdir()
         for split, count in splits.items():
-            _write_split(beside, seed, split, count, objects)
+            _write_split(partial, seed, split, count, objects)
         about = {
             "seed": seed,
             "splits": splits,
@@ -190,7 +191,7 @@ def write(output: Path, seed: int, splits: dict[str, int], objects: tuple[int, i
             "format": FORMAT,
             "described_in": "eval/studies/scenes.py",
         }
-        write_json(beside / "about.json", about)
+        write_json(partial / "about.json", about)
     return output
 
 
@@ -199,16 +200,16 @@ def _write_split(folder: Path, seed: int, split: str, count: int, objects: tuple
     hard: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     for item in tqdm(items(seed, split, count, objects), total=count, desc=split, unit="scene"):
         item["scene"].draw().save(folder / "images" / item["image"])
-        said = [text for text in (item["short"], item["caption"]) if text]
+        texts = [text for text in (item["short"], item["caption"]) if text]
         for n, q in enumerate(
             [{"kind": "describe", "question": "describe the picture.", "answer": item["caption"]}, *item["questions"]]
         ):
             name = f"{item['image'][:-4]}-{n}"
             turns = [{"from": "human", "value": f"<image>\n{q['question']}"}, {"from": "gpt", "value": q["answer"]}]
-            records.append({"id": name, "image": item["image"], "conversations": turns, "caption": said})
+            records.append({"id": name, "image": item["image"], "conversations": turns, "caption": texts})
             line = {"question_id": name, "image": item["image"], "text": q["question"], "answer": q["answer"]}
             asked.append({**line, "kind": q["kind"], "objects": item["objects"]})
-        captions.append({"image": item["image"], "captions": said})
+        captions.append({"image": item["image"], "captions": texts})
         if split != "train":
             captions[-1]["altered"] = f"{item['image'][:-4]}-altered.png"
             item["altered"].draw().save(folder / "images" / captions[-1]["altered"])

@@ -2,9 +2,9 @@
 
     python -m eval.studies.scenes_base --output DIR --seed 0
 
-In LLaVA's order: a language model that answers from words standing where the image will; a vision tower and projector
-that give each patch the words of its place and of what is there; then both together. It learns from scenes of the
-training split alone, with questions drawn anew each time.
+It is trained in LLaVA's order: the language model, from words in the place of the image; the vision tower and
+projector, to map each patch to the words for its place and content; then both together. It sees only scenes of the
+training split, with new questions each time.
 
 Shapes: B scenes, n = 36 patches, D = 128.
 """
@@ -29,14 +29,14 @@ from .tiny_llava import Log, Rows, answer_loss, batches, build_model, build_proc
 
 PATCH, ACROSS = 16, SIDE // 16
 NOTHING = "nothing"
-# a patch is told by one word of each group; the words of an object by NOTHING where there is none
+# a patch is described by one word of each group, or by NOTHING for the object's groups if it is empty
 PLACE_GROUPS = (("top", "middle", "bottom"), ("left", "center", "right"))
 GROUPS = (*PLACE_GROUPS, tuple(scenes.SIZES), tuple(scenes.COLOURS), scenes.SHAPES)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of the three stages and their batches: 12 to 30 minutes on one core."""
+    """Steps and batch sizes of the three stages: 12 to 30 minutes on one core."""
 
     text: int = 700
     tower: int = 800
@@ -58,7 +58,7 @@ def vocabulary() -> list[str]:
 
 
 def words_of(scene: scenes.Scene) -> Tensor:
-    """Which word of each group tells each patch, [n, groups]; -100 in an object's groups where there is none."""
+    """The index of each patch's word in each group, [n, groups]; -100 in the object's groups of an empty patch."""
     there = {thing.place: thing for thing in scene.things}
     rows = []
     for patch in range(ACROSS**2):
@@ -73,7 +73,7 @@ def words_of(scene: scenes.Scene) -> Tensor:
 
 
 class Words:
-    """The directions of the words that tell a patch, in the language model's own embeddings."""
+    """The embeddings, in the language model, of the words that describe a patch."""
 
     def __init__(self, model: nn.Module, processor: LlavaProcessor) -> None:
         self.table = model.get_input_embeddings()
@@ -81,28 +81,34 @@ class Words:
         self.ids = [torch.tensor(ids(list(group))) for group in GROUPS]
         self.nothing = torch.tensor(ids(NOTHING))
 
-    def patches(self, told: Tensor) -> Tensor:
+    def patches(self, word_ids: Tensor) -> Tensor:
         """The sum of each patch's words: [B, n, groups] → [B, n, D]"""
-        total = self.table(self.nothing) * (told[..., 2] < 0).unsqueeze(-1)
-        for ids, index in zip(self.ids, told.unbind(-1), strict=True):
+        total = self.table(self.nothing) * (word_ids[..., 2] < 0).unsqueeze(-1)
+        for ids, index in zip(self.ids, word_ids.unbind(-1), strict=True):
             total = total + self.table(ids)[index.clamp_min(0)] * (index >= 0).unsqueeze(-1)
         return total
 
     def directions(self) -> list[Tensor]:
-        """Unit vectors of the words of each group, and of nothing against something: [words, D] each."""
+        """Unit vectors of the words of each group, and of NOTHING: [words, D] each."""
         groups = [normalize(self.table(ids).detach(), dim=-1) for ids in self.ids]
         return [*groups, normalize(self.table(self.nothing[None]).detach(), dim=-1)]
 
 
 def _conversation(scene: scenes.Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """Questions in any order; the description last, as it gives every answer away."""
+    """Questions in random order; the description last, because it contains every answer."""
     asked = [(q["question"], q["answer"]) for q in scenes.questions(scene, rng)]
     rng.shuffle(asked)
     return [*asked[: rng.randint(1, 4)], ("describe the picture.", scene.caption())]
 
 
 def train_text(
-    model: nn.Module, rows: Rows, words: Words, known: Sequence[scenes.Scene], told: Tensor, plan: Schedule, seed: int
+    model: nn.Module,
+    rows: Rows,
+    words: Words,
+    known: Sequence[scenes.Scene],
+    word_ids: Tensor,
+    plan: Schedule,
+    seed: int,
 ) -> None:
     rng, log = random.Random(f"text {seed}"), Log("words", plan.text)
     lm = model.model.language_model
@@ -112,24 +118,24 @@ def train_text(
         chosen = [rows.row(_conversation(known[i], rng), [rows.pad_id] * ACROSS**2) for i in picked]
         ids, targets = rows.batch(chosen)
         inputs = model.get_input_embeddings()(ids)
-        picture = words.patches(told[picked])  # [B, n, D]
+        picture = words.patches(word_ids[picked])  # [B, n, D]
         inputs = torch.cat([inputs[:, :at], picture, inputs[:, at + ACROSS**2 :]], dim=1)
         loss, right = answer_loss(model, lm(inputs_embeds=inputs, use_cache=False).last_hidden_state, targets)
         step(loss)
         log(n, loss, right)
 
 
-def train_tower(model: nn.Module, words: Words, pixels: Tensor, told: Tensor, plan: Schedule, seed: int) -> None:
-    """Each patch's token learns to be the sum of its words, which is what the language model has read so far."""
+def train_tower(model: nn.Module, words: Words, pixels: Tensor, word_ids: Tensor, plan: Schedule, seed: int) -> None:
+    """Each patch's token learns the sum of its words' embeddings, which the language model was trained on."""
     tower, projector, log = model.model.vision_tower, model.model.multi_modal_projector, Log("tower", plan.tower)
     step, directions = optimizer([tower, projector], 2e-3, plan.tower), words.directions()
     order = batches(len(pixels), plan.rows, plan.tower, np.random.default_rng(seed))
     for n, picked in enumerate(order, 1):
         seen = projector(tower(pixels[picked]).last_hidden_state[:, 1:])  # [B, n, D]
         with torch.no_grad():
-            goal = words.patches(told[picked])
+            goal = words.patches(word_ids[picked])
         loss, right = (seen - goal).pow(2).sum(-1).mean() / goal.pow(2).sum(-1).mean(), []
-        for direction, truth in zip(directions, told[picked].unbind(-1), strict=False):
+        for direction, truth in zip(directions, word_ids[picked].unbind(-1), strict=False):
             scores = 8 * (seen @ direction.T)
             loss = loss + 0.2 * cross_entropy(scores.flatten(0, 1), truth.flatten(), ignore_index=-100)
             right.append((scores.argmax(-1) == truth)[truth >= 0])
@@ -155,22 +161,22 @@ def build(output: Path, seed: int = 0, objects: tuple[int, int] = (1, 6), plan: 
     """Trains the base on scenes of the training split of `seed`, and writes it with its processor.
 
     Raises:
-        FileExistsError: `output` is there and is not such a base.
+        FileExistsError: `output` exists and is not a base of scenes.
     """
     plan = Schedule() if plan is None else plan
     if output.exists() and not (output / "recipe.json").is_file():
-        raise FileExistsError(17, "The folder exists and is not a base of scenes: choose another", str(output))
+        raise FileExistsError(17, "The folder exists and is not a base of scenes: choose another one", str(output))
     torch.manual_seed(seed)
     # the ground is dark: half of the values near 0.15
     processor = build_processor(vocabulary(), SIDE, PATCH, mean=0.2, std=0.25)
     model = build_model(processor, vision_layers=3, text_layers=4).train()
     rows, words = Rows(processor), Words(model, processor)
     known = [scenes.make(seed, "train", i, objects) for i in range(plan.scenes)]
-    told = torch.stack([words_of(scene) for scene in known])  # [scenes, n, groups]
+    word_ids = torch.stack([words_of(scene) for scene in known])  # [scenes, n, groups]
     pictures = [scene.draw() for scene in known]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]  # [scenes, 3, 96, 96]
-    train_text(model, rows, words, known, told, plan, seed)
-    train_tower(model, words, pixels, told, plan, seed)
+    train_text(model, rows, words, known, word_ids, plan, seed)
+    train_tower(model, words, pixels, word_ids, plan, seed)
     train_together(model, rows, pixels, known, plan, seed)
     recipe = {"data": "scenes, train split", "seed": seed, "objects": list(objects), "scenes": plan.scenes}
     write_base(model, processor, output, recipe)

@@ -1,7 +1,7 @@
-"""What a reader knows of scenes: answers by kind and number of objects, retrieval, hard negatives.
+"""Measures a reader on scenes: answers by kind and number of objects, retrieval, hard negatives.
 
-The same code for the base, Fwd2Bot and the rivals. Every figure comes as one number per item; `images` keeps what is
-encoded for all of them.
+The same code for the base, Fwd2Bot and the other methods. Every measure has one number per item; `images` caches the
+encoded pictures.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from llava_fwd2bot.files.text import read_json
 from .readers import BaseReader, Images, SummaryReader
 from .scenes import KINDS
 
-DESCRIBE = "describe"  # its answer is the whole scene: left to the captions
-WORDS = 4  # in the longest short answer, its end counted
+DESCRIBE = "describe"  # not scored as an answer; captions cover the whole scene
+WORDS = 4  # tokens of the longest short answer, with its end token
 
 
 def answers(reader: BaseReader, images: Images, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
-    """Whether each question is answered right: {"kinds": […], "objects": […], "images": […: which one], "k": {k:
+    """Whether each question is answered correctly: {"kinds": […], "objects": […], "images": [index, …], "k": {k:
     [1.0 or 0.0, …]}}."""
     asked = [q for q in read_records(folder / f"{split}.questions.jsonl", lines=True) if q["kind"] != DESCRIBE]
     names = list(dict.fromkeys(q["image"] for q in asked))
@@ -41,7 +41,7 @@ def answers(reader: BaseReader, images: Images, folder: Path, split: str, ks: Se
 
 
 def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks: Sequence[int]) -> dict[str, Any]:
-    """Retrieval by the long captions, which one picture alone fits, and hard negatives by embedding.
+    """Retrieval by long captions, which fit only one picture, and hard negatives by embedding.
 
     Returns:
         {"t2i": {k: [1.0 where the right picture comes first, …]}, "t2i_hard": the same with each picture's
@@ -83,7 +83,7 @@ def searched(reader: SummaryReader, images: Images, folder: Path, split: str, ks
 
 
 def attention(reader: BaseReader, images: Images, folder: Path, split: str, k: int, count: int = 200) -> list[float]:
-    """What one visual token gets of the attention of a question's last token, for `count` questions (figure 4)."""
+    """Attention of a question's last token per visual token, for `count` questions (figure 4 of the paper)."""
     asked = [q for q in read_records(folder / f"{split}.questions.jsonl", lines=True) if q["kind"] == "attribute"]
     state = images([folder / "images" / q["image"] for q in asked[:count]])
     return reader.attention_per_token(state, k, [q["text"] for q in asked[:count]]).tolist()

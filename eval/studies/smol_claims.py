@@ -1,6 +1,6 @@
-"""Paired differences between two methods on the same items, with intervals: what the table says of the claims.
+"""Paired differences between two methods on the same items, with intervals.
 
-All methods here had the same short schedule (smol_report.py says which), so that only the method differs.
+All methods here had the same short schedule (see smol_report.py), so that only the method differs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RIVALS = ("pool", "query", "kv", "prune")
 
 @dataclass(frozen=True)
 class Claim:
-    """That OURS is ahead of each of `others`, on `tasks`; with `factor` 2, against twice as many tokens."""
+    """OURS against each of `others` on `tasks`; with `factor` 2, `others` have twice as many tokens."""
 
     name: str
     others: tuple[str, ...]
@@ -49,11 +49,11 @@ CLAIMS = (
 
 
 def compare(results: Any, claim: Claim, images_of: Callable[[str], Sequence[Any]]) -> list[dict[str, Any]]:
-    """One entry per task, rival and k that both have: difference (or ratio) of the headline figures, and its interval.
+    """One entry per task, other method and common k: difference (or ratio) of the main scores, with its interval.
 
     Args:
         results: task → method → k → result, as `smol_report.read_results` gives them.
-        images_of: of a task, the image of each item; all items of an image are drawn together.
+        images_of: returns the image of each item of a task; all items of an image are resampled together.
     """
     rows = []
     for task in claim.tasks:
@@ -79,13 +79,13 @@ def compare(results: Any, claim: Claim, images_of: Callable[[str], Sequence[Any]
 
 
 def claims(results: Any, images_of: Callable[[str], Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every claim that there are results for."""
+    """Every claim with results."""
     found = [{"claim": c.name, "ours": OURS, "ratio": c.ratio, "rows": compare(results, c, images_of)} for c in CLAIMS]
     return [entry for entry in found if entry["rows"]]
 
 
 def markdown(entries: list[dict[str, Any]], titles: dict[str, str]) -> str:
-    """A table per claim; in bold what lies outside chance: an interval without 0 (a ratio's: without 1)."""
+    """A table per claim; bold if the interval excludes 0 (for a ratio: 1)."""
     parts = []
     for entry in entries:
         ks = sorted({row["k"] for row in entry["rows"]})

@@ -21,7 +21,7 @@ SEARCHED = ("retrieval", "coco", "sugarcrepe")
 
 @dataclass
 class Split:
-    """Images of one data set, and what is asked or said of them."""
+    """Images of one data set, with their captions."""
 
     paths: list[Path]
     captions: list[list[str]]
@@ -32,8 +32,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which items: all of the reported split, the first `limit`, or those that settings are chosen by."""
+class Selection:
+    """The items to use: the reported split, its first `limit`, or those held out for choosing settings."""
 
     data: Path
     limit: int | None = None
@@ -52,15 +52,15 @@ class Asked:
         return smol_splits.daquar(self.data)[self.tuning][: self.limit]
 
 
-def questions_of(task: str, asked_of: Asked) -> tuple[list[Path], list[int], list[str], list[Any]]:
-    """Images, the image of each question, the questions, and what is right."""
+def questions_of(task: str, selection: Selection) -> tuple[list[Path], list[int], list[str], list[Any]]:
+    """(images, image index of each question, questions, right answers)."""
     if task == "daquar":
-        asked = asked_of.daquar()
+        asked = selection.daquar()
         names = sorted({q["image"] for q in asked})
-        paths = [asked_of.data / "daquar" / "images" / name for name in names]
+        paths = [selection.data / "daquar" / "images" / name for name in names]
         truth = [make.spoken(q["answer"]) for q in asked]
         return paths, [names.index(q["image"]) for q in asked], [q["question"] for q in asked], truth
-    dev = asked_of.flickr()
+    dev = selection.flickr()
     if task == "caption":
         count = len(dev.paths)
         return dev.paths, list(range(count)), [make.DESCRIBE] * count, dev.captions
@@ -69,11 +69,11 @@ def questions_of(task: str, asked_of: Asked) -> tuple[list[Path], list[int], lis
     return dev.paths, [q["image"] for q in asked], [q["question"] for q in asked], [q["answer"] for q in asked]
 
 
-def sugarcrepe_items(asked_of: Asked) -> tuple[list[tuple[Path, str, str]], list[str]]:
-    """(image, true caption, false caption) of each pair whose image is there, and its kind."""
-    paths = {path.name: path for path in asked_of.coco().paths}
+def sugarcrepe_items(selection: Selection) -> tuple[list[tuple[Path, str, str]], list[str]]:
+    """(image, true caption, false caption) of each pair with an available image, and its kind."""
+    paths = {path.name: path for path in selection.coco().paths}
     rows, kinds = [], []
-    for file in sorted((asked_of.data / "bench" / "sugarcrepe").glob("*.json")):
+    for file in sorted((selection.data / "bench" / "sugarcrepe").glob("*.json")):
         for item in read_json(file).values():
             name = item["filename"].rsplit("_", 1)[-1]
             if name in paths:
@@ -82,25 +82,25 @@ def sugarcrepe_items(asked_of: Asked) -> tuple[list[tuple[Path, str, str]], list
     return rows, kinds
 
 
-def images_of_items(task: str, asked_of: Asked) -> list[Any]:
-    """The image of each item of a task, in order: what is drawn together for an interval."""
+def images_of_items(task: str, selection: Selection) -> list[Any]:
+    """The image of each item of a task, in order; items of an image are resampled together."""
     if task in ANSWERED:
-        return questions_of(task, asked_of)[1]
+        return questions_of(task, selection)[1]
     if task == "sugarcrepe":
-        return [path.name for path, *_ in sugarcrepe_items(asked_of)[0]]
-    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
+        return [path.name for path, *_ in sugarcrepe_items(selection)[0]]
+    split = selection.flickr() if task == "retrieval" else selection.coco()
     return [i for i, said in enumerate(split.captions) for _ in said]
 
 
-def contents_of(task: str, asked_of: Asked) -> str:
-    """A digest of a task's images, questions and right answers: a result is of these, whatever their names."""
+def contents_of(task: str, selection: Selection) -> str:
+    """A digest of a task's images, questions and right answers, whatever the files are called."""
     if task in ANSWERED:
-        paths, *told = questions_of(task, asked_of)
+        paths, *texts = questions_of(task, selection)
     elif task == "sugarcrepe":
-        rows, kinds = sugarcrepe_items(asked_of)
-        paths, told = [path for path, *_ in rows], [[row[1:] for row in rows], kinds]
+        rows, kinds = sugarcrepe_items(selection)
+        paths, texts = [path for path, *_ in rows], [[row[1:] for row in rows], kinds]
     else:
-        split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
-        paths, told = split.paths, [split.captions]
+        split = selection.flickr() if task == "retrieval" else selection.coco()
+        paths, texts = split.paths, [split.captions]
     images = {path: file_digest(path) for path in dict.fromkeys(paths)}
-    return hashlib.sha256(json.dumps([[images[path] for path in paths], *told]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([[images[path] for path in paths], *texts]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The table and the picture of eval/studies/smol.py, out of its result files."""
+"""Table and picture of eval/studies/smol.py, from its result files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def read_results(work: Path) -> Results:
     """Every result file in `work`.
 
     Raises:
-        ValueError: there is none, or they were made with different `--limit`s.
+        ValueError: there is none, or they were made with different --limit or --tuning.
     """
     found: Results = defaultdict(lambda: defaultdict(dict))
     limits, paths = set(), {}
@@ -125,7 +125,7 @@ def read_results(work: Path) -> Results:
 
 
 def summarise(results: Results, images_of: Images) -> list[dict[str, Any]]:
-    """One entry per task, method and k: the figures, the headline's interval, and retention with its interval."""
+    """One entry per task, method and k: scores, interval of the main score, and retention with its interval."""
     rows = []
     for task, methods in results.items():
         groups = images_of(task)
@@ -180,9 +180,9 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:
-    """Headline figure against k, a line per method, the base as a level; bars are 95 % intervals: a PNG.
+    """A PNG of the main score over k: a line per method with 95 % intervals, the base as a horizontal line.
 
-    Methods of the same schedule are drawn in full colour; one that was trained for longer is grey and dotted.
+    Methods of the same schedule are in colour; those trained for longer are grey and dotted.
     """
     plt = pyplot()
     tasks = [task for task in HEADLINE if any(row["task"] == task for row in rows)]
@@ -195,7 +195,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     for i, method in enumerate(methods):
         variant = (
             method.startswith("fwd2bot-") or method == "shared"
-        ) and method != "fwd2bot-short"  # ours but for one thing: dashed
+        ) and method != "fwd2bot-short"  # variants of ours are dashed
         style = {"color": palette[i % 10], "linestyle": "--" if variant else "-", "marker": "os^Dv"[i // 5 % 5]}
         style["linewidth"] = 2.4 if method == "fwd2bot-short" else 1.2
         if STEPS.get(method, SHORT) > SHORT:
@@ -211,7 +211,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
                 values = [100 * row["value"] for row in line]
                 low = [value - 100 * row["interval"][0] for value, row in zip(values, line, strict=True)]
                 high = [100 * row["interval"][1] - value for value, row in zip(values, line, strict=True)]
-                # beside each other, so that one interval does not hide the next
+                # offset, so that intervals do not overlap
                 ks = [row["k"] * 1.025 ** (i - len(styles) / 2) for row in line]
                 axis.errorbar(ks, values, yerr=[low, high], markersize=4, elinewidth=0.6, label=_label(method), **style)
         ks = sorted({row["k"] for row in mine if row["k"]})
@@ -227,8 +227,8 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, frameon=False)
     longer = ", ".join(method for method in methods if STEPS.get(method, SHORT) > SHORT)
     if longer:
-        told = f"Equal schedule: {SHORT} steps each, prune none. {longer} (grey) had more: not an equal comparison."
-        figure.text(0.5, 0.995, told, ha="center", va="top", fontsize=10)
+        note = f"Equal schedule: {SHORT} steps each, prune none. {longer} (grey) had more: not an equal comparison."
+        figure.text(0.5, 0.995, note, ha="center", va="top", fontsize=10)
     figure.tight_layout(rect=(0, 0.14, 1, 0.97))
     return png(figure)
 

@@ -1,16 +1,16 @@
-"""Which photographs train smol-llava, which choose its settings, and which it is reported on; no image is in two.
+"""Splits of the photographs: training of smol-llava, choice of its settings, and reported results; they are disjoint.
 
     python -m eval.studies.smol_splits --data DATA --output DIR
 
-DATA holds `flickr8k/{train,dev}.jsonl` and `daquar/train.jsonl` with their `images`. DIR gets
+DATA holds `flickr8k/{train,dev}.jsonl` and `daquar/train.jsonl` with their `images`. Files written to DIR:
 
 stage1.json     captions, for LLaVA's first stage
 stage2.json     the mix of instructions, for its second stage and for Fwd2Bot
-stage2b.json    the same with every caption, for the second stage's longer half
+stage2b.json    the same with all captions, for the longer part of the second stage
 captions.json   for the contrastive loss
-tune.json       captions and questions kept out of training, to choose settings by
+tune.json       captions and questions held out for choosing settings
 
-What is reported, Flickr8k's dev and 100 of DAQUAR's images, is in none of them.
+Reported results use Flickr8k's dev split and 100 of DAQUAR's images, which are in none of these files.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ DAQUAR_REPORTED, DAQUAR_TUNING = 100, 40
 
 
 def daquar(data: Path) -> list[list[dict[str, Any]]]:
-    """Questions to report on, to tune by, and to train on."""
+    """Questions for reporting, for tuning, and for training."""
     return make.split_by_image(read_records(data / "daquar" / "train.jsonl"), (DAQUAR_REPORTED, DAQUAR_TUNING))
 
 
 def flickr(data: Path, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Captioned images to tune by, and to train on."""
+    """Captioned images for tuning and for training."""
     entries = read_records(data / "flickr8k" / "train.jsonl")
     random.Random(seed).shuffle(entries)
     return entries[:FLICKR_TUNING], entries[FLICKR_TUNING:]
 
 
 def write_training_files(data: Path, output: Path, seed: int = 0) -> dict[str, int]:
-    """Writes the files named above, images named from DATA on; gives their numbers of records."""
+    """Writes the files listed above, with image paths relative to DATA; returns their numbers of records."""
 
     def within(entries: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
         return [{**entry, "image": f"{folder}/images/{entry['image']}"} for entry in entries]

@@ -1,4 +1,4 @@
-"""Tiny LLaVAs of transformers' own classes, for generated or simple pictures: what their recipes share.
+"""Tiny LLaVAs of transformers' own classes for generated or simple pictures: the parts that their recipes share.
 
 A word-level tokenizer, a processor with a chat template, a model of a million or two parameters, rows of ids and
 labels, and a training loop's parts. Used by the scenes base and by the easy-VQA run.
@@ -46,8 +46,8 @@ TEMPLATE = (
 def build_processor(texts: Iterable[str], side: int, patch: int, mean: float, std: float) -> LlavaProcessor:
     """One id per word of `texts`, of Fwd2Bot's prompts and of the chat template; `side`² pixels in patches."""
     split = pre_tokenizers.Split(Regex(r"(?:user|assistant):|\w+|[^\w\s]"), "removed", invert=True)
-    said = {*texts, PROMPTS, "user: assistant: a"}
-    vocabulary = SPECIALS + sorted({w for text in said for w, _ in split.pre_tokenize_str(text.lower())})
+    corpus = {*texts, PROMPTS, "user: assistant: a"}
+    vocabulary = SPECIALS + sorted({w for text in corpus for w, _ in split.pre_tokenize_str(text.lower())})
     vocabulary += [f"<extra_{i}>" for i in range(-len(vocabulary) % 64)]  # a multiple of 64, for quantisation
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), split
@@ -212,8 +212,8 @@ def answer_loss(model: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tenso
 
 
 def write_base(model: nn.Module, processor: LlavaProcessor, output: Path, recipe: dict[str, Any]) -> None:
-    """The checkpoint folder, with `recipe` as recipe.json; written beside, then renamed."""
-    with write_folder(output) as beside:
-        model.eval().save_pretrained(beside)
-        processor.save_pretrained(beside)
-        write_json(beside / "recipe.json", recipe)
+    """The checkpoint folder, with `recipe` as recipe.json; written to a temporary folder, then renamed."""
+    with write_folder(output) as partial:
+        model.eval().save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_json(partial / "recipe.json", recipe)

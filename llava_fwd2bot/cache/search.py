@@ -1,6 +1,6 @@
 """Search in a cache: by words, by an image, or by one of its own; a table and a contact sheet of what is found.
 
-Shapes: k summary tokens, D hidden size, H hits.
+Shapes: k summary tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bottleneck import embed, maxsim
+from ..bottleneck import embed
 from ..files.pixels import LLAVA, OWN, Reading
 from ..files.writing import write_text
 from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels, prepared_size
@@ -25,9 +24,7 @@ from .naming import escaped
 from .reader import SummaryCache
 from .tables import ABOUT
 
-WIDER = 10  # how many times `top` candidates MaxSim chooses from
 LONGEST = 512  # tokens of a text: a caption has 20, and a book would take minutes
-RERANKED = 10_000  # candidates whose summaries are read at once
 THUMBNAIL = 240  # pixels of the longer side
 
 
@@ -58,7 +55,6 @@ def search(
     top: int = 10,
     where: str | None = None,
     exact: bool | None = None,
-    rerank: bool = False,
     columns: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The images nearest to a summary.
@@ -66,21 +62,10 @@ def search(
     Args:
         query: the summary of a text or an image, [k, D], with the cache's k.
         where, exact: see SummaryCache.search.
-        rerank: choose among WIDER times as many by MaxSim over the k summary tokens (late interaction, ColBERT, arXiv
-            2004.12832), which reads the summaries of the candidates; `score` is then MaxSim's.
         columns: of each hit; default: ABOUT.
     """
     vector = embed(query[None], cache.settings.pooling)[0]
-    if rerank and top > RERANKED:
-        raise ValueError(f"--rerank orders up to {RERANKED:,} images; {top:,} were asked for.")
-    columns = ABOUT if columns is None else columns
-    hits = cache.search(vector, min(RERANKED, top * WIDER) if rerank else top, where, exact, columns)
-    if not rerank or not hits:
-        return hits
-    stored = F.normalize(cache.get([hit["id"] for hit in hits]), dim=-1)  # [H, k, D]
-    scores = maxsim(stored, F.normalize(query.float(), dim=-1)[None])[:, 0]  # [H]
-    order = scores.argsort(descending=True)[:top]
-    return [{**hits[i], "score": float(scores[i])} for i in order.tolist()]
+    return cache.search(vector, top, where, exact, ABOUT if columns is None else columns)
 
 
 def distinct(hits: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

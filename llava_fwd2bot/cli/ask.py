@@ -107,8 +107,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("--exif-orientation goes with --image; summaries were read when they were made")
     if args.search and not args.cache:
         parser.error("--search goes with --cache PATH")
-    if not args.search and (args.filter or args.rerank or args.exact):
-        parser.error("--filter, --rerank and --exact go with --search")
+    if not args.search and (args.filter or args.exact):
+        parser.error("--filter and --exact go with --search")
     if args.engine and args.image:
         parser.error("--engine answers from stored summaries: give --cache PATH or --summaries FILE, not --image")
     if args.engine_key and not args.engine:

@@ -1,4 +1,4 @@
-"""`fwd2bot cache …`: a cache looked at, checked, mended, thinned out, joined, exported."""
+"""`fwd2bot cache …`: list, verify, repair, prune, merge and export a cache."""
 
 from __future__ import annotations
 
@@ -29,42 +29,44 @@ def add_cache(commands: Any) -> None:
         parser.set_defaults(run=run_cache, action=name, parser=parser)
         return parser
 
-    ls = action("ls", "the images, one a line")
+    ls = action("ls", "list the images, one per line")
     ls.add_argument("--filter", metavar="SQL", help="images that match a condition")
-    ls.add_argument("--paths", action="store_true", help="print only the whole paths")
-    ls.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each by a NUL")
-    action("skipped", "the files that could not be used, and why")
-    action("stats", "rows, and bytes per image")
+    ls.add_argument("--paths", action="store_true", help="print only the paths")
+    ls.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each path with NUL")
+    action("skipped", "list the files that could not be used, with the reason")
+    action("stats", "print the number of rows and the bytes per image")
     action("verify", "read every row and check it; exit code 1 on any fault")
     repair = action("repair", "remove damaged rows, compress their images again", parents=[model_options(False, False)])
-    repair.add_argument("--no-compress", action="store_true", help="only mark what must be compressed again")
-    optimize = action("optimize", "remove unused summaries and old versions, join small files", aliases=("vacuum",))
-    hours = "remove versions older than this; a process that still reads one fails; default: 1"
+    repair.add_argument("--no-compress", action="store_true", help="only mark the images for the next compress")
+    optimize = action("optimize", "remove unused summaries and old versions, and join small files", aliases=("vacuum",))
+    hours = "remove versions older than this; processes that read one will fail; default: 1"
     optimize.add_argument(
         "--older-than", type=number(float, 0, "a number", 1e6), default=1.0, metavar="HOURS", help=hours
     )
-    rm = action("rm", "remove images by id, path, folder/ or --filter; their files stay")
+    rm = action("rm", "remove images by id, path, folder/ or --filter; image files are kept")
     rm.add_argument("names", nargs="*", metavar="ID", help="an id or a path as `cache ls` prints it, or a path here")
     rm.add_argument("--filter", metavar="SQL", help="images that match a condition")
     prune = action("prune", "remove images whose file no longer exists")
-    prune.add_argument("--missing-roots", action="store_true", help="also where the whole folder is missing")
+    prune.add_argument("--missing-roots", action="store_true", help="also if the whole folder is missing")
     for parser in (rm, prune):
-        parser.add_argument("--yes", action="store_true", help="do not ask")
+        parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         parser.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     restore = action("restore", "undo rm or prune: restore an earlier version; without --version: list the versions")
     restore.add_argument("--version", type=int, metavar="N", help="the version to restore")
     dedup = action("dedup", "list files of the same bytes; with --near also similar images")
     dedup.add_argument("--near", type=float, metavar="COSINE", help="also pairs of at least this cosine, e.g. 0.97")
-    export = action("export", "to a file for other programs")
+    export = action("export", "write one file for other programs")
     export.add_argument("--output", required=True, metavar="FILE")
     export.add_argument("--to", choices=KINDS, default="safetensors", help="default: safetensors, as `compress` writes")
     export.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    metadata = action("import-metadata", "add columns of your own from a .csv or .parquet file, for --filter")
-    metadata.add_argument("file", nargs="?", metavar="FILE", help="its column id, path, file or source names the image")
+    metadata = action("import-metadata", "add your own columns from a .csv or .parquet file, for --filter")
+    metadata.add_argument(
+        "file", nargs="?", metavar="FILE", help="a table whose column id, path, file or source identifies the image"
+    )
     metadata.add_argument("--exif", action="store_true", help="read time, camera and place from the files again")
     merge = action("merge", "add the images of other caches of the same model")
     merge.add_argument("others", nargs="+", metavar="OTHER")
-    index = action("index", "build the search index; used from 100,000 images on")
+    index = action("index", "build the search index, which is used from 100,000 images on")
     index.add_argument("--kind", choices=("ivf_rq", "hnsw_sq", "ivf_pq"), default="ivf_rq", help="default: ivf_rq")
     action("migrate", "convert a cache of an earlier format")
 
@@ -83,7 +85,7 @@ def run_cache(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
-        if args.action in ("rm", "prune") and not _agreed(args):
+        if args.action in ("rm", "prune") and not _confirmed(args):
             return 1
         found = actions.run(args)
         if args.action == "repair" and found["lost"] and not args.no_compress:
@@ -93,7 +95,7 @@ def run_cache(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    """What may be long is printed as it comes, with --json one object a line."""
+    """Prints rows as they are read; with --json one object per line."""
     from ..cache import actions
     from ..cache.naming import escaped
 
@@ -108,7 +110,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed(args: argparse.Namespace) -> bool:
+def _confirmed(args: argparse.Namespace) -> bool:
     """Lists what would be removed and asks for confirmation; without a terminal, --yes is required."""
     from ..cache import actions
     from ..cache.naming import escaped
@@ -145,10 +147,10 @@ def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> str:
-    """Figures in words, one a line."""
+    """Results as text, one per line; of a list the first five values."""
     from ..cache.naming import escaped
 
-    told = []
+    shown = []
     for name, value in found.items():
         if isinstance(value, list):
             more = f" and {len(value) - 5} more" if len(value) > 5 else ""
@@ -159,8 +161,8 @@ def lines(found: dict[str, Any]) -> str:
             value = f"{value:,}"
         elif value is None:
             value = "none"
-        told.append(f"{name.replace('_', ' '):<26} {escaped(str(value))}")
-    return "\n".join(told)
+        shown.append(f"{name.replace('_', ' '):<26} {escaped(str(value))}")
+    return "\n".join(shown)
 
 
 def main(argv: Sequence[str]) -> int | None:

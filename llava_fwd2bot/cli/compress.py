@@ -1,4 +1,4 @@
-"""`fwd2bot compress`: the summaries of many images, into a file or a cache."""
+"""`fwd2bot compress`: store the summaries of many images in a file or a cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def main(argv: Sequence[str]) -> int | None:
     parser = _parser()
     args = parser.parse_args(argv)
     if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
-        parser.error("--watch, --ray, --retry, --codec and --fast-decode go with --cache PATH")
+        parser.error("--watch, --ray, --retry, --codec and --fast-decode require --cache PATH")
     if not args.cache and not args.model:
         parser.error("--model is missing")
     if args.ray and (args.watch is not None or args.workers):
-        parser.error("--ray goes without --watch and --workers")
+        parser.error("--ray cannot be combined with --watch or --workers")
     if args.cache:
         return run_fill(args)
     with json_alone(args.json):
@@ -35,17 +35,17 @@ def main(argv: Sequence[str]) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     about = "Store the summaries of many images, in a file or in a cache."
     compress = Parser(prog="fwd2bot compress", description=about, parents=[model_options(required=False)])
-    help = "folders, files, patterns ('*.jpg'), a .txt with a path in each line, - for stdin; with --cache also .tar, "
+    help = "folders, files, patterns ('*.jpg'), a .txt with one path per line, - for stdin; with --cache also .tar, "
     help += ".parquet, hf://NAME, s3://…"
     compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
     target = compress.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")
-    target.add_argument("--cache", metavar="PATH", help="the cache to make or to bring up to date")
+    target.add_argument("--cache", metavar="PATH", help="the cache to create or update")
     compress.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     compress.add_argument("--batch-size", type=count, default=8, metavar="N", help="default: 8")
     compress.add_argument("--max-pixels", type=count, metavar="N", help="skip larger images; default: 178,956,970")
     compress.add_argument(
-        "--store-dtype", choices=STORE_DTYPES, default="float16", help="of --output; default: float16"
+        "--store-dtype", choices=STORE_DTYPES, default="float16", help="precision of --output; default: float16"
     )
     exif_option(compress)
     fill_options(compress, count)
@@ -60,8 +60,8 @@ def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
 
     left_out: Counter[str] = Counter()
     images, skipped = find_images(args.images, left_out=left_out)
-    alike = {f"--images {path}": path for path in images.values() if path.name == Path(args.output).name}
-    refuse_overlap("--output", args.output, models=model_folders(args), files=alike)
+    same_name = {f"--images {path}": path for path in images.values() if path.name == Path(args.output).name}
+    refuse_overlap("--output", args.output, models=model_folders(args), files=same_name)
     output = check_output(args.output, args.overwrite)  # what can fail fails before the work
     path, _ = checked(args.model, args.k)
     warn_untrained(path, args.k)

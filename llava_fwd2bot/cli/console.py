@@ -1,7 +1,7 @@
-"""What a user sees of errors, warnings and libraries: one line each, on stderr.
+"""Errors, warnings and library output on stderr, one line each.
 
 FWD2BOT_TRACEBACK=1   errors are raised, with their traceback
-FWD2BOT_LOG=debug     what libraries warn of and log is shown as well
+FWD2BOT_LOG=debug     warnings and logs of libraries are shown as well
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ..version import __version__
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 LONGEST = 400  # characters of an unexpected error's message
-# loggers of libraries whose warnings are about their own working, not about the user's input
+# loggers of libraries whose warnings do not concern the user's input
 CHATTY = ("bitsandbytes", "kernels", "torchao")
-CHATTY_IN_ANSWERS = ("accelerate", "transformers")  # what these say while training is worth reading
+CHATTY_IN_ANSWERS = ("accelerate", "transformers")  # their warnings matter while training
 
 
 def tell(text: str) -> None:
     """One line on stderr."""
     try:
         print(f"fwd2bot: {text}", file=sys.stderr, flush=True)
-    except BrokenPipeError:  # whoever read stderr is gone
+    except BrokenPipeError:  # the reader of stderr has exited
         discard_output()
 
 
 def message_of(error: BaseException) -> str:
-    """An error in words. What is not a user's error names its type, and says how to see where it happened."""
+    """The message of an error. An unexpected error names its type and how to get the traceback."""
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):  # torch's, of GPU and CPU
         return "the device is out of memory: try a smaller --batch-size, --load-4bit or another --device"
     if isinstance(error, MemoryError):
-        return "the memory of this machine is not enough: try a smaller --batch-size"
+        return "this machine is out of memory: try a smaller --batch-size"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, OSError) and error.strerror:
@@ -49,7 +49,7 @@ def message_of(error: BaseException) -> str:
     words = words[:LONGEST] + " …" * (len(words) > LONGEST)
     return (
         f"{type(error).__name__}{': ' * bool(words)}{words} (this is a fault of fwd2bot {__version__}: run the command "
-        "again with FWD2BOT_TRACEBACK=1, which shows where it happened, and report what that prints)"
+        "again with FWD2BOT_TRACEBACK=1 and report the traceback)"
     )
 
 
@@ -61,28 +61,28 @@ def wants_debug() -> bool:
     return os.environ.get("FWD2BOT_LOG", "").lower() == "debug"
 
 
-# ---------------------------------------------------------------------- a reader that has gone
+# ---------------------------------------------------------------------- closed pipes
 def flush() -> None:
-    """Writes out what is buffered: an error shows now, and not when the interpreter ends."""
-    if sys.stdout is not None:  # closed from the start: `>&-`
+    """Flushes stdout, so that an error is raised now and not when the interpreter exits."""
+    if sys.stdout is not None:  # closed by the caller: `>&-`
         sys.stdout.flush()
 
 
-def reader_is_gone() -> bool:
-    """Whether stdout or stderr is a pipe that nobody reads any more."""
+def reader_has_exited() -> bool:
+    """Whether stdout or stderr is a pipe whose reader has exited."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             poll = select.poll()
             poll.register(stream.fileno(), 0)
             if any(event & select.POLLERR for _, event in poll.poll(0)):
                 return True
-        except (OSError, ValueError, AttributeError):  # no file beneath it; no poll on this system
+        except (OSError, ValueError, AttributeError):  # not a file; or no poll on this system
             continue
     return False
 
 
 def discard_output() -> None:
-    """Sends what is buffered and cannot be written nowhere, so that the interpreter has nothing to complain about."""
+    """Redirects unwritable output to /dev/null, so that the interpreter exits without an error message."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -95,12 +95,12 @@ def discard_output() -> None:
 # ---------------------------------------------------------------------- warnings and libraries
 @contextmanager
 def plain_output(quiet: bool = True) -> Iterator[None]:
-    """Within it our warnings are one line without a source line, and those of libraries go to the debug log.
+    """Context in which our warnings are one line without a source line, and libraries' go to the debug log.
 
-    Characters that stdout cannot encode are escaped, not an error: a file's name may hold any bytes.
+    Characters that stdout cannot encode are escaped, because file names may hold any bytes.
 
     Args:
-        quiet: whether transformers' and accelerate's own loggers are turned down, too.
+        quiet: also silence the loggers of transformers and accelerate.
     """
     seen: set[str] = set()
     before = warnings.showwarning
@@ -122,7 +122,7 @@ def plain_output(quiet: bool = True) -> Iterator[None]:
     levels = [(logger, logger.level) for logger in loggers]
     if not wants_debug():
         if quiet:
-            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level as it is imported
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
         for logger in loggers:
             logger.setLevel(logging.ERROR)
     try:
@@ -137,7 +137,7 @@ def plain_output(quiet: bool = True) -> Iterator[None]:
 
 
 def quiet_bars() -> None:
-    """Turns off the bars of what transformers does in seconds; those of downloads stay."""
+    """Turns off transformers' progress bars, except those of downloads."""
     if wants_debug():
         return
     import huggingface_hub.utils

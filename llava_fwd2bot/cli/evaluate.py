@@ -20,34 +20,38 @@ _REPORT = (".json", ".md", ".png", ".html")  # of `report --output NAME`
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs one evaluator; raises ValueError or OSError with what to tell the user."""
-    parser = Parser(prog="fwd2bot eval", description="Evaluators: answers, scores, retrieval, captions, cost, reports.")
+    """Runs one evaluator; errors are ValueError or OSError with a message for the user."""
+    parser = Parser(prog="fwd2bot eval", description="Answers, scores, retrieval, captions, cost and reports.")
     commands = parser.add_subparsers(metavar="EVALUATOR", required=True)
     add_score(commands)
 
     shared = {"parents": [_evaluator_options()], "allow_abbrev": False}
-    retrieval = commands.add_parser("retrieval", help="images by captions and captions by images: R@1, 5, 10", **shared)
+    retrieval = commands.add_parser("retrieval", help="R@1, 5, 10 of images by captions and vice versa", **shared)
     _data_options(retrieval)
-    retrieval.add_argument("--maxsim", action="store_true", help="also compare the summary tokens one by one")
+    retrieval.add_argument(
+        "--maxsim",
+        action="store_true",
+        help="also rank by single tokens",
+    )
     retrieval.set_defaults(run=_retrieval)
 
     parts = commands.add_parser("compositionality", help="SugarCrepe, SugarCrepe++ or Winoground", **shared)
     parts.add_argument("--tests", required=True, type=Path, metavar="PATH", help="the folder of JSON files, or .jsonl")
     parts.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
-    parts.add_argument("--skip-missing", action="store_true", help="leave out tests without their image; counted")
-    parts.add_argument("--no-likelihood", action="store_true", help="score by embeddings alone")
+    parts.add_argument("--skip-missing", action="store_true", help="leave out, and count, tests without their image")
+    parts.add_argument("--no-likelihood", action="store_true", help="score by embeddings only")
     parts.set_defaults(run=_compositionality)
 
-    captioning = commands.add_parser("captioning", help="one sentence for each image: CIDEr, BLEU-4, SPICE", **shared)
+    captioning = commands.add_parser("captioning", help="one sentence per image: CIDEr, BLEU-4, SPICE", **shared)
     _data_options(captioning)
-    captioning.add_argument("--with-base", action="store_true", help="also from the base's dense tokens")
-    captioning.add_argument("--spice", action="store_true", help="SPICE too; it needs Java, and minutes")
+    captioning.add_argument("--with-base", action="store_true", help="also caption by the base, from dense tokens")
+    captioning.add_argument("--spice", action="store_true", help="also compute SPICE, which needs Java and minutes")
     captioning.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="default: 64")
     captioning.set_defaults(run=_captioning)
 
-    answer = commands.add_parser("answer", help="answer a file of questions, in LLaVA's format", **shared)
+    answer = commands.add_parser("answer", help="answer a question file in LLaVA's format", **shared)
     answer.add_argument(
-        "--questions", required=True, type=Path, metavar="FILE", help="lines of question_id, image, text"
+        "--questions", required=True, type=Path, metavar="FILE", help="JSON lines of question_id, image, text"
     )
     answer.add_argument("--images", required=True, type=Path, metavar="DIR", help="the folder of the images")
     answer.add_argument(
@@ -57,26 +61,28 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="the answers file to write; an existing one is continued",
     )
-    answer.add_argument("--from-base", action="store_true", help="answer by the base, from its dense tokens")
+    answer.add_argument("--from-base", action="store_true", help="answer by the base, from dense tokens")
     answer.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
 
-    codec = commands.add_parser("codec", help="what is lost where a cache keeps summaries in fewer bytes", **shared)
+    codec = commands.add_parser("codec", help="compare the codecs of a cache: retrieval and answers", **shared)
     _data_options(codec, required=False)
-    codec.add_argument("--questions", type=Path, metavar="FILE", help="lines of question_id, image, text and answer")
+    codec.add_argument("--questions", type=Path, metavar="FILE", help="JSON lines of question_id, image, text, answer")
     codec.add_argument("--codecs", nargs="+", metavar="NAME", help="default: all")
     codec.add_argument("--max-new-tokens", type=count, default=16, metavar="N", help="default: 16")
     codec.set_defaults(run=_codec)
 
-    price = commands.add_parser("cost", help="time, operations, memory and bytes, against the base", **shared)
-    price.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
-    price.add_argument("--rounds", type=count, default=7, metavar="N", help="how often each side runs; default: 7")
-    price.add_argument("--new-tokens", type=count, default=16, metavar="N", help="of an answer; default: 16")
-    price.set_defaults(run=_cost)
+    cost_parser = commands.add_parser("cost", help="time, operations, memory and bytes over the base's", **shared)
+    cost_parser.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
+    cost_parser.add_argument("--rounds", type=count, default=7, metavar="N", help="timed runs of each side; default: 7")
+    cost_parser.add_argument("--new-tokens", type=count, default=16, metavar="N", help="answer length; default: 16")
+    cost_parser.set_defaults(run=_cost)
 
-    report = commands.add_parser("report", help="base against Fwd2Bot, out of the files that --output wrote")
-    report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders of them")
-    report.add_argument("--base", metavar="MODEL", help="which model is the base; default: the one on dense tokens")
+    report = commands.add_parser("report", help="compare results with the base's, from the files that --output wrote")
+    report.add_argument(
+        "results", nargs="+", type=Path, metavar="PATH", help="result files (also of cost and codec), or folders"
+    )
+    report.add_argument("--base", metavar="MODEL", help="the base's name; default: the model on dense tokens")
     report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
     report.set_defaults(run=_report)
     args = parser.parse_args(list(argv))
@@ -84,8 +90,8 @@ def main(argv: Sequence[str]) -> None:
 
     for name in ("output", "submission", "answers"):
         file = getattr(args, name, None)
-        if isinstance(file, Path):  # before the model is loaded, not after it has answered
-            if file.is_dir() and args.run is not _report:  # of a report it is how the names begin
+        if isinstance(file, Path):  # checked before the model is loaded
+            if file.is_dir() and args.run is not _report:  # for a report it is a prefix of file names
                 raise IsADirectoryError(21, f"--{name} is a folder: name a file", str(file))
             _keep_inputs(args, name, file)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _keep_inputs(args: argparse.Namespace, name: str, output: Path) -> None:
-    """Refuses an output in the place of what is read, or of another output."""
+    """Raises ValueError if an output would overwrite an input or another output."""
     written = [output.with_name(output.name + end) for end in _REPORT] if args.run is _report else [output]
     for target in written:
         refuse_overlap(f"--{name}", target, models=model_folders(args))
@@ -103,7 +109,7 @@ def _keep_inputs(args: argparse.Namespace, name: str, output: Path) -> None:
                 if other != name and isinstance(file, Path) and (file.is_file() or file.resolve() == target.resolve()):
                     refuse_overlap(f"--{name}", target, files={f"--{other}".replace("_", "-"): file})
                     if file == target:
-                        raise ValueError(f"--{name} and --{other} are the same file, {file}: name two.")
+                        raise ValueError(f"--{name} and --{other} are the same file: {file}. Choose two files.")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -115,21 +121,21 @@ def _report(args: argparse.Namespace) -> None:
 def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--dataset", required=required, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="the captions, where --dataset is a name")
-    parser.add_argument("--split", default="test", help="Karpathy's split, or NoCaps' domain; default: test")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="the annotation file, if --dataset is a name")
+    parser.add_argument("--split", default="test", help="Karpathy's split or NoCaps' domain; default: test")
 
 
 def _evaluator_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, parents=[model_options(k=False)])
     options.add_argument("--k", type=count, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
-    options.add_argument("--limit", type=count, metavar="N", help="use only the first N; the result says so")
+    options.add_argument("--limit", type=count, metavar="N", help="use only the first N items; recorded in the result")
     options.add_argument("--batch-size", type=count, default=16, metavar="N", help="default: 16")
     options.add_argument(
         "--work",
         type=Path,
         default=Path("fwd2bot-eval"),
         metavar="DIR",
-        help="keeps encodings, to resume from",
+        help="stores encodings, from which a stopped run resumes; default: fwd2bot-eval",
     )
     options.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
     return options
@@ -140,10 +146,10 @@ def _evaluate(
     run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]],
     show: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
-    """Opens the model, runs an evaluator on its encoder, and prints and writes what it finds.
+    """Loads the model, runs an evaluator on its encoder, and prints and writes the result.
 
     Args:
-        run: (encoder, ks) → (the result, what each item adds to it).
+        run: (encoder, ks) → (result, {name: score of each item}).
         show: the result as text; default: its rows as a table.
     """
     from ..cache.summary_file import fingerprint_of
@@ -157,10 +163,10 @@ def _evaluate(
         ks = args.k or [most]
         model, processor = load_model(path, args)
         quantised = quantisation(args)
-        # what is kept was made by these weights at this width, and serves no other
+        # cached encodings are specific to the weights and to their quantisation
         fingerprint = fingerprint_of(path)
-        known_as = " ".join(filter(None, (fingerprint, quantised)))
-        found, per_item = run(Encoder(model, processor, known_as, args.work, args.batch_size), ks)
+        fingerprint_and_width = " ".join(filter(None, (fingerprint, quantised)))
+        found, per_item = run(Encoder(model, processor, fingerprint_and_width, args.work, args.batch_size), ks)
         about = {"model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
         result = {**found, **about, "quantised": quantised, "limit": args.limit, **stamp(args)}
     if args.output:
@@ -179,9 +185,9 @@ def _retrieval(args: argparse.Namespace) -> None:
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
-        told = {"evaluator": "retrieval", **retrieval.about(data), "split": args.split}
-        owner = [i for i, said in enumerate(data.captions) for _ in said]
-        return {**told, "rows": rows, "image_of_item": owner}, ranks
+        description = {"evaluator": "retrieval", **retrieval.about(data), "split": args.split}
+        owner = [i for i, captions in enumerate(data.captions) for _ in captions]
+        return {**description, "rows": rows, "image_of_item": owner}, ranks
 
     _evaluate(args, run)
 
@@ -265,7 +271,10 @@ def _compositionality(args: argparse.Namespace) -> None:
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
-        told = {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}
-        return {**told, "image_of_item": [" ".join(path.name for path in item.images) for item in tests.items]}, passed
+        description = {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}
+        return {
+            **description,
+            "image_of_item": [" ".join(path.name for path in item.images) for item in tests.items],
+        }, passed
 
     _evaluate(args, run)

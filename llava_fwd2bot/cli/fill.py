@@ -1,4 +1,4 @@
-"""`fwd2bot compress --cache`: what is said, and what is settled before the pipeline runs."""
+"""`fwd2bot compress --cache`: options, settings of the cache, and the printed result."""
 
 from __future__ import annotations
 
@@ -16,33 +16,39 @@ if TYPE_CHECKING:
     from ..cache.format import CacheSettings
     from ..files.pixels import Reading
 
-DEFAULT_CODEC = "int4"  # a quarter of float16's bytes; it costs no answers (eval/results/cache.md)
-LOOKED_AT = 1000  # entries of a new cache's source, of which one must be there
+DEFAULT_CODEC = "int4"  # a quarter of float16's bytes, with equal answers (eval/results/cache.md)
+PROBED = 1000  # first entries of a new cache's source, of which one must be usable
 
 
 def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
     group = compress.add_argument_group("with --cache")
-    codec = f"float16, int8, int4, int2; default: the cache's, of a new one {DEFAULT_CODEC}"
+    codec = f"float16, int8, int4 or int2; default: the cache's, or {DEFAULT_CODEC} for a new cache"
     group.add_argument("--codec", metavar="NAME", help=codec)
-    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: the processors")
-    group.add_argument("--retry", action="store_true", help="try again the files that were skipped before")
-    group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for Slurm")
-    fast = "decode large JPEGs at a smaller scale; set when the cache is created"
+    group.add_argument(
+        "--workers", type=count, metavar="N", help="threads that read images; default: one per processor"
+    )
+    group.add_argument("--retry", action="store_true", help="retry files that were skipped before")
+    group.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts, for Slurm"
+    )
+    fast = "decode large JPEGs at a smaller scale; fixed when the cache is created"
     group.add_argument("--fast-decode", action="store_true", help=fast)
-    group.add_argument("--ray", action="store_true", help="by Ray Data, one actor per GPU, also on a cluster")
+    group.add_argument("--ray", action="store_true", help="use Ray Data with one actor per GPU, also on a cluster")
     every = number(float, 0.1, "a number of seconds")
-    group.add_argument("--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="also compress new files")
+    group.add_argument(
+        "--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="keep running for new files"
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of N parts, such as 1/8 to 8/8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, such as 1/8 to 8/8")
     return int(number), int(parts)
 
 
 def run_fill(args: argparse.Namespace) -> int:
-    """Fills the cache and prints the figures; also after a signal, of what was stored."""
+    """Fills the cache and prints the result; after a signal, of what was stored until then."""
     from ..cache.signals import Interrupted
 
     code = 0
@@ -54,7 +60,7 @@ def run_fill(args: argparse.Namespace) -> int:
             run.fill()
         except Interrupted as stop:
             code = stop.code
-        except KeyboardInterrupt:  # between two looks of --watch
+        except KeyboardInterrupt:  # while --watch waits
             code = 130
     print(json.dumps(run.done()) if args.json else format_result(run.done()))
     if code:
@@ -63,7 +69,7 @@ def run_fill(args: argparse.Namespace) -> int:
 
 
 class Run:
-    """One call of the command: its source, its cache, the model once it is needed, and what came of it."""
+    """One call of the command: source, cache, result, and the model, which is loaded when it is first needed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from ..cache.format import is_cache
@@ -79,21 +85,21 @@ class Run:
         if known is None and not args.model:
             raise ValueError(f"{args.cache} is a new cache: give --model.")
         if known is None and args.watch is None and "-" not in args.images:
-            self._is_something()
+            self._check_source()
         args.model = args.model or known.settings.model
         if not args.model:
-            raise ValueError(f"{args.cache} does not say which model filled it: give --model.")
-        if known is not None and self._asks_for(known.settings):
+            raise ValueError(f"{args.cache} does not record the model that filled it: give --model.")
+        if known is not None and self._keeps(known.settings):
             self.cache, self.settings = known, known.settings
         else:
             self.settings = self._settings(None if known is None else known.settings)
             self.cache = SummaryCache.create(args.cache, self.settings)
 
-    def _is_something(self) -> None:
-        """ValueError where the source is empty, or nothing of it is there: no cache is made for a mistyped name."""
+    def _check_source(self) -> None:
+        """Raises ValueError if the source has no usable image, so that a mistyped name creates no cache."""
         first = ""
         for seen, entry in enumerate(self.source, 1):
-            if entry.problem is None or seen == LOOKED_AT:
+            if entry.problem is None or seen == PROBED:
                 return
             first = first or entry.problem
         if not first:
@@ -110,8 +116,8 @@ class Run:
             f"Files are found by extension (.jpg, .png, …).{also}"
         )
 
-    def _asks_for(self, known: CacheSettings) -> bool:
-        """Whether the settings are the cache's own: then the model is not looked at before it is needed."""
+    def _keeps(self, known: CacheSettings) -> bool:
+        """Whether the requested settings equal the cache's; then the checkpoint is not read before it is needed."""
         from ..cache.format import FORMAT
         from ..cache.naming import fingerprint_of
 
@@ -122,7 +128,7 @@ class Run:
         return same and reading_of(args, known) == known.reading and (known.decoding == "fast" or not args.fast_decode)
 
     def _path(self) -> Path:
-        """The checkpoint, once it is known that it is whole, and the one that filled the cache."""
+        """The checkpoint's folder, after checking that it is complete and filled this cache."""
         from ..cache.naming import fingerprint_of
         from ..cache.tables import checked_settings
 
@@ -139,7 +145,7 @@ class Run:
         args = self.args
         path, most = checked(args.model, args.k)
         warn_untrained(path, args.k)
-        saved = read_json(path / CONFIG_NAME)  # which `checked` has verified
+        saved = read_json(path / CONFIG_NAME)  # verified by `checked`
         size, pooling = saved["base"]["fingerprint"]["hidden_size"], saved["fwd2bot"]["pooling"]
         name = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
         k = args.k or (known.k if known else most)
@@ -198,7 +204,7 @@ class Run:
         return self._loaded
 
     def done(self) -> dict[str, Any]:
-        """The figures of the run."""
+        """The result of the run, ready for JSON."""
         result = self.total
         skipped = [{"id": row["id"], "reason": row["reason"]} for row in result.skipped]
         return {
@@ -218,10 +224,10 @@ class Run:
 
 
 def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading:
-    """How the files of --cache are read: as those that are in it; in a new one as --exif-orientation says.
+    """How image files are read: as the cache's settings say; for a new cache by --exif-orientation.
 
     Raises:
-        ValueError: --exif-orientation is not the cache's.
+        ValueError: --exif-orientation differs from the cache's.
     """
     from ..files.pixels import Reading
 
@@ -230,17 +236,17 @@ def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading
         return asked
     if args.exif_orientation not in (None, known.exif_orientation):
         raise ValueError(
-            f"{args.cache} was made with --exif-orientation {known.exif_orientation}, and its images are not mixed "
-            f"with others: leave out --exif-orientation {args.exif_orientation}, or choose another --cache."
+            f"{args.cache} was made with --exif-orientation {known.exif_orientation}, which cannot be mixed: leave "
+            f"out --exif-orientation {args.exif_orientation}, or choose another --cache."
         )
     if known.reading != asked:
         kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.reading.as_settings().items())
-        print(f"fwd2bot: {args.cache} goes on as it was made ({kept})", file=sys.stderr)
+        print(f"fwd2bot: {args.cache} keeps its settings ({kept})", file=sys.stderr)
     return known.reading
 
 
 def format_result(done: dict[str, Any]) -> str:
-    """The figures in words; the skipped images at the end, by name."""
+    """The result as text, with the skipped images at the end."""
     from collections import Counter
 
     from ..cache.naming import escaped
@@ -251,7 +257,7 @@ def format_result(done: dict[str, Any]) -> str:
         f"{done['images']:,} images in {done['cache']}: {done['compressed']:,} compressed, {done['known']:,} known, "
         f"{done['renamed']:,} under another name, {len(done['skipped']):,} skipped, {done['seconds']:.1f} s{rate}"
     )
-    hint = ["  (--retry reads those again that have not changed)"] if done["skipped"] else []
+    hint = ["  (--retry reads unchanged ones again)"] if done["skipped"] else []
     if done["left_out"]:
         hint.append(f"  left out of the folders: {format_counts(Counter(done['left_out']))}")
     return "\n".join([text, *_skipped(done["skipped"], escaped), *hint])

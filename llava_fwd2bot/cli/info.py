@@ -1,4 +1,4 @@
-"""`fwd2bot info`: what a checkpoint or a cache is."""
+"""`fwd2bot info`: describe a checkpoint or a cache."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAIN_SETTINGS = ("nested_k", "pooling", "adapters", "lora_r", "answer_weight", "
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="fwd2bot info", description="What a checkpoint or a cache is, without loading the model.")
+    parser = Parser(prog="fwd2bot info", description="Describe a checkpoint or a cache without loading the model.")
     parser.add_argument("path", metavar="CKPT|CACHE", help="a Fwd2Bot checkpoint: a folder or a hub name; or a cache")
     parser.add_argument("--verbose", action="store_true", help="every setting with its meaning and source; every file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with all there is")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     args = parser.parse_args(argv)
     if _is_cache(args.path):
         found = describe_cache(args.path)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _is_cache(path: str) -> bool:
-    """Whether a cache is meant: a bucket, or a folder that holds tables of LanceDB."""
+    """Whether `path` is a cache: a bucket, or a folder with LanceDB tables."""
     return "://" in path or any(Path(path).glob("*.lance"))
 
 
@@ -48,7 +48,7 @@ def describe_cache(path: str) -> dict[str, Any]:
 
 
 def render_cache(found: dict[str, Any]) -> str:
-    """`describe_cache`'s answer for people."""
+    """The description of a cache (`describe_cache`) as text."""
     settings, stats = found["settings"], found["stats"]
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB on disk"
     quantised = f", its language model in {settings['quantised']}" if settings["quantised"] else ""
@@ -63,14 +63,14 @@ def render_cache(found: dict[str, Any]) -> str:
             "vector for search",
             f"{settings['size']} numbers, pooled by {settings['pooling']}: {stats['bytes_per_vector']:,} bytes",
         ),
-        ("made by", f"{settings['model'] or 'a model without a name'}{quantised}"),
+        ("made by", f"{settings['model'] or 'an unnamed model'}{quantised}"),
         ("more", f"fwd2bot cache stats {found['cache']}; fwd2bot cache verify {found['cache']}"),
     ]
     return _table(lines)
 
 
 def render(found: dict[str, Any], verbose: bool = False) -> str:
-    """The description of a checkpoint (`checkpoint.describe`) for people: 12 lines, or all there is."""
+    """The description of a checkpoint (`checkpoint.describe`) as text: 12 lines, or everything."""
     base, summary, dense, settings = found["base"], found["summary"], found["dense"], found["settings"]
     place = f"found at {base['found']}" if base["found"] else "not on this machine"
     named = base["name_or_path"] or "unnamed"

@@ -1,4 +1,4 @@
-"""`fwd2bot llava train | eval`: the original LLaVA's own programs, with their arguments and a few of ours."""
+"""`fwd2bot llava train | eval`: the original LLaVA's programs, with their own arguments and a few of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .parser import Parser
 
-# what names the model, and the command that does the same for smol-llava
+# program → (its option for the model, the equivalent command for smol-llava)
 INSTEAD = {
     "train": ("--model_name_or_path", "fwd2bot train --model_name_or_path smol-llava"),
     "eval": ("--model-path", "fwd2bot eval answer --model smol-llava"),
@@ -16,10 +16,10 @@ INSTEAD = {
 def main(argv: Sequence[str]) -> None:
     program, rest = (argv[0], list(argv[1:])) if argv else ("", [])
     if program not in INSTEAD:
-        parser = Parser(prog="fwd2bot llava", description="The original LLaVA's own programs, and what Fwd2Bot adds.")
+        parser = Parser(prog="fwd2bot llava", description="Run the original LLaVA's programs with Fwd2Bot.")
         parser.add_argument("program", choices=tuple(INSTEAD), help="its arguments follow; see `llava train -h`")
         parser.parse_args(argv)
-        parser.error("the program comes first")
+        parser.error("the program must come first")
     if program == "train" and set(rest) & {"-h", "--help"}:
         _help()
         return
@@ -39,26 +39,26 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _help() -> None:
-    """Ours, and LLaVA's own where it is installed."""
+    """Prints our arguments, and LLaVA's own if it is installed."""
     from ..training.original_options import train_options
 
     train_options().print_help()
     try:
         from ..training.original import train
     except ImportError as error:
-        print(f"\nLLaVA's own are listed here where it is installed. {error}")
+        print(f"\nLLaVA's own arguments are listed if it is installed. {error}")
         return
-    print("\nLLaVA's own:\n", flush=True)
+    print("\nLLaVA's own arguments:\n", flush=True)
     train(["--help"])
 
 
 def _refuse_smol(program: str, argv: Sequence[str]) -> None:
-    """smol-llava is a name for every command; what LLaVA's programs cannot read is told at once, not by the hub."""
+    """Raises ValueError for smol-llava, which LLaVA's programs cannot read and would look up on the hub."""
     from ..smol import is_smol
 
     option, instead = INSTEAD[program]
     words = [word for given in argv for word in given.split("=", 1)]
     if any(name == option and is_smol(value) for name, value in zip(words, words[1:], strict=False)):
         raise ValueError(
-            f"smol-llava is in transformers' layout, which the original LLaVA's programs do not read: use `{instead}`."
+            f"smol-llava is in transformers' layout, which the original LLaVA's programs cannot read: use `{instead}`."
         )

@@ -1,7 +1,7 @@
-"""The command line: which module runs a command, and what becomes of its errors.
+"""The command line: runs the module of a command, and turns its errors into messages and exit codes.
 
-A command is a module of this package with `main(argv)`. Only the module that is called is imported, and torch and
-transformers only inside its functions, so that help and wrong usage answer at once.
+A command is a module of this package with `main(argv)`. Only that module is imported, and torch and transformers only
+inside its functions, so that help and usage errors are immediate.
 """
 
 from __future__ import annotations
@@ -14,56 +14,56 @@ from ..version import __version__
 from . import console
 from .parser import Parser
 
-# command → what it is for; the module has its name
+# command → its help; the module has the same name
 COMMANDS = {
     "train": "train, with LLaVA's own arguments and --fwd2bot K",
     "ask": "ask about images, or about stored summaries",
     "compress": "store the summaries of many images",
     "search": "find images of a cache by words or by an image",
-    "serve": "an OpenAI-compatible server of a model and its caches, with a page",
-    "cache": "ls, stats, verify, repair, optimize, prune, rm, restore, export, merge, index, …",
-    "compressors": "the ways to make a summary that `train --fwd2bot_compressor` takes",
-    "info": "what a checkpoint or a cache is, without loading the model",
-    "eval": "answer, score, retrieval, captioning, cost, report, …",
-    "convert": "to the other layout: original LLaVA's or transformers'",
-    "export": "for vLLM or PEFT, or merged into a plain causal LM",
-    "llava": "the original LLaVA's own programs: llava train …, llava eval …",
+    "serve": "serve a model and its caches by OpenAI's API, with a page",
+    "cache": "manage a cache: ls, stats, verify, repair, optimize, prune, rm, restore, …",
+    "compressors": "list the ways to make a summary that `train --fwd2bot_compressor` takes",
+    "info": "describe a checkpoint or a cache without loading the model",
+    "eval": "evaluate: answer, score, retrieval, captioning, cost, report, …",
+    "convert": "convert between the original LLaVA's layout and transformers'",
+    "export": "export for vLLM or PEFT, or merged into a plain causal LM",
+    "llava": "run the original LLaVA's programs: llava train …, llava eval …",
 }
 MODULES = {"eval": "evaluate"}
-TRAINS = ("train", "llava")  # libraries' logs are of use there
+TRAINS = ("train", "llava")  # where logs of libraries are shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        the exit code: 0; 1 for an error; 2 for wrong usage; 130 for Ctrl-C; 141 where the reader of the output has
-        gone, as after `| head`.
+        the exit code: 0; 1 for an error; 2 for wrong usage; 130 for Ctrl-C; 141 if the reader of the output has exited,
+        as after `| head`.
 
-    With FWD2BOT_TRACEBACK=1 an error is raised as it is, with its traceback.
+    With FWD2BOT_TRACEBACK=1 errors are raised with their traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0].startswith("--local_rank"):  # the deepspeed launcher puts it first
+    if argv and argv[0].startswith("--local_rank"):  # inserted by the deepspeed launcher
         argv.append(argv.pop(0))
     with console.plain_output(quiet=argv[:1] not in [[name] for name in TRAINS]):
         try:
             try:
                 code = _run(argv) or 0
-            except SystemExit as stop:  # argparse's after --help or wrong usage, or a program's of LLaVA
+            except SystemExit as stop:  # from argparse, or from a program of LLaVA
                 code = _exit_code(stop)
             console.flush()
             return code
         except KeyboardInterrupt:
             console.tell("interrupted")
             return 130
-        except BaseException as error:  # also panics of libraries in Rust, which are no Exception
-            if isinstance(error, BrokenPipeError) and console.reader_is_gone():
+        except BaseException as error:  # panics of Rust libraries are not an Exception
+            if isinstance(error, BrokenPipeError) and console.reader_has_exited():
                 console.discard_output()
                 return 141
             if console.wants_traceback():
                 raise
             console.tell(f"error: {console.message_of(error)}")
-            if isinstance(error, OSError):  # stdout may be what cannot be written
+            if isinstance(error, OSError):  # stdout itself may not be writable
                 console.discard_output()
             return 1
 
@@ -77,7 +77,7 @@ def _run(argv: list[str]) -> int | None:
     for name, help in COMMANDS.items():
         commands.add_parser(name, help=help, add_help=False)
     parser.parse_args(argv)
-    parser.error("the command comes first")  # only what stands before a command gets here
+    parser.error("the command must come first")  # reached only with arguments before it
 
 
 def _exit_code(stop: SystemExit) -> int:

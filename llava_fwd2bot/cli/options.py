@@ -1,6 +1,6 @@
-"""The options of every command that loads a model, and the model that they name.
+"""Options of every command that loads a model, and loading it.
 
-torch and transformers are imported inside the functions, so that `fwd2bot --help` answers at once.
+torch and transformers are imported inside the functions, so that `fwd2bot --help` is immediate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def number(kind: Callable[[str], Any], least: float, name: str, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """The `type=` of an argument: a number from `least` to `most` (what libraries take), called `name` in errors."""
+    """The `type=` of an argument: a number from `least` to `most`, called `name` in errors."""
 
     def convert(text: str) -> Any:
         try:
@@ -25,9 +25,9 @@ def number(kind: Callable[[str], Any], least: float, name: str, most: float = 2*
         except ValueError:
             value = least - 1
         if not least <= value:
-            raise argparse.ArgumentTypeError(f"{name} of at least {least} is needed, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {name} of at least {least}, got {text!r}")
         if value > most:
-            raise argparse.ArgumentTypeError(f"{name} of at most {most:,} is needed, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {name} of at most {most:,}, got {text!r}")
         return value
 
     return convert
@@ -40,19 +40,19 @@ def model_options(k: bool = True, required: bool = True, json: bool = True) -> a
     """The options of every command that loads a model.
 
     Args:
-        k: with --k J. required: a cache cannot tell the model. json: with --json.
+        k: with --k J. required: --model is required, as no cache names the model. json: include --json.
     """
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
-    told = "the Fwd2Bot checkpoint: a folder, a hub name or smol-llava"
-    told += "" if required else "; default: the one that filled --cache"
-    group.add_argument("--model", required=required, metavar="CKPT", help=told)
-    group.add_argument("--base", metavar="PATH", help="the base, if it has moved from the path in the checkpoint")
+    model_help = "the Fwd2Bot checkpoint: a folder, a hub name or smol-llava"
+    model_help += "" if required else "; default: the one that filled --cache"
+    group.add_argument("--model", required=required, metavar="CKPT", help=model_help)
+    group.add_argument("--base", metavar="PATH", help="the base, if it is no longer at the path in the checkpoint")
     width = group.add_mutually_exclusive_group()
     width.add_argument("--load-4bit", action="store_true", help="quantise the language model to 4 bits (NF4)")
     width.add_argument("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda if available")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; default: auto, the base's own")
     if k:
         group.add_argument("--k", type=count, metavar="J", help="use the first J summary tokens; default: all")
     if json:
@@ -64,7 +64,7 @@ def exif_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif-orientation",
         choices=("on", "off"),
-        help="turn photographs by their EXIF orientation; off: pixels as stored, as LLaVA does; default: on",
+        help="rotate images by their EXIF orientation; off: pixels as stored, as LLaVA reads them; default: on",
     )
 
 
@@ -81,7 +81,7 @@ def model_folders(args: argparse.Namespace) -> dict[str, str | None]:
 
 
 def checked(name: str, *ks: int | None) -> tuple[Path, int]:
-    """The checkpoint's folder and its k, once what costs nothing to check is checked: it is one, and each --k fits."""
+    """The checkpoint's folder and its k, after checking that it is a checkpoint and that each --k fits."""
     from ..checkpoint.read import read_checkpoint
 
     path = folder_of(name)
@@ -92,7 +92,7 @@ def checked(name: str, *ks: int | None) -> tuple[Path, int]:
 
 
 def warn_untrained(path: Path, k: int | None) -> None:
-    """Warns of a --k that the checkpoint at `path` was not trained with."""
+    """Warns about a --k that the checkpoint at `path` was not trained with."""
     from ..checkpoint.read import read_checkpoint
     from ..processing.answer import untrained_k
 
@@ -102,7 +102,7 @@ def warn_untrained(path: Path, k: int | None) -> None:
 
 
 def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
-    """(model, processor) on the device and in the precision asked for."""
+    """(model, processor) on the requested device and in the requested precision."""
     from ..checkpoint.load import load_for_inference
     from .console import quiet_bars
 
@@ -111,7 +111,7 @@ def load_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def load_plain_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
-    """As `load_model`, of a LLaVA without Fwd2Bot: a base, or what `fwd2bot train` made without the flag."""
+    """Like `load_model`, for a LLaVA without Fwd2Bot: a base, or the output of `fwd2bot train` without --fwd2bot."""
     from ..checkpoint.load import load_for_inference, load_plain
     from .console import quiet_bars
 
@@ -121,7 +121,7 @@ def load_plain_model(path: Path, args: argparse.Namespace) -> tuple[Any, Any]:
 
 @contextmanager
 def json_alone(wanted: bool) -> Iterator[None]:
-    """Within it, with --json, whatever a library prints goes to stderr."""
+    """Context that sends everything printed to stderr if `wanted` (--json)."""
     if not wanted:
         yield
         return
@@ -130,5 +130,5 @@ def json_alone(wanted: bool) -> Iterator[None]:
 
 
 def quantisation(args: argparse.Namespace) -> str | None:
-    """The width that --load-4bit or --load-8bit asks for, as caches and results name it."""
+    """The width of --load-4bit or --load-8bit, as caches and results name it."""
     return "4bit" if args.load_4bit else "8bit" if args.load_8bit else None

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors name what was probably meant."""
+    """ArgumentParser whose errors suggest the nearest name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         self._given: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As in argparse, but arguments that are left over are an error here, told with this command's usage."""
+        """As in argparse, but unknown arguments are an error, with this command's usage."""
         self._given = list(sys.argv[1:] if args is None else args)
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = list(self._option_string_actions)
-        # a required option is also missing because its name is misspelt
+        # a required option may be missing because its name is misspelt
         names = (word.split("=")[0] for word in self._given if word.startswith("--") and len(word) > 2)
         hints = [f"{name}: {hint}" for name in names if name not in known and (hint := did_you_mean(name, known))]
         super().error("; ".join([message, *dict.fromkeys(hints)]))

@@ -1,4 +1,4 @@
-"""`fwd2bot eval score`: figures of answers that exist."""
+"""`fwd2bot eval score`: score existing answers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ..files.writing import write_json, write_text
 from ..version import __version__
 from .options import count
 
-PROMPT_KEYS = ("textvqa", "mme")  # one question_id has several questions there
+PROMPT_KEYS = ("textvqa", "mme")  # there one question_id has several questions
 
 
 def add_score(commands: Any) -> None:
-    score = commands.add_parser("score", help="score answers that exist, in a benchmark's official format or your own")
-    score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="which benchmark; own: your own questions")
+    score = commands.add_parser("score", help="score existing answers, in a benchmark's official format or your own")
+    score.add_argument("benchmark", choices=sorted(scorers.SCORERS), help="the benchmark; own: your own questions")
     score.add_argument("--answers", nargs="+", required=True, type=Path, metavar="FILE", help="LLaVA's answers file(s)")
-    told = "; ".join(f"{name}: {entry[2] or 'none'}" for name, entry in scorers.SCORERS.items())
-    score.add_argument("--ground-truth", type=Path, metavar="PATH", help=told)
+    help = "; ".join(f"{name}: {entry[2] or 'none'}" for name, entry in scorers.SCORERS.items())
+    score.add_argument("--ground-truth", type=Path, metavar="PATH", help=help)
     score.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, for pope and vizwiz")
     how = "for own: exact (default), soft (VQA accuracy over several answers), yes-no, or choice (a letter)"
     score.add_argument("--match", choices=scorers.MATCHES, help=how)
     score.add_argument(
         "--empty-is-wrong", action="store_true", help="count empty answers as wrong; default: refuse them"
     )
-    told = "write the answers as the benchmark's server or scorer reads them"
-    score.add_argument("--submission", type=Path, metavar="FILE", help=told)
-    score.add_argument("--output", type=Path, metavar="FILE", help="write figures and each item's score here, as JSON")
-    told = "number of summary tokens behind the answers, or dense; default: as the answers say"
-    score.add_argument("--k", type=tokens, metavar="J", help=told)
+    help = "write the answers in the format of the benchmark's server or scorer"
+    score.add_argument("--submission", type=Path, metavar="FILE", help=help)
+    score.add_argument("--output", type=Path, metavar="FILE", help="write the scores, with those of each item, as JSON")
+    help = "number of summary tokens that the answers are from, or dense; default: as recorded in the answers"
+    score.add_argument("--k", type=tokens, metavar="J", help=help)
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=_score, parser=score)
 
@@ -47,7 +47,7 @@ def tokens(text: str) -> int | str:
 
 
 def stamp(args: argparse.Namespace) -> dict[str, Any]:
-    """How a result was made: every option, versions, date. Answers are greedy and search is exact: nothing is drawn."""
+    """Provenance of a result: options, versions, date. `seed` is None: decoding is greedy and search is exact."""
     versions = {"llava_fwd2bot": __version__, **{name: version(name) for name in ("torch", "transformers", "peft")}}
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "json", "output", "parser")}
     settings = json.loads(json.dumps(settings, default=str))
@@ -59,10 +59,10 @@ def _score(args: argparse.Namespace) -> None:
     _, _, truth, needs_questions = scorers.SCORERS[args.benchmark]
     given: dict[str, Any] = {}
     if args.match and args.benchmark != "own":
-        args.parser.error("--match goes with own; a benchmark has its official way to read an answer")
+        args.parser.error("--match requires own; benchmarks have official matching rules")
     if args.benchmark == "own":
         given["match"] = args.match or "exact"
-    # VQAv2's test splits: their questions, and the answers its server alone has
+    # VQAv2's test splits: only the server has the answers
     by_server = args.benchmark == "vqav2" and args.submission and args.ground_truth is None
     needs_truth, needs_questions = truth is not None and not by_server, needs_questions or by_server
     for name, needed in (("ground_truth", needs_truth), ("questions", needs_questions)):
@@ -78,7 +78,7 @@ def _score(args: argparse.Namespace) -> None:
     metadata = next(iter(answers.values())).get("metadata")
     k = metadata.get("k") if isinstance(metadata, dict) else None
     if None not in (k, args.k) and k != args.k:
-        raise ValueError(f"The answers say that they are from k = {k} tokens, and --k says {args.k}: leave out --k.")
+        raise ValueError(f"The answers were made with k = {k}, but --k is {args.k}: leave out --k.")
     found = function(answers, **given)
     result = {
         "benchmark": args.benchmark,
@@ -92,7 +92,7 @@ def _score(args: argparse.Namespace) -> None:
     }
     if args.submission:
         if found.submission is None:
-            raise ValueError(f"{args.benchmark} has no submission of its own.")
+            raise ValueError(f"{args.benchmark} has no submission format.")
         if found.note:
             print(f"fwd2bot: {args.benchmark}: {found.note}", file=sys.stderr)
         if found.submission_lines:
@@ -104,7 +104,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result))
     elif not found.figures:
-        print(f"{args.benchmark}: no figure can be had offline" + "; see --submission" * (args.submission is None))
+        print(f"{args.benchmark}: no score can be computed offline" + "; see --submission" * (args.submission is None))
     else:
         print("\n".join(_figures(found, args.benchmark)))
 

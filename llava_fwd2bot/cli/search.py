@@ -1,4 +1,4 @@
-"""`fwd2bot search`, and what `ask` does with --cache."""
+"""`fwd2bot search`, and the search behind `fwd2bot ask --cache`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> Parser:
-    about = "Find images of a cache by words or by an image."
+    about = "Search the images of a cache by text or by an image."
     search = Parser(prog="fwd2bot search", description=about, parents=[model_options(k=False, required=False)])
-    search.add_argument("text", nargs="?", help="what to look for; without it, queries are read from the terminal")
-    search.add_argument("--cache", required=True, metavar="PATH", help="the cache, of `fwd2bot compress --cache`")
-    search.add_argument("--image", metavar="FILE", help="look for images like this one")
-    search.add_argument("--id", metavar="ID", help="look for images like this one of the cache")
-    search.add_argument("--queries", metavar="FILE", help="look for each line of a text file, or of - for stdin")
+    search.add_argument("text", nargs="?", help="the query; without one, queries are read from the terminal")
+    search.add_argument("--cache", required=True, metavar="PATH", help="a cache of `fwd2bot compress --cache`")
+    search.add_argument("--image", metavar="FILE", help="find images similar to this one")
+    search.add_argument("--id", metavar="ID", help="find images similar to this one of the cache")
+    search.add_argument("--queries", metavar="FILE", help="one query per line of a text file, or - for stdin")
     search_options(search, count, top=10)
-    search.add_argument("--paths", action="store_true", help="print the paths alone, one a line")
-    search.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each by a NUL, for xargs -0")
-    search.add_argument("--html", metavar="FILE", help="write a contact sheet, with small pictures")
-    search.add_argument("--open", action="store_true", help="show the contact sheet in the browser")
+    search.add_argument("--paths", action="store_true", help="print only the paths, one per line")
+    search.add_argument("-0", dest="nul", action="store_true", help="with --paths: end each with NUL, for xargs -0")
+    search.add_argument("--html", metavar="FILE", help="write a page of thumbnails")
+    search.add_argument("--open", action="store_true", help="open the page of thumbnails in the browser")
     search.set_defaults(parser=search)
     return search
 
@@ -41,7 +41,6 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
     parser.add_argument(
         "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
     )
-    parser.add_argument("--rerank", choices=("maxsim",), help="order the best by all summary tokens")
     parser.add_argument("--exact", action="store_true", help="compare with every image, without the index")
 
 
@@ -57,7 +56,7 @@ def run_search(args: argparse.Namespace) -> None:
     if len(given) > 1 or not (given or interactive):
         args.parser.error('give one of "words", --image FILE, --id ID and --queries FILE')
     if args.queries and (args.html or args.open):
-        args.parser.error("--html and --open go with one query")
+        args.parser.error("--html and --open require a single query")
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
@@ -110,7 +109,7 @@ def _queries(args: argparse.Namespace, interactive: bool) -> Iterator[str | None
 def _one(
     args: argparse.Namespace, cache: Any, loaded: Any, text: str | None, columns: list[str]
 ) -> tuple[list[dict[str, Any]], Path | None]:
-    """The hits of one query, and the contact sheet that was asked for."""
+    """The hits of one query, and the contact sheet if requested."""
     from ..cache import search as finder
 
     k = cache.settings.k
@@ -120,8 +119,8 @@ def _one(
         query = finder.summary_of_image(*loaded, args.image, k, cache.settings.reading)
     else:
         query = finder.summary_of_text(*loaded, text, k)
-    # copies of a file are one hit, so some more are asked for
-    hits = finder.search(cache, query, args.top + 20, args.filter, args.exact or None, args.rerank == "maxsim", columns)
+    # copies of a file become one hit, so a few more are fetched
+    hits = finder.search(cache, query, args.top + 20, args.filter, args.exact or None, columns)
     hits = finder.distinct(hits)[: args.top]
     if not (args.html or args.open):
         return hits, None
@@ -147,17 +146,17 @@ def _show(args: argparse.Namespace, text: str | None, hits: list[dict[str, Any]]
 
 
 def model_of(path: str) -> str:
-    """The checkpoint that filled the cache; ValueError where it is not known."""
+    """The checkpoint that filled the cache; raises ValueError if it is unknown."""
     from ..cache.reader import SummaryCache
 
     model = SummaryCache.open(path).settings.model
     if not model:
-        raise ValueError(f"{path} does not say which model filled it: give --model.")
+        raise ValueError(f"{path} does not record the model that filled it: give --model.")
     return model
 
 
 def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:
-    """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
+    """For `fwd2bot ask --cache`: ids, their summaries [M, k, D], and the model if it had to be loaded."""
     from ..cache.naming import fingerprint_of
     from ..cache.reader import SummaryCache
 
@@ -177,7 +176,7 @@ def hits_for_answer(
 
     query = finder.summary_of_text(model, processor, words, cache.settings.k)
     columns = ["sha256", "source", "width", "height"]
-    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim", columns)
+    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, columns)
     if not hits:
-        raise ValueError(f"{args.cache}: nothing was found for {words!r}; is the cache empty, or --filter too strict?")
+        raise ValueError(f"{args.cache}: nothing was found for {words!r}. Is the cache empty, or --filter too strict?")
     return hits

@@ -1,7 +1,7 @@
-"""`fwd2bot train`: its arguments are LLaVA's and transformers' own, and are read by their parser.
+"""`fwd2bot train`, with LLaVA's and transformers' own arguments, parsed by transformers' parser.
 
-That parser takes seconds to import. A short help and a misspelt argument need only the names, which are read from the
-sources of the argument classes.
+That parser takes seconds to import. The short help and the check for misspelt arguments need only their names, which
+are read from the source files of the argument classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from .console import quiet_bars
 from .parser import did_you_mean
 
-# LLaVA's and transformers' arguments that most runs name
+# LLaVA's and transformers' arguments that most runs set
 COMMON = {
     "model_name_or_path": "the base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to train further",
     "data_path": "LLaVA's conversations: a .json list or .jsonl",
@@ -24,13 +24,13 @@ COMMON = {
     "on_bad_image": "missing or damaged images: raise (default) or skip",
     "bf16": "True: train in bfloat16",
     "bits": "16 (default), or 8 or 4: the base is quantised and LoRA trains on it",
-    "gradient_checkpointing": "True: less memory, a quarter more time",
-    "per_device_train_batch_size": "rows of a batch; the contrastive loss compares within it",
-    "gradient_accumulation_steps": "batches of a step; adds no negatives to the contrastive loss",
+    "gradient_checkpointing": "True: less memory, about a quarter more time",
+    "per_device_train_batch_size": "rows per batch; the contrastive loss compares rows within it",
+    "gradient_accumulation_steps": "batches per step; adds no negatives to the contrastive loss",
     "num_train_epochs": "passes over the data; default: 3",
-    "learning_rate": "of the adapters; default: 5e-5",
-    "summary_lr": "of summary tokens, temperature and bridge; default: --learning_rate",
-    "mm_projector_lr": "trains a copy of the projector at this rate",
+    "learning_rate": "learning rate of the adapters; default: 5e-5",
+    "summary_lr": "learning rate of summary tokens, temperature and bridge; default: --learning_rate",
+    "mm_projector_lr": "train a copy of the projector with this learning rate",
     "lora_r": "LoRA rank of each adapter",
     "lora_alpha": "LoRA alpha",
     "logging_steps": "steps between two lines of losses; default: 10",
@@ -40,14 +40,14 @@ COMMON = {
 }
 METHOD = {
     "fwd2bot": "k, the number of summary tokens",
-    "fwd2bot_caption_data": "captions, from which search is learned: .json or .jsonl of image, caption",
-    "fwd2bot_nested_k": "prefix lengths, e.g. 1,2,4,8,16: one stored summary then serves every budget",
+    "fwd2bot_caption_data": "captions for the contrastive loss: .json or .jsonl of image, caption",
+    "fwd2bot_nested_k": "prefix lengths to train, e.g. 1,2,4,8,16: one summary then serves every k",
     "fwd2bot_residual": "none (default), or average: each summary token starts as an average of dense tokens",
     "fwd2bot_pooling": "how a summary becomes one vector for search: mean (default), last, first",
     "fwd2bot_adapters": "stage (default): one per pass; shared: one for both; none: the language model trains",
     "fwd2bot_contrastive_weight": "weight of the contrastive loss; default: 1",
     "fwd2bot_answer_weight": "weight of the answer loss; default: 1",
-    "fwd2bot_distill_weight": "weight of learning the base's answers; default: 0",
+    "fwd2bot_distill_weight": "weight of distillation from the base; default: 0",
     "fwd2bot_contrastive_chunk": "images per chunk of the compress pass: more negatives in the same memory",
 }
 
@@ -80,7 +80,7 @@ def _rows(named: dict[str, str]) -> Iterator[str]:
 
 
 def _refuse_unknown(argv: Sequence[str]) -> None:
-    """ValueError for arguments that no argument class has; nothing where the sources cannot be read."""
+    """Raises ValueError for unknown arguments; does nothing if the source files cannot be read."""
     known = known_arguments()
     given = [word.split("=")[0] for word in argv if word.startswith("--")]
     unknown = [name for name in given if name[2:].replace("-", "_") not in known]
@@ -91,11 +91,11 @@ def _refuse_unknown(argv: Sequence[str]) -> None:
 
 
 def known_arguments() -> set[str]:
-    """Names of all arguments; empty where transformers' source is not there."""
+    """Names of all arguments; empty if transformers' source files are missing."""
     from ..config import Fwd2BotConfig
 
     found = {"fwd2bot", "fwd2bot_caption_data", "load_4bit", "load_8bit", "local_rank", "help"}
-    found |= {"evaluation_strategy", "warmup_ratio"}  # names of LLaVA's time
+    found |= {"evaluation_strategy", "warmup_ratio"}  # older names, used by LLaVA's scripts
     found |= {f"fwd2bot_{field.name}" for field in dataclasses.fields(Fwd2BotConfig)}
     package = Path(__file__).parents[1] / "training"
     spec = find_spec("transformers")

@@ -1,7 +1,7 @@
 """`fwd2bot eval answer`: answers to a file of questions, in LLaVA's format, from summaries or from the base.
 
 It is `llava.eval.model_vqa_loader` for models of transformers' layout: its question files in, its answers files out. A
-run that was stopped goes on where it was, with the same answers: decoding is greedy, in the same batches.
+run that was stopped resumes with the same answers: decoding is greedy, in the same batches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..files.text import json_line
 from ..processing.conversation import ConversationFormatter
 from ..processing.generate import from_base, from_summaries
 from ..processing.images import open_image, prepared_size
-from .encode import Encoder, whole_lines
+from .encode import Encoder, resumable_lines
 
-DENSE = 0  # the k that stands for the base and all its dense tokens
+DENSE = 0  # this k means the base with all its dense tokens
 
 
 class Answerer:
@@ -32,11 +32,11 @@ class Answerer:
     def __call__(
         self, paths: Sequence[Path], questions: Sequence[str], k: int, done: Collection[int] = ()
     ) -> Iterator[tuple[int, str]]:
-        """(place, answer) of each question about the image beside it, questions of like length together.
+        """Yields (index, answer) for each question about its image; questions of similar length share a batch.
 
         Args:
-            done: places that are left out. Batches are those of a run without any, as in low precision an answer can
-                depend on its company; one that is done in part is answered again, and gives what was missing.
+            done: indices to leave out. The batches are those of a run without `done`, because in low precision an
+                answer can depend on its batch; a batch that is partly done is answered again.
         """
         order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
         unique = list(dict.fromkeys(paths))
@@ -64,8 +64,8 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
     """LLaVA's question file: lines of question_id, image and text.
 
     Raises:
-        ValueError: a field is missing or of a wrong kind, or a question is there twice. One id may have several
-            questions, as in LLaVA's files of TextVQA and MME, where it is the image's.
+        ValueError: a field is missing or of the wrong type, or a question occurs twice. One id may have several
+            questions, as in LLaVA's files of TextVQA and MME, where it identifies the image.
     """
     asked = read_records(file, lines=True)[:limit]
     seen = set()
@@ -81,7 +81,7 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
                 f"{file}, question {number}: question_id must be a text or a number, not {line['question_id']!r}."
             )
         if (key := (line["question_id"], line["text"])) in seen:
-            raise ValueError(f"{file} holds question_id {key[0]!r} twice, with the same text. Remove one of the two.")
+            raise ValueError(f"{file} has question_id {key[0]!r} twice with the same text. Remove one of them.")
         seen.add(key)
     return asked
 
@@ -95,17 +95,17 @@ def answer_questions(
     model: str,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Answers those of `asked` that the file `answers` has no answer to yet; each is written as it is given.
+    """Answers the questions that the file `answers` lacks; each answer is written at once.
 
     Args:
-        limit: only the first so many; `answers` may be of more.
+        asked: as of `read_questions`. limit: answer only the first questions; `answers` may hold more.
 
     Returns:
-        {"answers": path, "questions": how many, "answered_before": how many were there}.
+        {"answers": path, "questions": their number, "answered_before": how many the file already held}.
 
     Raises:
-        FileNotFoundError: an image is not there. ValueError: `answers` is of another model, preparation or k, or an
-            image has been replaced since it was asked about.
+        FileNotFoundError: an image is missing. ValueError: `answers` was made by another model, preparation or k, or an
+            image has changed since its question was answered.
     """
     whole, asked = asked, asked[:limit]
     absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
@@ -133,43 +133,43 @@ def answer_questions(
     return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
 
 
-# what an answers file records of its run → how a message calls it
+# key of an answer's metadata → its name in messages
 _SETTINGS = {"k": "k", "max_new_tokens": "max_new_tokens", "dtype": "dtype", "fingerprint": "checkpoint"}
 
 
 def _difference(line: dict[str, Any], about: dict[str, Any]) -> str:
-    """How the answer on `line` was made otherwise than this run's `about`, as the rest of a sentence."""
+    """How the run that wrote `line` differs from the run described by `about`, as the rest of a sentence."""
     there = line.get("metadata")
     if "question_id" not in line or not isinstance(there, dict):
         return "was not written by `fwd2bot eval answer`"
     pairs = [("model", line.get("model_id"), about["model_id"])]
     pairs += [(name, there.get(key), about["metadata"].get(key)) for key, name in _SETTINGS.items()]
-    told = [f"{name} = {before}, not {now}" for name, before, now in pairs if before != now]
+    differences = [f"{name} = {before}, not {now}" for name, before, now in pairs if before != now]
     other = "another image processor, tokenizer or model configuration"
-    return f"was made with {'; '.join(told) or other}"
+    return f"was made with {'; '.join(differences) or other}"
 
 
 def _done(
     answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]], contents: Sequence[str] = ()
 ) -> set[int]:
-    """The places of `asked` that `answers` holds.
+    """The indices of the questions that `answers` holds.
 
     Args:
-        contents: the digests of the images of the first questions.
+        contents: SHA-256 digests of the images of the first questions.
 
     Raises:
-        ValueError: `answers` is of another model, k or precision, or an id in it is of another question or image, or of
-            another content of the image.
+        ValueError: `answers` was made with another model, k or precision, or an id in it belongs to another question or
+            image, or the image has changed.
     """
 
-    def ours(line: dict[str, Any]) -> None:
+    def check(line: dict[str, Any]) -> None:
         if "question_id" not in line or any(line.get(name) != value for name, value in about.items()):
             raise ValueError(f"{answers} {_difference(line, about)}. Choose another file with --answers.")
 
     done, places = set(), {}
     for i, line in enumerate(asked):
         places.setdefault(line["question_id"], {})[line["text"]] = i
-    for line in whole_lines(answers, '{"question_id": ', ours):
+    for line in resumable_lines(answers, '{"question_id": ', check):
         own = places.get(line["question_id"])
         if own is None:  # of a longer file of questions
             continue
@@ -178,13 +178,13 @@ def _done(
         for name, now in (("image", wanted["image"]), ("prompt", wanted["text"])):
             if line.get(name) != now:
                 raise ValueError(
-                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line.get(name)!r}, and now "
-                    f"{now!r} is asked: name another file by --answers, or another --work."
+                    f"{answers}: the answer to {line['question_id']!r} is about the {name} {line.get(name)!r}, not "
+                    f"about {now!r}. Choose another file with --answers, or another --work."
                 )
         if i < len(contents) and line.get("image_sha256") != contents[i]:
             raise ValueError(
-                f"{answers}: the answer to {line['question_id']!r} is about what {wanted['image']} was before it was "
-                "replaced: name another file by --answers, or remove that line."
+                f"{answers}: {wanted['image']} has changed since question {line['question_id']!r} was answered. Choose "
+                "another file with --answers, or remove that line."
             )
         done.add(i)
     return done

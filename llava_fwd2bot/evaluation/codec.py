@@ -1,7 +1,7 @@
-"""What is lost where summaries are kept in fewer bytes: retrieval and answers from decoded summaries, codec by codec.
+"""`fwd2bot eval codec`: retrieval and answers from summaries that went through each codec of a cache.
 
-Images are compressed once; captions are queries, which nobody stores, and go through no codec. float16 is what the
-others are compared with, item by item: by so much less is noise than accuracy by accuracy.
+Images are compressed once. Captions are queries, which are not stored, and go through no codec. The other codecs are
+compared with float16 item by item, which is less noisy than a comparison of accuracies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNK = 64  # images decoded at once
 
 
 class Decoded:
-    """Stands for an encoder: its summaries went through a codec."""
+    """An encoder whose summaries were encoded and decoded by a codec."""
 
     def __init__(self, encoder: Encoder, paths: Sequence[Path], states: Tensor, codec: Codec) -> None:
         self.model, self.processor, self.fingerprint = encoder.model, encoder.processor, encoder.fingerprint
@@ -54,23 +54,23 @@ def codecs(
     images: Path | None = None,
     limit: int | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """The figures of each codec for each k.
+    """Errors, retrieval and accuracy for each codec and k.
 
     Args:
-        data: images and captions, for retrieval and the error; None: answers alone.
-        questions: lines of question_id, image, text and answer, for answers; None: retrieval alone.
-        images: the folder of the images that are asked about.
-        limit: the first questions alone.
+        data: images and captions, for retrieval and the error; None: answers only.
+        questions: lines of question_id, image, text and answer; None: retrieval only.
+        images: the folder of the questions' images; default: that of `questions`.
+        limit: use only the first questions.
 
     Returns:
-        (rows, and for each codec and k: images before the right one of each caption; whether each answer is right,
-        and whether it is float16's).
+        (rows, {name: value of each item}): for each codec and k the rank of each caption's image (from 0), whether each
+        answer is correct, and whether it equals float16's.
 
     Raises:
         ValueError, FileNotFoundError: as of `checked`; k is 0.
     """
     if DENSE in ks:
-        raise ValueError("Codecs are of summaries: k must be 1 at least.")
+        raise ValueError("Codecs encode summaries, so k must be at least 1.")
     chosen, asked = checked(data, names, questions, images, limit)
     size = answerer.encoder.like.shape[1]
     rows: dict[tuple[str, int], dict[str, Any]] = {
@@ -94,12 +94,12 @@ def checked(
     """The codecs, float16 first, and the questions with their answers, `image` being a path: before a model is loaded.
 
     Raises:
-        ValueError: neither captions nor questions are given, no such codec, or a question without an answer.
-        FileNotFoundError: no such file of questions, or no such image.
+        ValueError: neither captions nor questions are given, a codec is unknown, or a question has no answer.
+        FileNotFoundError: the question file or an image is missing.
     """
     if data is None and questions is None:
         raise ValueError(
-            "Codecs are compared by captions, by questions or by both: give --dataset, --questions or both."
+            "Codecs are compared on captions, on questions or on both: give --dataset, --questions or both."
         )
     chosen = [get_codec(name) for name in dict.fromkeys([REFERENCE, *names])]
     return chosen, _read_asked(questions, images, limit) if questions is not None else []
@@ -107,14 +107,14 @@ def checked(
 
 def _read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
     asked = read_questions(questions, limit)
-    mute = [
+    unanswered = [
         line["question_id"]  # which may have several questions
         for line in asked
         if not isinstance(line.get("answer"), str) or not line["answer"].strip()
     ]
-    if mute or not asked:
-        reason = f"question {mute[0]!r} has no answer" if mute else "there is no question"
-        raise ValueError(f"{questions}: {reason}. Lines are of question_id, image, text and answer.")
+    if unanswered or not asked:
+        reason = f"question {unanswered[0]!r} has no answer" if unanswered else "there is no question"
+        raise ValueError(f"{questions}: {reason}. Each line needs question_id, image, text and answer.")
     folder = questions.parent if images is None else images
     asked = [{**line, "image": folder / line["image"]} for line in asked]
     absent = [line["image"] for line in asked if not line["image"].is_file()]
@@ -128,8 +128,8 @@ def _retrieve(
     encoder: Encoder, data: Captioned, ks: Sequence[int], chosen: list[Codec], rows: dict, per_item: dict
 ) -> None:
     states = encoder.images(data.paths)  # [N, K, D]
-    texts = encoder.texts([text for said in data.captions for text in said])
-    owner = torch.tensor([i for i, said in enumerate(data.captions) for _ in said])
+    texts = encoder.texts([text for captions in data.captions for text in captions])
+    owner = torch.tensor([i for i, captions in enumerate(data.captions) for _ in captions])
     pooling = encoder.model.fwd2bot_config.pooling
     for codec in chosen:
         decoded = through(codec, states)
@@ -144,7 +144,7 @@ def _retrieve(
 
 
 def relative_error(states: Tensor, decoded: Tensor) -> float:
-    """The length of the error over that of the token, by mean over tokens that are not 0."""
+    """Norm of the error over norm of the token, averaged over tokens that are not 0."""
     parts = zip(states.split(CHUNK), decoded.split(CHUNK), strict=True)
     return torch.cat([(a.float() - b).norm(dim=-1) / a.float().norm(dim=-1) for a, b in parts]).nanmean().item()
 
@@ -161,16 +161,16 @@ def _answer(
         decoded = Decoded(answerer.encoder, unique, states, codec)
         one = Answerer(decoded, answerer.max_new_tokens, answerer.batch_size)
         for k in ks:
-            said = [""] * len(asked)
+            answers = [""] * len(asked)
             for i, text in one(paths, [line["text"] for line in asked], k):
-                said[i] = text
+                answers[i] = text
                 bar.update()
-            empty = [str(line["question_id"]) for line, text in zip(asked, said, strict=True) if not text.strip()]
+            empty = [str(line["question_id"]) for line, text in zip(asked, answers, strict=True) if not text.strip()]
             if empty:
-                told = f"{len(empty)} of {len(asked)} answers are empty, and wrong; the first: {', '.join(empty[:3])}"
-                bar.write(f"fwd2bot: {codec.name} k={k}: {told}", file=sys.stderr)
-            hits, reference = exact(said, truth), first.setdefault(k, said)
-            same = [float(a == b) for a, b in zip(said, reference, strict=True)]
+                problem = f"{len(empty)} of {len(asked)} answers are empty and count as wrong; the first: "
+                bar.write(f"fwd2bot: {codec.name} k={k}: {problem}{', '.join(empty[:3])}", file=sys.stderr)
+            hits, reference = exact(answers, truth), first.setdefault(k, answers)
+            same = [float(a == b) for a, b in zip(answers, reference, strict=True)]
             per_item[f"accuracy {codec.name} k={k}"], per_item[f"same {codec.name} k={k}"] = hits, same
             rows[codec.name, k] |= {"accuracy": sum(hits) / len(hits), "same_answers": sum(same) / len(same)}
     bar.close()

@@ -1,4 +1,4 @@
-"""`fwd2bot eval compositionality`: is the true caption preferred to one with a word changed or two words swapped?
+"""`fwd2bot eval compositionality`: is the true caption preferred to one with a changed or swapped word?
 
 SugarCrepe (arXiv 2306.14610), SugarCrepe++ (arXiv 2406.11171) and Winoground (arXiv 2204.03162). A caption is scored
 against an image in two ways: by the cosine of their embeddings, and by how likely the caption is as the answer to a
@@ -23,7 +23,7 @@ from ..bottleneck import embed
 from ..files.records import read_records
 from ..files.text import read_any_json
 from .datasets import field_of
-from .encode import Encoder, whole_lines
+from .encode import Encoder, resumable_lines
 from .likelihood import likelihood
 
 
@@ -38,7 +38,7 @@ class Item:
 
 @dataclass
 class Items:
-    """A benchmark's tests, and how many were left out because an image is not there."""
+    """A benchmark's tests, and how many were left out for a missing image."""
 
     kind: str  # sugarcrepe, sugarcrepe++, winoground
     items: list[Item] = field(default_factory=list)
@@ -46,11 +46,11 @@ class Items:
 
 
 def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
-    """SugarCrepe's or SugarCrepe++'s folder of JSON files, or Winoground's examples.jsonl; told apart by their fields.
+    """SugarCrepe's or SugarCrepe++'s folder of JSON files, or Winoground's examples.jsonl, recognised by their fields.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or no tests in it; a record has no known fields, or one that is
-            no text; an image is missing, and not `skip_missing`.
+        FileNotFoundError, ValueError: the file is missing or holds no tests; a record has unknown fields, or one
+            that is not a text; an image is missing and `skip_missing` is False.
     """
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
@@ -63,7 +63,7 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
         for place, record in content.items() if isinstance(content, dict) else enumerate(content, 1):
             kind, item = _item(record, file, images, f"{file}, test {place}")
             if found.kind not in ("", kind):
-                raise ValueError(f"{source} holds tests of {found.kind} and of {kind}: score each by itself.")
+                raise ValueError(f"{source} holds tests of {found.kind} and of {kind}: score each separately.")
             found.kind = kind
             absent = [path for path in item.images if not path.is_file()]
             if absent and not skip_missing:
@@ -74,7 +74,7 @@ def read_items(source: Path, images: Path, skip_missing: bool = False) -> Items:
             else:
                 found.items.append(item)
     if not found.items:
-        raise ValueError(f"Not one image of {source} is in {images}.")
+        raise ValueError(f"{images} holds none of the images of {source}.")
     return found
 
 
@@ -98,21 +98,21 @@ def _item(record: Any, file: Path, images: Path, where: str) -> tuple[str, Item]
             texts = [text("caption"), text("caption2"), text("negative_caption")]
             return "sugarcrepe++", Item([path], texts, file.stem)
         return "sugarcrepe", Item([path], [text("caption"), text("negative_caption")], file.stem)
-    raise ValueError(f"{where} is of no known benchmark, with the fields {', '.join(sorted(record)) or 'none'}.")
+    raise ValueError(f"{where} belongs to no known benchmark; its fields are {', '.join(sorted(record)) or 'none'}.")
 
 
 def about(tests: Items) -> dict[str, Any]:
-    """`of`: by which two results are known to be of the same images and texts, wherever these lie."""
-    told = json.dumps([[[path.name for path in item.images], item.texts, item.kind] for item in tests.items])
+    """Description of the items; `of` is a digest of images and texts, equal for results on the same items."""
+    identity = json.dumps([[[path.name for path in item.images], item.texts, item.kind] for item in tests.items])
     found = {"benchmark": tests.kind, "tests": len(tests.items), "missing": tests.missing}
-    return {**found, "of": hashlib.sha256(told.encode()).hexdigest()[:16]}
+    return {**found, "of": hashlib.sha256(identity.encode()).hexdigest()[:16]}
 
 
 def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, bool]:
-    """Whether one test is passed, by each of the benchmark's measures.
+    """Whether one test is passed, for each of the benchmark's measures.
 
     Args:
-        scores: image against text, [images, texts]. texts: text against text, for SugarCrepe++'s text-only measure.
+        scores: of images with texts, [images, texts]. texts: of texts with texts, for SugarCrepe++'s text-only measure.
     """
     if kind == "sugarcrepe":
         return {"accuracy": bool(scores[0, 0] > scores[0, 1])}
@@ -129,7 +129,7 @@ def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, b
 def compositionality(
     encoder: Encoder, tests: Items, ks: Sequence[int], generative: bool = True
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """The figures for each number of summary tokens and way of scoring; and what each test adds to the first one."""
+    """The scores for each k and way of scoring, and the first score of each test."""
     paths = list(dict.fromkeys(path for item in tests.items for path in item.images))
     texts = list(dict.fromkeys(text for item in tests.items for text in item.texts))
     images, words = encoder.images(paths), encoder.texts(texts)
@@ -153,24 +153,23 @@ def compositionality(
 
 
 def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
-    """[images, texts] of each test; kept line by line, so that a run that is stopped goes on."""
-    # by the summaries, not the paths: they are all that a likelihood sees of an image, and an image that is replaced
-    # under its name has others
+    """[images, texts] of each test; kept line by line, so that a stopped run resumes."""
+    # by summary, not by path: an image that was replaced under the same name has another summary
     seen = [hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest() for state in states]
     names = ["\0".join([digest, *item.texts]) for digest, item in zip(seen, items, strict=True)]
     file = encoder.file(f"likelihood-k{k}", names, "jsonl")
-    found = [torch.tensor(line["scores"]) for line in whole_lines(file)] if file is not None else []
+    found = [torch.tensor(line["scores"]) for line in resumable_lines(file)] if file is not None else []
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(items), initial=len(found), desc=f"likelihood k={k}", unit="test"))
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            kept = stack.enter_context(file.open("a", encoding="utf-8"))
+            file_out = stack.enter_context(file.open("a", encoding="utf-8"))
         for item, state in list(zip(items, states, strict=True))[len(found) :]:
             scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
             found.append(scores)
             if file is not None:
-                kept.write(json.dumps({"scores": scores.tolist()}) + "\n")
-                kept.flush()
+                file_out.write(json.dumps({"scores": scores.tolist()}) + "\n")
+                file_out.flush()
             bar.update()
     return found
 

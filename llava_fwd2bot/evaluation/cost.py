@@ -1,7 +1,7 @@
-"""`fwd2bot eval cost`: what compressing, answering and keeping cost, against the base, on the user's own checkpoint.
+"""`fwd2bot eval cost`: the cost of compressing, answering and storing, compared with the base.
 
 Parameters, operations (torch's counter), time and peak memory, over k, images at once and questions per image; the
-number of questions from which compressing pays; bytes per image. Ratios are of sides measured in turn.
+number of questions from which compressing is cheaper; bytes per image. Ratios compare runs measured in turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUESTION = "What is in the picture, and where?"
 
 
 class Sides:
-    """What is measured: the base from an image, compressing, and answers from a summary."""
+    """The runs that are measured: the base from an image, compressing, and answers from a summary."""
 
     def __init__(self, model: nn.Module, processor: Any, image: Image.Image, new_tokens: int) -> None:
         self.model, self.processor, self.new_tokens = model, processor, new_tokens
@@ -74,21 +74,21 @@ class Sides:
 
 
 def flops(run: Callable[[], None]) -> int:
-    """Operations of matrix products and attention, a multiplication and an addition counted as two."""
+    """Floating-point operations of matrix products and attention; a multiply-add counts as two."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def break_even(compress: float, answer: float, base: float) -> int | None:
-    """From how many questions on compressing once is cheaper than the base each time; None: never."""
+    """The number of questions from which compressing once is cheaper than the base each time; None: never."""
     if answer >= base:
         return None
     return max(1, math.floor(compress / (base - answer)) + 1)
 
 
 def bytes_per_image(model: nn.Module, image: Image.Image, dense: int, ks: Sequence[int]) -> dict[str, Any]:
-    """What is kept of an image, in float16: summaries, dense tokens, keys and values of both, and the JPEG itself."""
+    """Bytes of an image in float16: as summary, as dense tokens, as keys and values of both, and as a JPEG."""
     config = model._language_model().config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -110,14 +110,14 @@ def cost(
     questions: Sequence[int] = (1, 2, 4, 8),
     new_tokens: int = 16,
 ) -> dict[str, Any]:
-    """All figures of a loaded model; see the module. Without `image`, one of noise of 640 × 480.
+    """Measures a loaded model; see the module. The default `image` is noise of 640 × 480 pixels.
 
     Raises:
-        ValueError: no round, or no new token.
+        ValueError: `rounds` or `new_tokens` is below 1.
     """
     for name, value in (("rounds", rounds), ("new_tokens", new_tokens)):
         if value < 1:
-            raise ValueError(f"{name} must be 1 at least, got {value}.")
+            raise ValueError(f"{name} must be at least 1, got {value}.")
     if image is None:
         noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
         image = Image.fromarray(noise)
@@ -161,7 +161,7 @@ def cost(
 
 
 def _memory(runs: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
-    """Bytes above what was there before, at the most, of each side."""
+    """Peak bytes of each run, less what was in use before it."""
     memory, found = PeakMemory(device), {}
     for name, run in runs.items():
         memory.reset()
@@ -210,7 +210,7 @@ def _title(name: str) -> str:
 
 def _never(found: dict[str, Any]) -> list[str]:
     """A sentence for each break-even that is not reached."""
-    told = []
+    sentences = []
     for row in found["rows"]:
         for name, what, of in (
             ("break_even", "time", lambda run: f"{found['milliseconds'][run]['median']:.1f} ms"),
@@ -218,8 +218,8 @@ def _never(found: dict[str, Any]) -> list[str]:
         ):
             if row[name] is None:
                 answer = of(f"answer, k={row['k']}")
-                told.append(
+                sentences.append(
                     f"Never, by {what}, at k = {row['k']}: one answer from the summary takes {answer}, one by the base "
                     f"from the image {of('base')}. No number of questions makes up for compressing."
                 )
-    return told
+    return sentences

@@ -17,7 +17,7 @@ KNOWN = (*KARPATHY, "nocaps")
 
 @dataclass
 class Captioned:
-    """Images of one data set and what people said of them, in the data set's order."""
+    """The images of a data set and their captions, in the data set's order."""
 
     name: str
     paths: list[Path]
@@ -33,25 +33,23 @@ class Captioned:
 def read_captioned(
     dataset: str, images: Path | None = None, annotations: Path | None = None, split: str = "test"
 ) -> Captioned:
-    """A data set by its name, or from a file of one's own.
+    """Reads a data set by its name, or from a file of your own.
 
     Args:
         dataset: flickr30k, flickr8k, coco (Karpathy's splits: dataset_*.json), nocaps (its annotation file), or a file:
             .jsonl of {"image", "captions": […]}, Karpathy's JSON, or COCO's captions JSON.
-        images: the folder of the images; default: the folder of the annotations, or `images` in it.
-        annotations: the file, where `dataset` is a name; default: its usual name in `images`.
+        images: the folder of the images; default: `images` in the folder of the annotations, or that folder itself.
+        annotations: the annotation file if `dataset` is a name; default: its usual name in `images`.
         split: Karpathy's train, restval, val or test; NoCaps' in-domain, near-domain, out-domain, or test for all.
 
     Raises:
-        FileNotFoundError, ValueError: the file or an image is missing, an image is there twice or has no caption, a
-            field is missing or of another kind, or no image is in `split`.
+        FileNotFoundError, ValueError: the file or an image is missing, an image occurs twice or has no caption, a field
+            is missing or of the wrong type, or `split` has no image.
     """
     if dataset in KNOWN:
         usual = NOCAPS if dataset == "nocaps" else KARPATHY[dataset]
         if annotations is None and images is None:
-            raise ValueError(
-                f"--dataset {dataset} needs --images, and --annotations where {usual} is not in that folder."
-            )
+            raise ValueError(f"--dataset {dataset} needs --images, and --annotations unless {usual} is in that folder.")
         file = annotations or images / usual
     else:
         file = Path(dataset)
@@ -66,11 +64,11 @@ def read_captioned(
     if missing:
         problem = f"{len(missing)} of {len(paths)} images of {file} are missing, the first"
         raise FileNotFoundError(2, problem, str(missing[0]))
-    return Captioned(dataset if dataset in KNOWN else file.stem, paths, [said for _, said in entries])
+    return Captioned(dataset if dataset in KNOWN else file.stem, paths, [captions for _, captions in entries])
 
 
 def field_of(record: Any, name: str, kind: type, where: str) -> Any:
-    """`record[name]`, which must be a `kind`, and a text not blank; a ValueError says `where` it is not."""
+    """`record[name]`, checked to be a `kind` (a text: not empty); the ValueError names `where` the record is."""
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be an object with the field {name!r}, not {str(record)[:80]}")
     if name not in record:
@@ -89,21 +87,21 @@ def _entries(file: Path, split: str) -> list[tuple[str, list[str]]]:
         try:
             data = read_any_json(file)
         except ValueError as error:
-            raise ValueError(f"{error} Or is it one object per line? Then name it .jsonl") from None
+            raise ValueError(f"{error} If it holds one object per line, rename it to .jsonl") from None
     if isinstance(data, list):
-        if split != "test":  # all of it under the name of a part would be another figure
-            raise ValueError(f"{file} is a list, which has no splits: leave out --split {split}.")
+        if split != "test":  # the whole list must not be reported as one of its splits
+            raise ValueError(f"{file} is a list and has no splits: leave out --split {split}.")
         return [_entry(record, file) for record in data]
     if isinstance(data, dict) and "annotations" in data:
         return _coco(data, file, split)
     if isinstance(data, dict) and "images" in data:
         return _karpathy(data, file, split)
-    raise ValueError(f"{file} is neither Karpathy's, COCO's nor a list of {{'image', 'captions'}}.")
+    raise ValueError(f"{file} is not in Karpathy's or COCO's format, nor a list of {{'image', 'captions'}}.")
 
 
 def _coco(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, list[str]]]:
     """COCO's and NoCaps'."""
-    said: dict[Any, list[str]] = {}
+    captions: dict[Any, list[str]] = {}
     images = field_of(data, "images", list, str(file))
     if split != "test":
         images = _of_split(images, "domain", file, split)
@@ -111,14 +109,14 @@ def _coco(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, list[
         where = f"{file}, image {number}"
         field_of(image, "file_name", str, where)
         name = _id(image, "id", where)
-        if name in said:
-            raise ValueError(f"{where}: the id {name!r} is that of another image, too.")
-        said[name] = []
+        if name in captions:
+            raise ValueError(f"{where}: another image has the id {name!r} too.")
+        captions[name] = []
     for number, entry in enumerate(field_of(data, "annotations", list, str(file)), 1):
         where = f"{file}, annotation {number}"
-        if (name := _id(entry, "image_id", where)) in said:  # a part of the images may stand beside all annotations
-            said[name].append(field_of(entry, "caption", str, where))
-    return [(image["file_name"], said[image["id"]]) for image in images]
+        if (name := _id(entry, "image_id", where)) in captions:  # a file may have all annotations but only some images
+            captions[name].append(field_of(entry, "caption", str, where))
+    return [(image["file_name"], captions[image["id"]]) for image in images]
 
 
 def _karpathy(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, list[str]]]:
@@ -130,8 +128,8 @@ def _karpathy(data: dict[str, Any], file: Path, split: str) -> list[tuple[str, l
         name = field_of(image, "filename", str, f"{file}, an image of {split}")
         where = f"{file}, image {name}"
         folder = field_of(image, "filepath", str, where) if image.get("filepath") else ""
-        said = [field_of(sentence, "raw", str, where) for sentence in field_of(image, "sentences", list, where)]
-        found.append((str(Path(folder) / name), said))
+        captions = [field_of(sentence, "raw", str, where) for sentence in field_of(image, "sentences", list, where)]
+        found.append((str(Path(folder) / name), captions))
     return found
 
 
@@ -154,19 +152,19 @@ def _entry(record: Any, file: Path) -> tuple[str, list[str]]:
     image = record.get("image") if isinstance(record, dict) else None
     if not isinstance(image, str):
         raise ValueError(f"{file}: a record has no 'image': {str(record)[:80]}")
-    said = record.get("captions", record.get("caption"))
-    said = [said] if isinstance(said, str) else said
-    if not isinstance(said, list) or not all(isinstance(text, str) and text.strip() for text in said):
-        raise ValueError(f"{file}: the captions of {image} must be texts that are not empty, not {said!r}")
-    return image, said
+    captions = record.get("captions", record.get("caption"))
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(captions, list) or not all(isinstance(text, str) and text.strip() for text in captions):
+        raise ValueError(f"{file}: the captions of {image} must be texts that are not empty, not {captions!r}")
+    return image, captions
 
 
 def _check(entries: list[tuple[str, list[str]]], file: Path) -> None:
     if not entries:
         raise ValueError(f"{file} has no image.")
-    twice = [name for name, times in Counter(name for name, _ in entries).items() if times > 1]
-    if twice:
-        raise ValueError(f"{file}: {len(twice)} images are there twice, the first: {twice[0]}")
-    silent = [name for name, said in entries if not said]
-    if silent:
-        raise ValueError(f"{file}: {len(silent)} images have no caption, the first: {silent[0]}")
+    repeated = [name for name, times in Counter(name for name, _ in entries).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{file}: {len(repeated)} images occur twice, the first: {repeated[0]}")
+    uncaptioned = [name for name, captions in entries if not captions]
+    if uncaptioned:
+        raise ValueError(f"{file}: {len(uncaptioned)} images have no caption, the first: {uncaptioned[0]}")

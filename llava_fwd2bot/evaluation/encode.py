@@ -1,4 +1,4 @@
-"""Summaries of many images and texts, kept as they are made: a run that is stopped goes on where it was."""
+"""Summaries of many images and texts, written to files as they are made, so that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from ..processing.images import join_pixels, prepare_pixels, prepared_size, proc
 CHUNK = 256  # items in one file
 
 
-def whole_lines(
-    file: Path, begins: str = "{", ours: Callable[[dict[str, Any]], None] | None = None
+def resumable_lines(
+    file: Path, begins: str = "{", check: Callable[[dict[str, Any]], None] | None = None
 ) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines that is gone on with; a last line that was cut off is taken away.
+    """The records of a file of JSON lines that is to be continued; an incomplete last line is removed from it.
 
     Args:
-        begins: how each of our lines begins. ours: raises ValueError at a record that was not written here.
+        begins: the first characters of every line that this package writes. check: raises ValueError for a record of
+            another run.
 
     Raises:
-        ValueError: it is not such a file, and is left as it is.
+        ValueError: the file was not written by this package; it is not changed.
     """
     there = file.read_bytes() if file.is_file() else b""
-    content = there.rstrip(b"\0")  # a power cut may leave a file its length without what was in it
+    content = there.rstrip(b"\0")  # after a power cut a file may end in NUL bytes
     end = content.rfind(b"\n") + 1
     tail, start = content[end:], begins.encode()
     records = parse_records(content[:end], file, lines=True) if end else []
@@ -48,9 +49,9 @@ def whole_lines(
         except ValueError:
             whole = False
     if not whole and tail[: len(start)] != start[: len(tail)]:
-        raise ValueError(f"{file} is a file of something else, and was left as it is: name another one.")
-    for record in records if ours is not None else ():
-        ours(record)
+        raise ValueError(f"{file} holds something else and was not changed: choose another file.")
+    for record in records if check is not None else ():
+        check(record)
     if tail or len(content) < len(there):
         with file.open("r+b") as kept:
             kept.truncate(len(content) if whole else end)
@@ -64,11 +65,11 @@ def _read(file: Path) -> Tensor:
     try:
         return load_file(file)["summary"]
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it, and it is made again.") from error
+        raise ValueError(f"{file} is damaged ({error}): remove it, and it will be made again.") from error
 
 
 def _settings(config: Any) -> Any:
-    """A model's configuration without what says where it came from and how it runs."""
+    """A model's configuration without its source, library versions and dtype."""
     if not isinstance(config, dict):
         return config
     other = ("transformers_version", "dtype", "torch_dtype")
@@ -77,11 +78,11 @@ def _settings(config: Any) -> Any:
 
 
 class Encoder:
-    """A Fwd2Bot model's summaries [N, k, D] in float16, in files below `work`, each known by what it was made of.
+    """Summaries [N, k, D] of a Fwd2Bot model in float16, cached below `work` in files named by their inputs' hash.
 
     Args:
-        fingerprint: of the checkpoint; what another one left in `work` is not taken, nor what was made with another
-            image processor, tokenizer or configuration.
+        fingerprint: of the checkpoint. Files of another checkpoint, image processor, tokenizer or configuration are not
+            used.
     """
 
     def __init__(
@@ -96,17 +97,17 @@ class Encoder:
         self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     def images(self, paths: Sequence[Path]) -> Tensor:
-        """[N, k, D]; the images of a batch are read while the one before is compressed."""
+        """[N, k, D]; the images of a batch are read while the previous batch is compressed."""
 
         def prepare(part: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
             read = [read_image(path, prepared=self._prepared, digest=True) for path in part]
             pixels = [prepare_pixels(self.processor, self.model, [image]) for image, _ in read]
             return join_pixels(pixels, self.like), [digest for _, digest in read]
 
-        return self._kept("images", paths, self.digests, prepare, lambda pixels: self.model.compress(**pixels))
+        return self._cached("images", paths, self.digests, prepare, lambda pixels: self.model.compress(**pixels))
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
-        """The SHA-256 of each file; one that is unchanged since it was asked for last is not read again."""
+        """The SHA-256 of each file; a file that has not changed since the last call is not read again."""
 
         def one(path: Path) -> str:
             about = path.stat()
@@ -119,29 +120,29 @@ class Encoder:
             return list(pool.map(one, paths))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """[N, k, D]; texts of like length go together."""
+        """[N, k, D]; texts of similar length share a batch."""
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
         tokenizer = self.processor.tokenizer
 
         def prepare(part: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
             options = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
-            rows = tokenizer(list(part), **options)  # on either side: the pass goes by the mask
+            rows = tokenizer(list(part), **options)  # on either side: the compress pass follows the mask
             return {name: rows[name].to(self.like.device) for name in ("input_ids", "attention_mask")}, list(part)
 
         sorted_texts = [texts[i] for i in order]
-        found = self._kept("texts", sorted_texts, list, prepare, lambda ids: self.model.compress_text(**ids))
+        found = self._cached("texts", sorted_texts, list, prepare, lambda ids: self.model.compress_text(**ids))
         return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
     @torch.inference_mode()
-    def _kept(self, kind: str, items: Sequence[Any], names_of: Callable, prepare: Callable, run: Callable) -> Tensor:
-        """What `run` makes of the items, or has made of them before.
+    def _cached(self, kind: str, items: Sequence[Any], names_of: Callable, prepare: Callable, run: Callable) -> Tensor:
+        """`run`'s output for the items, from files where they exist.
 
         Args:
-            names_of: the items' contents, by which what is kept is known. prepare: a batch, and its contents as they
-                were read: a file that is replaced meanwhile is kept as what it was.
+            names_of: the items' content hashes, which name the files. prepare: gives a batch and the hashes of what was
+                read, so that a file replaced during the run is stored under its old content.
         """
         parts = []
-        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar, ThreadPoolExecutor(1) as ahead:
+        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar, ThreadPoolExecutor(1) as prefetch:
             for at in range(0, len(items), CHUNK):
                 chunk = items[at : at + CHUNK]
                 file = self.file(kind, names_of(chunk)) if self.work is not None else None
@@ -149,11 +150,11 @@ class Encoder:
                     parts.append(_read(file))
                 else:
                     batches = [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
-                    found, names, waiting = [], [], ahead.submit(prepare, batches[0])
+                    found, names, waiting = [], [], prefetch.submit(prepare, batches[0])
                     for following in [*batches[1:], None]:
                         ready, read = waiting.result()
                         names += read
-                        waiting = ahead.submit(prepare, following) if following is not None else None
+                        waiting = prefetch.submit(prepare, following) if following is not None else None
                         found.append(run(ready).to("cpu", torch.float16))
                     parts.append(torch.cat(found))
                     if (file := self.file(kind, names)) is not None:
@@ -163,8 +164,8 @@ class Encoder:
         return torch.cat(parts)
 
     def file(self, kind: str, names: Sequence[str], ending: str = "safetensors") -> Path | None:
-        """Named by what is in it, so that other items, another model or another order are another file."""
+        """The file for these items in this order, by this model."""
         if self.work is None:
             return None
-        told = "\n".join([self.fingerprint, self.made_by, kind, str(self.like.dtype), *names])
-        return self.work / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.{ending}"
+        identity = "\n".join([self.fingerprint, self.made_by, kind, str(self.like.dtype), *names])
+        return self.work / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{ending}"

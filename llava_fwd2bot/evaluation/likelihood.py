@@ -1,4 +1,4 @@
-"""How likely an answer is, given an image's summary and a question: generative scoring."""
+"""Log-probability of an answer, given an image's summary and a question: generative scoring."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def likelihood(
 def answer_scores(
     model: nn.Module, processor: Any, summary: Tensor | None, questions: Sequence[str], answers: Sequence[str]
 ) -> list[tuple[float, int, bool]]:
-    """(log-probability, number of tokens, whether greedy decoding would say just that) of each answer.
+    """(log-probability, number of tokens, whether greedy decoding gives exactly this answer) of each answer.
 
     Args:
-        summary: [M, k, D], of the `<image>`s of all questions in order. The head runs at the answers' tokens alone.
+        summary: [M, k, D], for the `<image>`s of all questions in order. The head runs on the answers' tokens only.
     """
     formatter, device = ConversationFormatter(processor), model.get_input_embeddings().weight.device
-    rows, wanted = [], []
+    rows, all_labels = [], []
     for question, answer in zip(questions, answers, strict=True):
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         ids, labels = with_labels(processor.tokenizer, *formatter(turns))
         rows.append(ids)
-        wanted.append(labels)
+        all_labels.append(labels)
     ids = pad_sequence(rows, batch_first=True).to(device)  # [B, T]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-    labels = pad_sequence(wanted, batch_first=True, padding_value=IGNORE_INDEX).to(device)
+    labels = pad_sequence(all_labels, batch_first=True, padding_value=IGNORE_INDEX).to(device)
     state = None if summary is None else summary.to(device)
     plan = model._collapse(ids, mask, state, None)
     hidden = model._answer_hidden(plan, ids, state)  # [N, D], all tokens of all rows
     targets = labels.flatten()[plan.origin].masked_fill(plan.is_summary, IGNORE_INDEX)  # [N]
     lengths, found = plan.lengths.tolist(), []
     for own, target in zip(hidden.split(lengths), targets.split(lengths), strict=True):
-        said = target[1:] != IGNORE_INDEX
-        logits = model.get_output_embeddings()(own[:-1][said]).float().log_softmax(-1)
-        target = target[1:][said]
+        labelled = target[1:] != IGNORE_INDEX
+        logits = model.get_output_embeddings()(own[:-1][labelled]).float().log_softmax(-1)
+        target = target[1:][labelled]
         total = logits.gather(1, target[:, None]).sum().item()
         found.append((total, len(target), bool((logits.argmax(-1) == target).all())))
     return found

@@ -1,4 +1,4 @@
-"""lmms-eval finds this by the entry point `lmms_eval.models`: `--model llava_fwd2bot`. Imports nothing heavy."""
+"""The entry point `lmms_eval.models`, by which lmms-eval finds `--model llava_fwd2bot`. Imports no torch."""
 
 from __future__ import annotations
 

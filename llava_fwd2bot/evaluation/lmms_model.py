@@ -1,4 +1,4 @@
-"""Fwd2Bot as a model of lmms-eval: simple tasks (context and pictures) and chat tasks (messages), in batches.
+"""Fwd2Bot as a model of lmms-eval: simple tasks (context and images) and chat tasks (messages), in batches.
 
 python -m lmms_eval --model llava_fwd2bot --model_args pretrained=CKPT,k=8,cache=DIR --tasks pope --batch_size 16
 """
@@ -34,7 +34,7 @@ _GENERATE = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample")
 
 @dataclass
 class Row:
-    """One request as this model sees it."""
+    """One request, ready for the model."""
 
     prompt: str
     images: list[Image.Image]
@@ -44,17 +44,17 @@ class Row:
 
 
 class _Fwd2Bot(lmms):
-    """What both kinds share.
+    """Base of both task types.
 
     Args:
         pretrained: the checkpoint: a folder, a name on the hub, or smol-llava.
         k: answer from the first k summary tokens; default: all.
-        cache: a folder that keeps summaries by what an image shows, for further tasks and runs.
+        cache: a folder that stores summaries by the image's pixels, for later tasks and runs.
         from_base: answer by the base, from all dense tokens, for comparison.
         base, dtype, attn_implementation, load_in_4bit, load_in_8bit: see `load_fwd2bot`.
 
     Raises:
-        ValueError: an unknown argument, or k beyond the checkpoint's.
+        ValueError: an argument is unknown, or k exceeds the checkpoint's.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class _Fwd2Bot(lmms):
     ) -> None:
         super().__init__()
         if unknown:
-            raise ValueError(f"--model_args has what llava_fwd2bot does not know: {', '.join(sorted(unknown))}.")
+            raise ValueError(f"llava_fwd2bot does not know these --model_args: {', '.join(sorted(unknown))}.")
         accelerator = Accelerator()
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self.accelerator = accelerator
@@ -93,9 +93,9 @@ class _Fwd2Bot(lmms):
         if k is not None and not 1 <= k <= most:
             raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
-        told = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"
-        told += f" {processor_digest(self.processor)}"
-        self._cache = None if cache is None else Path(cache) / hashlib.sha256(told.encode()).hexdigest()[:16]
+        identity = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"
+        identity += f" {processor_digest(self.processor)}"
+        self._cache = None if cache is None else Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.formatter = ConversationFormatter(self.processor)
 
     # ------------------------------------------------------------------ requests → rows
@@ -121,12 +121,12 @@ class _Fwd2Bot(lmms):
 
     # ------------------------------------------------------------------ what lmms-eval calls
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """One text for each request, in their order; requests of like options and length are answered together."""
-        # by what needs no picture: a task's pictures together may be larger than memory, so a batch opens its own
+        """One text per request, in their order; requests with equal options and similar length share a batch."""
+        # sorted without opening images: those of a whole task may exceed memory, so each batch opens its own
         given = [self._given(request.args) for request in requests]
         keys = [json.dumps(self._options(own)[0], sort_keys=True) for own in given]
         order = sorted(range(len(requests)), key=lambda i: (keys[i], len(requests[i].args[0] or ""), i))
-        said = [""] * len(requests)
+        texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="llava_fwd2bot", disable=self._rank != 0) as bar:
             while order:
                 part = [i for i in order[: self.batch_size] if keys[i] == keys[order[0]]]
@@ -135,25 +135,25 @@ class _Fwd2Bot(lmms):
                 for i, row, text in zip(part, rows, self._texts(rows), strict=True):
                     for stop in row.until:
                         text = text.split(stop)[0]
-                    said[i] = text
+                    texts[i] = text
                     self.cache_hook.add_partial("generate_until", (row.context, given[i]), text)
                 bar.update(len(part))
-        return said
+        return texts
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(loss, whether greedy decoding gives the target) for each request.
 
         The loss is the mean negative log-probability per token, as lmms-eval's own models give it: where a task has
-        choices, lmms-eval takes the least.
+        choices, lmms-eval chooses the smallest.
         """
         if self.from_base:
-            raise ValueError("from_base answers generate_until tasks alone; this task asks for likelihoods.")
+            raise ValueError("from_base supports generate_until tasks only; this task needs likelihoods.")
         found = []
         for request in tqdm(requests, desc="llava_fwd2bot", disable=self._rank != 0):
             context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
             doc = self._doc(task, split, doc_id)
             target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(doc)
-            images = _pictures(doc_to_visual(doc))
+            images = _images_of(doc_to_visual(doc))
             summary = self._summaries(images)
             scores = answer_scores(self.model, self.processor, summary, [_with_images(context, len(images))], [target])
             total, count, greedy = scores[0]
@@ -161,7 +161,7 @@ class _Fwd2Bot(lmms):
         return found
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        raise NotImplementedError("llava_fwd2bot answers tasks of one round; this task has several.")
+        raise NotImplementedError("llava_fwd2bot supports tasks of one round; this task has several.")
 
     # ------------------------------------------------------------------ the model
     def _texts(self, rows: Sequence[Row]) -> list[str]:
@@ -172,7 +172,7 @@ class _Fwd2Bot(lmms):
         return from_summaries(self.model, self.processor, [row.prompt for row in rows], summary, **options)
 
     def _summaries(self, images: Sequence[Image.Image]) -> Tensor | None:
-        """[M, k, D], out of the cache where they are in it."""
+        """[M, k, D], from the cache where it has them."""
         if not images:
             return None
         files = [self._file(image) for image in images]
@@ -190,11 +190,11 @@ class _Fwd2Bot(lmms):
     def _file(self, image: Image.Image) -> Path | None:
         if self._cache is None:
             return None
-        told = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        return self._cache / told[:2] / f"{told}.safetensors"
+        identity = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+        return self._cache / identity[:2] / f"{identity}.safetensors"
 
 
-def _pictures(visuals: Any) -> list[Image.Image]:
+def _images_of(visuals: Any) -> list[Image.Image]:
     found = []
     for visual in visuals or []:
         if isinstance(visual, (str, os.PathLike)):
@@ -206,7 +206,7 @@ def _pictures(visuals: Any) -> list[Image.Image]:
 
 
 def _with_images(context: str, count: int) -> str:
-    """The context with its pictures before it, unless it says where they stand."""
+    """The context with its image placeholders in front, unless it has them already."""
     present = context.count(PLACEHOLDER)
     return context if present == count else f"{PLACEHOLDER}\n" * count + context.replace(PLACEHOLDER, "")
 
@@ -219,7 +219,7 @@ class Fwd2BotSimple(_Fwd2Bot):
 
     def _row(self, args: tuple) -> Row:
         context, given, doc_to_visual, doc_id, task, split = args
-        images = _pictures(doc_to_visual(self._doc(task, split, doc_id)))
+        images = _images_of(doc_to_visual(self._doc(task, split, doc_id)))
         prompt = self.formatter.prompt(_with_images(context, len(images)), len(images))
         return Row(prompt, images, context, *self._options(given))
 
@@ -237,16 +237,16 @@ class Fwd2BotChat(_Fwd2Bot):
         for message in doc_to_messages(self._doc(task, split, doc_id)):
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            said = []
+            texts = []
             for part in parts:
                 if part["type"] == "text":
-                    said.append(part["text"])
+                    texts.append(part["text"])
                 elif part["type"] == "image":
                     images.append(part["url"])
-                    said.append(PLACEHOLDER)
+                    texts.append(PLACEHOLDER)
                 else:
                     raise ValueError(f"llava_fwd2bot reads images and text; this task gave {part['type']}.")
             if message["role"] == "system":  # LLaVA's formats have their own
                 continue
-            turns.append({"from": "gpt" if message["role"] == "assistant" else "human", "value": "\n".join(said)})
-        return Row(self.formatter.ask(turns), _pictures(images), context, *self._options(given))
+            turns.append({"from": "gpt" if message["role"] == "assistant" else "human", "value": "\n".join(texts)})
+        return Row(self.formatter.ask(turns), _images_of(images), context, *self._options(given))

@@ -1,7 +1,7 @@
 """Time and memory, measured side by side.
 
-A figure taken alone says little on a machine that others use as well, so the figures that count are ratios of sides
-that ran in turn, in one process, round by round.
+A single timing means little on a shared machine, so results are ratios of runs that took turns in one process, round by
+round.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..version import __version__
 def in_turn(
     sides: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1, limit: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds that each side took in each round. The order turns round from one round to the next.
+    """Seconds of each side in each round. The order of the sides is reversed from one round to the next.
 
-    No round begins once `limit` seconds have passed, but one is always measured.
+    No round starts after `limit` seconds, but one is always measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     begin = time.monotonic()
-    for turn in tqdm(range(-warmup, rounds), desc="rounds", unit="round"):  # drawn between what is timed
+    for turn in tqdm(range(-warmup, rounds), desc="rounds", unit="round"):  # updated outside the timed calls
         if limit is not None and turn > 0 and time.monotonic() - begin > limit:
             break
         names = list(sides) if turn % 2 else list(reversed(sides))
@@ -66,7 +66,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Median of the ratios of the rounds, with their quartiles, and the ratio of the fastest rounds."""
+    """Median and quartiles of the rounds' ratios, the ratio of the medians, and that of the fastest rounds."""
     low, middle, high = quartiles([a / b for a, b in zip(over, under, strict=True)])
     return {
         "ratio": middle,
@@ -80,7 +80,7 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
 class PeakMemory:
     """Peak memory of this process: allocated bytes on CUDA, otherwise resident bytes, by the kernel's high-water mark.
 
-    Where the mark cannot be reset (`exact` is False) the peak includes all that came before.
+    If the mark cannot be reset (`exact` is False), the peak includes everything before it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -96,7 +96,7 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        # what the process has freed and not given back would serve the next step, and not count as its own
+        # freed memory that the process still holds would be reused by the next step, and not be counted
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
         try:
@@ -111,14 +111,14 @@ class PeakMemory:
         return _status("VmHWM")
 
 
-# glibc keeps freed memory of this process unless told otherwise, and then the peak is not what the step needs
+# makes glibc return freed memory to the system, so that the peak is what the step needs
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def _status(name: str) -> int:
     try:
         text = Path("/proc/self/status").read_text()
-    except OSError:  # no Linux: the peak since the start is all there is
+    except OSError:  # not Linux: only the peak since the start is known
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
@@ -148,7 +148,7 @@ def _processor() -> str:
 
 
 def _instructions() -> str:
-    """The widest vector and matrix instructions of the processor: they decide how much of a pass is computing."""
+    """The processor's widest vector and matrix instructions."""
     try:
         flags = set(re.search(r"flags\s*:(.+)", Path("/proc/cpuinfo").read_text()).group(1).split())
     except (OSError, AttributeError):

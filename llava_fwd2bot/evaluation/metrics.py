@@ -1,6 +1,6 @@
-"""Scores: captions, questions, yes/no, retrieval; and bootstrap intervals. The same code for the base and for Fwd2Bot.
+"""Scores of captions and answers, and bootstrap intervals; the same code for the base and for Fwd2Bot.
 
-Every score comes as one number per item, so that intervals and paired comparisons can be made of it later.
+Every score has one number per item, so that intervals and paired comparisons can be computed later.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from ..extras import require
 from ..files.text import one_line
 from .scorers.pope import figures_of, says_no
 
-_LAST = "thelastofthecaptions"  # one word, which no caption is
+_LAST = "thelastofthecaptions"  # a word that no caption consists of
 
 
-def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]], spice: bool = False) -> dict[str, Any]:
     """CIDEr per image, and the corpus' CIDEr, BLEU-4 and, if asked for, SPICE, by pycocoevalcap.
 
-    Tokenised by its PTB tokenizer, as the official figures are; that and SPICE need Java. An empty caption is scored
-    as one without words.
+    Captions are tokenised by its PTB tokenizer, as official figures are; the tokenizer and SPICE need Java. An empty
+    caption is scored as one without words.
 
     Args:
-        said: one caption per image. references: the human captions of each image.
+        captions: one per image. references: the human captions of each image.
 
     Returns:
         `{"cider": float, "bleu4": float, "spice": float | None, "per_image": [CIDEr of each], "tokenizer": "ptb"}`.
-        Without Java the captions are split at what is no letter or digit, and `tokenizer` says "simple".
+        Without Java, words are runs of letters and digits, and `tokenizer` is "simple".
 
     Raises:
-        ImportError, ValueError, OSError: as of `check_caption_scores`; ValueError as well where the tokenizer fails.
+        ImportError, ValueError, OSError: as of `check_caption_scores`; ValueError also if the tokenizer fails.
     """
     check_caption_scores(spice)
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
 
     java = shutil.which("java") is not None
-    given = {i: [one_line(text)] for i, text in enumerate(said)}
+    given = {i: [one_line(text)] for i, text in enumerate(captions)}
     truth = {i: [one_line(text) for text in texts] for i, texts in enumerate(references)}
     words = _ptb if java else _simple
     given, truth = words(given), words(truth)
@@ -55,11 +55,11 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]], spi
 
 
 def check_caption_scores(spice: bool = False) -> None:
-    """Whether `caption_scores` can run: asked before hours of captioning, not after them.
+    """Checks that `caption_scores` can run, to be called before hours of captioning.
 
     Raises:
         ImportError: pycocoevalcap is missing; the message names the extra. ValueError: SPICE without Java.
-        OSError: SPICE's parser, which pycocoevalcap fetches once, cannot be had.
+        OSError: SPICE's parser, which pycocoevalcap downloads once, cannot be downloaded.
     """
     for module in ("pycocoevalcap.bleu.bleu", "pycocoevalcap.cider.cider"):
         require(module, "eval", "Scoring captions")
@@ -71,8 +71,8 @@ def check_caption_scores(spice: bool = False) -> None:
         try:
             Spice()
         except OSError as error:
-            told = f"SPICE needs Stanford CoreNLP, which pycocoevalcap could not fetch ({error})"
-            raise OSError(f"{told}: go online once, or leave out --spice.") from error
+            problem = f"SPICE needs Stanford CoreNLP, which pycocoevalcap could not fetch ({error})"
+            raise OSError(f"{problem}: go online once, or leave out --spice.") from error
 
 
 def _simple(texts: dict[int, list[str]]) -> dict[int, list[str]]:
@@ -80,49 +80,49 @@ def _simple(texts: dict[int, list[str]]) -> dict[int, list[str]]:
 
 
 def _ptb(texts: dict[int, list[str]]) -> dict[int, list[str]]:
-    """The words of each text, by pycocoevalcap's PTB tokenizer, a Java program that reads a text in each line.
+    """The words of each text, by pycocoevalcap's PTB tokenizer, a Java program that reads one text per line.
 
     Raises:
-        ValueError: what it gave back are not the same texts; then every score would be of another image's caption.
+        ValueError: the tokenizer returned another number of texts, so that scores would be of other images' captions.
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    # An empty line at the end would be lost, and one that is split moves all later ones: the last one shows either.
+    # An empty last line would be lost, and a split line shifts all later ones: the sentinel at the end shows both.
     last = max(texts, default=-1) + 1
     given = {i: [{"caption": text if text.strip() else "."} for text in own] for i, own in texts.items()}
     found = PTBTokenizer().tokenize({**given, last: [{"caption": _LAST}]})
     same = found.pop(last, None) == [_LAST] and all(len(found.get(i, ())) == len(own) for i, own in texts.items())
     if not same:
         raise ValueError(
-            f"The tokenizer gave back other texts than the {sum(map(len, texts.values()))} captions that it was given: "
-            "one of them holds a character that it takes for the end of a line, or Java failed."
+            f"The tokenizer returned other texts than the {sum(map(len, texts.values()))} captions it was given: one "
+            "of them contains a character that it treats as the end of a line, or Java failed."
         )
     return found
 
 
 def normal(answer: str) -> str:
-    """An answer as it is compared: lower case, without an end mark, articles or doubled spaces.
+    """An answer for comparison: lower case, without end mark, articles and repeated spaces.
 
-    What is nothing else stays, or an empty answer would be the option "A".
+    An answer that consists of these alone is kept, as otherwise an empty answer would equal the option "A".
     """
     text = answer.strip().lower()
     words = re.sub(r"[.!?]+$", "", text).replace("_", " ").split() or text.split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
-def exact(said: Sequence[str], truth: Sequence[str]) -> list[float]:
-    """1 where the answers agree; a list of several words (DAQUAR) must agree as a set. An empty answer is wrong."""
+def exact(answers: Sequence[str], truth: Sequence[str]) -> list[float]:
+    """1.0 for each answer that equals the truth; lists with commas (DAQUAR) compare as sets; empty ones are wrong."""
 
     def parts(text: str) -> frozenset[str]:
         return frozenset(normal(part) for part in text.split(","))
 
-    return [float(parts(a) == parts(b)) for a, b in zip(said, truth, strict=True)]
+    return [float(parts(a) == parts(b)) for a, b in zip(answers, truth, strict=True)]
 
 
-def wups(said: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> list[float] | None:
+def wups(answers: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> list[float] | None:
     """WUPS of each answer (Malinowski and Fritz, 2014): Wu-Palmer similarity of the words, matched both ways.
 
-    Below `threshold` a similarity counts a tenth. None where NLTK's WordNet is not installed
+    A similarity below `threshold` is multiplied by 0.1. None if NLTK's WordNet is not installed
     (`python -m nltk.downloader wordnet`).
     """
     try:
@@ -148,14 +148,14 @@ def wups(said: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> l
         back = np.prod([max(alike(x, y) for x in a) for y in b])
         return float(min(forth, back))
 
-    return [one(a, b) for a, b in zip(said, truth, strict=True)]
+    return [one(a, b) for a, b in zip(answers, truth, strict=True)]
 
 
-def yes_no(said: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
-    """POPE's figures, "yes" being the positive, answers read as by its script; and `per_item`."""
-    answers, wanted = [not says_no(text) for text in said], [label == "yes" for label in truth]
-    hits = [float(a == b) for a, b in zip(answers, wanted, strict=True)]
-    return {**figures_of(answers, wanted), "per_item": hits}
+def yes_no(answers: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
+    """POPE's figures, with "yes" as the positive class and answers read as by its script; and `per_item`."""
+    said_yes, wanted = [not says_no(text) for text in answers], [label == "yes" for label in truth]
+    hits = [float(a == b) for a, b in zip(said_yes, wanted, strict=True)]
+    return {**figures_of(said_yes, wanted), "per_item": hits}
 
 
 def bootstrap(
@@ -165,12 +165,12 @@ def bootstrap(
     seed: int = 0,
     groups: Sequence[Any] | None = None,
 ) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against`, item by item (paired).
+    """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against` on the same items.
 
-    Draws in which `against` sums to 0 have no ratio, and are left out.
+    Resamples in which `against` sums to 0 are left out.
 
     Args:
-        groups: of each item, what it is drawn together with: questions about one image are not independent.
+        groups: the group of each item. Groups are resampled whole: questions about one image are not independent.
     """
     columns = [np.asarray(values, dtype=float)]
     if against is not None:
@@ -190,6 +190,6 @@ def bootstrap(
         if under > 0:
             drawn.append(sums[0] / under)
     if not drawn:
-        raise ValueError("there is no ratio to what is 0 in every item")
+        raise ValueError("the ratio is undefined: the other side is 0 for every item")
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

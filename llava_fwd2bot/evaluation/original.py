@@ -2,8 +2,8 @@
 
     fwd2bot llava eval model_vqa_loader --model-path my-fwd2bot --question-file … --answers-file … [--k 8]
 
-The module runs as `python -m llava.eval.MODULE` would; only what it finds as `load_pretrained_model` is ours. Its
-answer files are what LLaVA's scorers read.
+The module runs as by `python -m llava.eval.MODULE`, with `load_pretrained_model` replaced by ours. LLaVA's scorers read
+its answer files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """Runs `llava.eval.MODULE` on the rest of `argv`.
 
     Raises:
-        ImportError: there is no such module, or LLaVA is not installed.
+        ImportError: the module does not exist, or LLaVA is not installed.
     """
     own, theirs = eval_options().parse_known_args(list(argv))
     from llava.model import builder
@@ -49,7 +49,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 @contextmanager
 def _initialisation_kept() -> Iterator[None]:
-    """LLaVA's programs turn off how layers are initialised, to load faster, and never turn it on again."""
+    """Restores the initialisation of layers, which LLaVA's programs turn off in order to load faster."""
     linear, norm = torch.nn.Linear, torch.nn.LayerNorm
     with (
         shims.rebound(linear, reset_parameters=linear.reset_parameters),
@@ -60,9 +60,9 @@ def _initialisation_kept() -> Iterator[None]:
 
 @contextmanager
 def _without_cuda() -> Iterator[None]:
-    """Where there is no GPU: LLaVA's programs say `.cuda()`, `device="cuda"` and `.half()`, and have no option for it.
+    """Without a GPU, makes `.cuda()`, `device="cuda"` and `.half()` stay on the CPU in float32.
 
-    They leave no other way than to make those methods of Tensor stay on the CPU, in float32, while they run.
+    LLaVA's programs call these without an option for the CPU, so the methods of Tensor are replaced while they run.
     """
     if torch.cuda.is_available():
         yield

@@ -1,4 +1,4 @@
-"""What Fwd2Bot adds to the arguments of the original LLaVA's evaluation programs; read without LLaVA."""
+"""Fwd2Bot's additional arguments of the original LLaVA's evaluation programs; needs no LLaVA."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 
 
 def eval_options() -> argparse.ArgumentParser:
-    """Ours beside the arguments of LLaVA's evaluation programs."""
+    """The parser of Fwd2Bot's arguments; those of LLaVA's program are left over."""
     parser = argparse.ArgumentParser(
         prog="fwd2bot llava eval",
         usage="fwd2bot llava eval MODULE <its arguments> [--k J] [--from-cache FILE]",
-        description="One of the original LLaVA's evaluation programs (llava/eval/MODULE.py), unchanged. Fwd2Bot adds: "
-        "--model-path may name a Fwd2Bot checkpoint, and the two options below.",
+        description="Run one of the original LLaVA's evaluation programs (llava/eval/MODULE.py), unchanged. "
+        "Fwd2Bot adds: --model-path may be a Fwd2Bot checkpoint, and the two options below.",
         epilog="MODULE's own arguments follow it, such as --model-path, --question-file, --image-folder and "
         "--answers-file; its answers file is what LLaVA's scorers and `fwd2bot eval score` read.",
         allow_abbrev=False,

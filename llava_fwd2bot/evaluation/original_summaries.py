@@ -1,7 +1,7 @@
 """LLaVA's evaluation programs on stored summaries: `fwd2bot llava eval … --from-cache FILE`.
 
-The programs open an image, prepare it and hand its pixels to generate, and have no option for anything else. Here a
-picture is one pixel, whose colour is the number of its row in the file; no image is opened.
+The programs open an image, preprocess it and pass its pixels to generate. Here an image is replaced by one pixel whose
+colour encodes the row of its summary in the file; no image file is opened.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..hosts.original import shims
 
 @contextmanager
 def from_cache(cache: str, theirs: Sequence[str], load: Callable) -> Iterator[Callable]:
-    """Within it LLaVA's programs read summaries from `cache`, by the image's name below `--image-folder`.
+    """Context in which LLaVA's programs read summaries from `cache`, by the image's path below `--image-folder`.
 
     Args:
-        cache: a file of `fwd2bot compress`, made of the same folder by the same model.
+        cache: a file of `fwd2bot compress`, made from the same folder by the same model.
         theirs: the program's arguments.
-        load: the `load_pretrained_model` in use; the one to use is what is given.
+        load: the `load_pretrained_model` to wrap.
 
     Raises:
-        ValueError: the file is of another model, or lacks an image; the images are no files.
+        ValueError: the file was made by another model or lacks an image, or the images are not files.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--image-folder", default="")
@@ -45,14 +45,14 @@ def from_cache(cache: str, theirs: Sequence[str], load: Callable) -> Iterator[Ca
     store = SummaryFile(cache, fingerprint_of(checkpoint))
     if store.exif_orientation != "off":
         print(
-            f"fwd2bot: {cache} was made with EXIF orientation on, and LLaVA's programs do not turn images: where yours "
-            "have it, figures differ. Compress with --exif-orientation off.",
+            f"fwd2bot: {cache} was made with EXIF orientation on, but LLaVA's programs do not rotate images, so "
+            "results differ for images with that tag. Compress with --exif-orientation off.",
             file=sys.stderr,
         )
 
     def open_image(path: Any, *args: Any, **kwargs: Any) -> Image.Image:
         if not isinstance(path, (str, os.PathLike)):
-            raise ValueError("--from-cache needs images that are files: this program has them in its question file.")
+            raise ValueError("--from-cache needs image files, but this program has the images in its question file.")
         row = store.row(
             Path(os.path.relpath(Path(path).expanduser(), Path(options.image_folder or ".").expanduser())).as_posix()
         )

@@ -25,34 +25,34 @@ from .tables import decimals, markdown, percent
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
-    """A row for each result, with its retention of the base's on the same benchmark.
+    """A row per result, with its retention: its share of the base's score on the same benchmark.
 
     Args:
-        base: the name of the base's model; default: results from dense tokens are the base's.
+        base: the model that is the base; default: the one with results from dense tokens.
 
     Returns:
-        Rows of benchmark, model, k, value, its 95 % interval, retention and its paired interval (bootstrap over items),
-        and p, the paired two-sided chance of a difference this large if there were none (sign flips, 10,000 draws).
+        Rows with benchmark, model, k, value and its 95 % interval, items (their number), retention and its paired
+        interval (bootstrap over items), and p of a paired two-sided permutation test (sign flips, 10,000 draws).
 
     Raises:
-        ValueError: two bases, none of the name that is given, or a base of other items.
+        ValueError: there are two bases, none has the given name, or the base has other items.
     """
     if base is not None and base not in {result.model for result in results}:
         models = ", ".join(sorted({result.model for result in results}))
-        raise ValueError(f"No result is of the base {base!r}, by --base. There are: {models}.")
+        raise ValueError(f"--base {base!r} has no result. The models are: {models}.")
     rows = []
     for name in dict.fromkeys(result.name for result in results):
         own = [result for result in results if result.name == name]
         bases = [r for r in own if base in (None, r.model) and r.k == DENSE]
-        if base is not None and not bases:  # a base that is itself made of summaries
+        if base is not None and not bases:  # a base that answers from summaries itself
             bases = [r for r in own if r.model == base]
         by_limit: dict[int | None, Result] = {}
         for result in bases:
             if (other := by_limit.setdefault(result.limit, result)) is not result:
-                raise ValueError(f"{name} has several bases: {other.source}, {result.source}. Name one: --base.")
-        alone = bases[0] if len(bases) == 1 else None  # another --limit than its own is an error, not left out
+                raise ValueError(f"{name} has several bases: {other.source}, {result.source}. Choose one with --base.")
+        only_base = bases[0] if len(bases) == 1 else None  # a base of another --limit is an error, not skipped
         for result in sorted(own, key=lambda r: (not any(r is base for base in bases), r.model, -_tokens(r.k))):
-            reference = by_limit.get(result.limit, alone)
+            reference = by_limit.get(result.limit, only_base)
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
             row["items"] = len(result.items)
@@ -80,7 +80,7 @@ def sign_flips(
     draws: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """How often a mean difference this large comes up when every item's (or group's) may as well be its opposite."""
+    """p of a paired permutation test: how often random signs of the items (or groups) give as large a difference."""
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     if groups is not None:
         _, group = np.unique(np.asarray(groups), return_inverse=True)
@@ -108,8 +108,8 @@ def report_markdown(rows: Sequence[dict[str, Any]], tables: Sequence[dict[str, A
         parts += [f"## {name}", markdown(COLUMNS, [_cells(row) for row in own])]
         others, source = published_of(name)
         if others and not any(row["limit"] for row in own):
-            told = [f"{m} {_published(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
-            parts.append(f"Published by others: {'; '.join(told)}. Source: {source}.")
+            published = [f"{m} {_published(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
+            parts.append(f"Published by others: {'; '.join(published)}. Source: {source}.")
     for found in tables:
         kind, show = ("Cost", cost.table) if found["evaluator"] == "cost" else ("Codecs", codec.table)
         of = f"{found.get('model')}, {found['dataset']}" if found.get("dataset") else found.get("model")
@@ -146,7 +146,7 @@ def _interval(values: Sequence[float] | None, show: Callable[[float], str]) -> s
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Retention against tokens, a panel per benchmark, others' published retention in grey: a PNG."""
+    """A PNG of retention over tokens, one panel per benchmark, with published retention in grey."""
     plt = pyplot()
     names = [
         n
@@ -154,7 +154,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
         if any("retention" in r for r in rows if r["benchmark"] == n)
     ]
     if not names:
-        raise ValueError("There is nothing to draw: no benchmark has both a base and another result.")
+        raise ValueError("Nothing to draw: no benchmark has both a base and another result.")
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.4 * lines), squeeze=False)

@@ -1,4 +1,4 @@
-"""Result files of the evaluators, brought to one form: what was measured, by which model, from how many tokens."""
+"""Result files of the evaluators in one form: benchmark, model, number of tokens, score, and each item's score."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..files.text import read_any_json, read_json
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
 WITH_TABLE = ("cost", "codec")  # evaluators of one model: the report shows their own table
-HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # others: the first figure
+HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # of the others: the first score
 DENSE = "dense"
 
 
 @dataclass
 class Result:
-    """One figure: of a benchmark, of a model, from k tokens (an int, or "dense" for the base)."""
+    """One score on a benchmark, by a model, from k tokens (an int, or "dense" for the base)."""
 
     benchmark: str
     metric: str
     model: str
     k: int | str
     value: float
-    items: dict[str, float]  # what each item adds
-    is_mean: bool  # whether the figure is the items' mean, times `scale`
+    items: dict[str, float]  # score of each item
+    is_mean: bool  # whether the score is the mean of the items, times `scale`
     scale: float
     limit: int | None
-    groups: list[Any] | None  # of each item, in their order, what it belongs to: its image
-    of: str | None  # a digest of the items, where they are known by their number alone
+    groups: list[Any] | None  # the image of each item, in order
+    of: str | None  # a digest of the items, if their keys are only numbers
     source: Path
 
     @property
@@ -40,7 +40,7 @@ class Result:
 
 @dataclass
 class Found:
-    """What result files hold: figures to compare, tables of `cost` and `codec`, and the files of neither kind."""
+    """Contents of result files: scores to compare, results of `cost` and `codec`, and files of neither kind."""
 
     results: list[Result] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
@@ -53,7 +53,7 @@ def read_results(paths: Sequence[Path]) -> Found:
     A file of another kind is an error if `paths` names it, and is skipped in a folder.
 
     Raises:
-        FileNotFoundError, ValueError: there is no result; a file is half-written; two files hold the same figure.
+        FileNotFoundError, ValueError: there is no result; a file is incomplete; two files hold the same score.
     """
     files: list[Path] = []
     for path in paths:
@@ -70,13 +70,14 @@ def read_results(paths: Sequence[Path]) -> Found:
             elif isinstance(content, dict) and content.get("per_item"):
                 found.results += _of_file(content, file)
             elif file in paths:
-                raise ValueError(f"{file} holds no result with its items: write it by --output of `fwd2bot eval`.")
+                raise ValueError(f"{file} holds no result with its items: write it with --output of `fwd2bot eval`.")
             else:
                 found.skipped.append(file)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
+            raise ValueError(f"{file} is not a result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
     if not found.results and not found.tables:
-        raise ValueError(f"There is no result with its items in {', '.join(map(str, paths))}: write them by --output.")
+        where = ", ".join(map(str, paths))
+        raise ValueError(f"There is no result with its items in {where}: write results with --output.")
     seen: dict[tuple, Path] = {}
     for result in found.results:
         key = (result.name, result.model, result.k, result.limit)
@@ -115,19 +116,19 @@ def _result(
 ) -> Result:
     average = sum(items.values()) / len(items)
     scale = value / average if average else 1.0
-    # points, F1 and their like are no mean of items, and get no interval
+    # points, F1 and similar scores are not a mean of items, and get no interval
     plain = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
     model = str(content.get("model"))
-    if k is None:  # LLaVA's own programs do not write it
+    if k is None:  # not written by LLaVA's own programs
         named = re.search(r"-k(\d+)$", model) or re.search(r"-k(\d+)$", file.stem)
         if named is None:
             raise ValueError(
-                f"{file} does not say from how many tokens {model} answered: score again with --k J, or --k dense for "
-                "a base."
+                f"{file} does not say how many tokens {model} answered from: score again with --k J, or with --k "
+                "dense for a base."
             )
         k = named[1]
     if k != DENSE and not str(k).isdecimal():
-        raise ValueError(f"{file}: k is {k!r}, neither a number of tokens nor dense. Score again with --k.")
+        raise ValueError(f"{file}: k is {k!r}, which is neither a number of tokens nor dense. Score again with --k.")
     k = k if k == DENSE else int(k)
     if content.get("quantised"):
         model += f" ({content['quantised']})"
@@ -137,30 +138,30 @@ def _result(
 
 
 def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:
-    """The items of both, in one order.
+    """The item scores of both, in the same order.
 
     Raises:
-        ValueError: they are not of the same items.
+        ValueError: the results are of different items.
     """
     same = result.items.keys() == base.items.keys() and result.limit == base.limit
     if not same or None not in (result.of, base.of) and result.of != base.of:
         raise ValueError(
             f"{result.source} and {base.source} are not of the same items of {result.name}: {len(result.items)} and "
-            f"{len(base.items)}. Evaluate both on the same."
+            f"{len(base.items)}. Evaluate both on the same items."
         )
     names = list(base.items)
     return [result.items[n] for n in names], [base.items[n] for n in names]
 
 
 def published() -> dict[str, Any]:
-    """What others published, with its sources."""
+    """Published results, with their sources."""
     return read_json(Path(__file__).with_name("published.json"))
 
 
 def published_of(result_name: str) -> tuple[list[tuple[str, int | None, float]], str]:
-    """What others published of a benchmark and metric, on its scale: ([(method, tokens, figure), …], the source).
+    """Published results on a benchmark and metric, on its scale: ([(method, tokens, score), …], source).
 
-    The first is the base, of 576 tokens. None where they give another metric: a figure beside it would mislead.
+    The first is the base with 576 tokens. The list is empty if others report another metric.
     """
     known = published()
     name, _, metric = result_name.partition(" (")
@@ -175,5 +176,5 @@ def published_of(result_name: str) -> tuple[list[tuple[str, int | None, float]],
 
 
 def with_ending(output: Path, ending: str) -> Path:
-    """NAME.json and the like; a NAME may have dots of its own."""
+    """The path with `ending` appended; unlike with_suffix it keeps dots in the name."""
     return output.with_name(output.name + ending)

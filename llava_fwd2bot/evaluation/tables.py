@@ -67,5 +67,5 @@ def results_table(found: Mapping[str, Any]) -> str:
         return percent(row[name], int(own[1]) if own else group)
 
     cells = [[str(row["k"]), row["by"], *(cell(row, name) for name in names)] for row in rows]
-    told = ", ".join(f"{count:,} {name}" for name, count in items.items())
-    return markdown(["k", "scored by", *map(title, names)], cells) + f"\n\nPercentages. n = {told}." * bool(told)
+    counts = ", ".join(f"{count:,} {name}" for name, count in items.items())
+    return markdown(["k", "scored by", *map(title, names)], cells) + f"\n\nPercentages. n = {counts}." * bool(counts)

@@ -1,4 +1,4 @@
-"""Fwd2Bot for VLMEvalKit, which has no place for plugins: put the class into its namespace, then name it in a config.
+"""Fwd2Bot for VLMEvalKit, which has no plugin mechanism: add the class to its namespace, then name it in a config.
 
 import vlmeval.vlm; from llava_fwd2bot.evaluation.vlmevalkit import Fwd2Bot; vlmeval.vlm.Fwd2Bot = Fwd2Bot
 # run.py --config C.json, C = {"model": {"fwd2bot": {"class": "Fwd2Bot", "pretrained": "CKPT", "k": 8}}, "data": …}
@@ -33,12 +33,12 @@ class Fwd2Bot(BaseModel):
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
         """The answer to a message of texts and images (paths), in their order."""
         images = [open_image(part["value"]) for part in message if part["type"] == "image"]
-        said = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
-        prompt = self.formatter.ask([{"from": "human", "value": said}])
-        given = (self.model, self.processor)
+        text = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
+        prompt = self.formatter.ask([{"from": "human", "value": text}])
+        loaded = (self.model, self.processor)
         if self.from_base:
-            return from_base(*given, prompt, images, max_new_tokens=self.max_new_tokens)[0]
+            return from_base(*loaded, prompt, images, max_new_tokens=self.max_new_tokens)[0]
         summary = None
         if images:
-            summary = summaries_of(*given, images, self.k)
-        return from_summaries(*given, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]
+            summary = summaries_of(*loaded, images, self.k)
+        return from_summaries(*loaded, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]

@@ -133,13 +133,13 @@ class Caches:
     def k(self, name: str) -> int:
         return self._caches[name].settings.k
 
-    def search(self, name: str, query: Tensor, top: int, where: str | None, rerank: bool) -> list[tuple[Stored, float]]:
+    def search(self, name: str, query: Tensor, top: int, where: str | None) -> list[tuple[Stored, float]]:
         """The images nearest to a summary [k, D] of the cache's k, copies once."""
         cache = self._caches[name]
         columns = ["sha256", "source", *SHOWN, *getattr(cache, "users_columns", ())]
         with self._searching[name]:
             try:
-                hits = finder.search(cache, query, top + 20, where, None, rerank, columns)
+                hits = finder.search(cache, query, top + 20, where, None, columns)
             except DamagedCache:
                 raise
             except ValueError as error:

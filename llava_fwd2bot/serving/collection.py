@@ -74,7 +74,7 @@ async def _search(service: Service, body: SearchRequest) -> dict[str, Any]:
         query = (await service.seen(url, param, cache=name if param == "id" else None)).summary
     if len(query) < k:
         raise invalid(f"The image has {len(query)} summary tokens, but {name} compares {k}.", given[0], "k_too_small")
-    hits = await asyncio.to_thread(service.caches.search, name, query[:k], body.top, body.filter, body.rerank)
+    hits = await asyncio.to_thread(service.caches.search, name, query[:k], body.top, body.filter)
     data = [{**image.about(), "score": score, "url": f"{SCHEME}{name}/{image.row['id']}"} for image, score in hits]
     return {"object": "list", "cache": name, "data": data}
 

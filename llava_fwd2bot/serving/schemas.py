@@ -119,7 +119,6 @@ class SearchRequest(Body):
     cache: str | None = Field(None, description="the name of a cache; default: the first")
     top: int = Field(10, ge=1)
     filter: str | None = Field(None, description="an SQL condition, such as width > 1000 AND id LIKE 'beach/%'")
-    rerank: bool = Field(False, description="order the best by all summary tokens")
 
 
 class ImageRequest(Body):

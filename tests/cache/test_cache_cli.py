@@ -190,7 +190,7 @@ def test_search_by_words_by_image_and_by_id(fill, run, checkpoint, photos, tmp_p
     assert [hit["id"] for hit in by_image] == [hit["id"] for hit in by_id] and by_id[0]["id"] == "beach/z.jpg"
     assert by_id[0]["score"] > 0.999
     sheet = tmp_path / "sheet.html"
-    found = json.loads(run(*search, "dogs", "--html", sheet, "--filter", "id LIKE 'beach/%'", "--rerank", "maxsim")[1])
+    found = json.loads(run(*search, "dogs", "--html", sheet, "--filter", "id LIKE 'beach/%'")[1])
     assert {hit["id"] for hit in found["hits"]} == {"beach/a.png", "beach/z.jpg"}
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 2 and "beach/a.png" in page and "http" not in page

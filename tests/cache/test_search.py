@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava_fwd2bot import bottleneck
 from llava_fwd2bot.evaluation import search
 
 
@@ -26,7 +25,7 @@ def test_search_in_blocks_is_the_whole_search():
     owner = torch.arange(40).repeat_interleave(3)
     images, captions = (torch.randn(n, 2, 8, generator=generator) for n in (40, 120))
     images, captions = search.unit_tokens(images), search.unit_tokens(captions + 2 * images[owner])
-    for one, other, function in ((images[:, 0], captions[:, 0], search.cosine), (images, captions, bottleneck.maxsim)):
+    for one, other, function in ((images[:, 0], captions[:, 0], search.cosine), (images, captions, search.maxsim)):
         scores = function(one, other)  # [N, C]
         right = scores[owner, torch.arange(120)]
         best = scores.masked_fill(owner != torch.arange(40)[:, None], -9).amax(1)
@@ -36,7 +35,7 @@ def test_search_in_blocks_is_the_whole_search():
             assert torch.equal(t2i, ((scores > right) & ~mine).sum(0))
             assert torch.equal(i2t, ((scores > best[:, None]) & ~mine).sum(1))
     pair = torch.einsum("id,jd->ij", images[3], captions[7])
-    assert bottleneck.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
+    assert search.maxsim(images[3:4], captions[7:8]).item() == pytest.approx(pair.max(0).values.mean().item())
 
 
 @pytest.mark.parametrize("alike, since, screened", [(0, 0, True), (5, 0, False), (60, 0, False), (60, 150, False)])

@@ -25,7 +25,7 @@ def test_one_data_set_in_every_format(captioned):
     "change, message",
     [
         (lambda entries: entries[0].update(image="gone.png"), "1 of 6 images of"),
-        (lambda entries: entries[0].update(image="1.png"), "1 images are there twice, the first: 1.png"),
+        (lambda entries: entries[0].update(image="1.png"), "1 images occur twice, the first: 1.png"),
         (lambda entries: entries[0].update(captions=[]), "1 images have no caption, the first: 0.png"),
         (lambda entries: entries[0].update(captions=["a", " "]), "must be texts that are not empty"),
         (lambda entries: entries[0].pop("image"), "a record has no 'image'"),
@@ -44,7 +44,7 @@ def test_bad_data_sets_are_named(captioned, change, message):
     "file, change, message",
     [
         ("captions.json", lambda d: d.pop("images"), "captions.json has no 'images'"),
-        ("captions.json", lambda d: d["images"][1].update(id=0), "image 2: the id 0 is that of another"),
+        ("captions.json", lambda d: d["images"][1].update(id=0), "image 2: another image has the id 0 too"),
         ("captions.json", lambda d: d["images"][1].pop("file_name"), "image 2 has no 'file_name'"),
         ("captions.json", lambda d: d["annotations"][2].update(caption=None), "annotation 3: 'caption' must be a text"),
         ("captions.json", lambda d: d["annotations"][2].update(caption=" "), "annotation 3: 'caption' must be a text"),
@@ -68,14 +68,14 @@ def test_bad_coco_and_karpathy_files_are_named(captioned, file, change, message)
 @pytest.mark.parametrize("content", ["3", "null", '"images"'])
 def test_json_of_no_data_set_is_named(captioned, content):
     (captioned / "own.json").write_text(content)
-    with pytest.raises(ValueError, match="own.json is neither Karpathy's, COCO's nor a list"):
+    with pytest.raises(ValueError, match="own.json is not in Karpathy's or COCO's format, nor a list"):
         read_captioned(str(captioned / "own.json"))
 
 
 def test_a_split_that_is_not_there_is_no_other_split(captioned):
     """All images under the name of a part of them: a figure of another set, with nothing to show it."""
     for file in ("own.json", "own.jsonl"):
-        with pytest.raises(ValueError, match="is a list, which has no splits: leave out --split val"):
+        with pytest.raises(ValueError, match="is a list and has no splits: leave out --split val"):
             read_captioned(str(captioned / file), split="val")
     coco = captioned / "captions.json"
     with pytest.raises(ValueError, match="no image in split 'out-domian'; its splits: in-domain"):

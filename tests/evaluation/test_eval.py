@@ -75,7 +75,7 @@ def test_captions_that_came_back_moved_are_no_scores(monkeypatch):
     monkeypatch.setattr(metrics.shutil, "which", lambda name: "/usr/bin/java")
     for broken in (moved, lambda self, given: {}):
         monkeypatch.setattr(ptb.PTBTokenizer, "tokenize", broken)
-        with pytest.raises(ValueError, match="The tokenizer gave back other texts than the 2 captions"):
+        with pytest.raises(ValueError, match="The tokenizer returned other texts than the 2 captions"):
             metrics.caption_scores(["a cat", "a dog"], [["a cat"], ["a dog"]])
 
 

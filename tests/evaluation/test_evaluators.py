@@ -130,7 +130,7 @@ def test_answers_about_a_replaced_picture_are_not_kept(run, checkpoint, captione
     assert len(written.splitlines()) == 1 and json.loads(written)["prompt"] == "a\u2028b?"
     replaced(images / "x.bmp", "blue")
     code, _, err = run(*argv)
-    assert code == 1 and "about what x.bmp was before it was replaced" in err and answers.read_text() == written
+    assert code == 1 and "x.bmp has changed since question 1 was answered" in err and answers.read_text() == written
 
     (captioned / "one.jsonl").write_text(json.dumps({"image": "images/x.bmp", "captions": ["a picture"]}))
     argv = ["eval", "captioning", "--model", checkpoint, "--dataset", captioned / "one.jsonl", "--images", captioned]
@@ -219,7 +219,7 @@ def test_empty_captions_are_counted_and_named(run, checkpoint, captioned):
         assert "n = 6 images, 12 captions" in out
         row = json.loads((captioned / "r.json").read_text())["rows"][0]
         assert row.get("empty") == (empty or None)
-        told = "k=4: 2 of 6 captions are empty, and count in the figures; the first: 0.png, 1.png"
+        told = "k=4: 2 of 6 captions are empty and are scored as such; the first: 0.png, 1.png"
         assert (told in err) == bool(empty)
     from llava_fwd2bot.evaluation.results import read_results
 
@@ -320,7 +320,7 @@ def test_cost_against_the_base(run, checkpoint, captioned):
     from llava_fwd2bot.evaluation.cost import break_even, cost
 
     for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be 1 at least, got 0"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
             cost(None, None, [1], **wrong)
     argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
     code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
@@ -372,3 +372,13 @@ def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):
     with torch.no_grad(), base.model.fwd2bot_disabled():
         out = base.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert said == base.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+
+
+def test_an_output_must_not_stand_in_the_base(run, checkpoint, captioned, tmp_path):
+    """`compress` refused to write into --base, and `eval` did not: the base's configuration was overwritten."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    argv = ["eval", "retrieval", "--model", checkpoint, "--base", base, "--dataset", captioned / "own.jsonl"]
+    code, _, err = run(*argv, "--output", base / "config.json")
+    assert code == 1 and "--base" in err and (base / "config.json").read_text() == "{}"

@@ -201,7 +201,7 @@ def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
         "limit": "not of the same items",
         "bases": "several bases",
         "nothing": "There is no result",
-        "tokens": "does not say from how many tokens m answered",
+        "tokens": "does not say how many tokens m answered from",
         "split": "not of the same items",
         "others": "not of the same items",
     }
@@ -244,10 +244,10 @@ def test_what_others_published_stands_beside_the_same_metric_alone(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"per_item": [1.0]}, "ours.json is no result"),
+        ({"per_item": [1.0]}, "ours.json is not a result"),
         ({"k": "eight"}, "ours.json: k is 'eight'"),
         ({"per_item": {}}, "ours.json holds no result"),
-        ({"benchmark": None, "figures": None, "rows": [{}]}, "ours.json is no result"),
+        ({"benchmark": None, "figures": None, "rows": [{}]}, "ours.json is not a result"),
     ],
 )
 def test_a_result_of_another_form_is_named(tmp_path, capsys, change, message):
@@ -265,7 +265,7 @@ def test_a_base_that_is_not_there(tmp_path, capsys):
     """A name spelt wrong would leave the table without retention, and nobody would know why."""
     scored(tmp_path, "ours", "m", 8, [1, 0])
     assert main(["eval", "report", str(tmp_path), str(tmp_path), "--base", "lava"]) == 1
-    assert "No result is of the base 'lava', by --base. There are: m." in capsys.readouterr().err
+    assert "--base 'lava' has no result. The models are: m." in capsys.readouterr().err
 
 
 def test_published_figures_name_their_source():

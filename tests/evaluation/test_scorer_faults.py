@@ -29,10 +29,15 @@ def test_no_scorer_takes_silence_or_part_or_more(tmp_path, name):
     [
         ("vqav2", "t", {"annotations": [{"question_id": 1, "answers": PEOPLE[1:]}]}, "has 9 answers to question 1"),
         ("vizwiz", "t", [{"image": "a.jpg", "answers": PEOPLE[1:]}], "has 9 answers to the question about a.jpg"),
-        ("vizwiz", "t", [{"image": "a.jpg"}, {"image": "b.jpg", "answers": PEOPLE}], "1 of the 2 images of .* a part"),
-        ("vizwiz", "t", [{"image": "a.jpg", "answers": PEOPLE}] * 2, "t.json: 'a.jpg' is there twice"),
+        (
+            "vizwiz",
+            "t",
+            [{"image": "a.jpg"}, {"image": "b.jpg", "answers": PEOPLE}],
+            "1 of the 2 images of .* Ask about all",
+        ),
+        ("vizwiz", "t", [{"image": "a.jpg", "answers": PEOPLE}] * 2, "t.json: 'a.jpg' occurs twice"),
         ("vizwiz", "t", [{"image": "b.jpg", "answers": PEOPLE}], "nothing about 1 of the 1 images .* a.jpg"),
-        ("vizwiz", "q", as_lines([{"question_id": 7, "image": "a.jpg"}] * 2), "q.jsonl: 'a.jpg' is there twice"),
+        ("vizwiz", "q", as_lines([{"question_id": 7, "image": "a.jpg"}] * 2), "q.jsonl: 'a.jpg' occurs twice"),
         ("gqa", "t", {}, "holds no balanced question"),
         ("gqa", "t", {"1": {"isBalanced": True}}, "question '1' has no answer"),
         ("mme", "a", "Red?\tYes\n", "a.txt must hold two lines"),
@@ -42,13 +47,13 @@ def test_no_scorer_takes_silence_or_part_or_more(tmp_path, name):
             "seed",
             "t",
             {"questions": [SEED, SEED | {"question_id": "01"}], "question_type": {"S": 1}},
-            "1 is there twice",
+            "1 occurs twice",
         ),
         ("seed", "t", {"questions": [SEED], "question_type": {"accuracy": 1}}, "a group named 'accuracy'"),
         ("seed", "t", {"questions": [SEED], "question_type": {"image": 1}}, "a group named 'image'"),
-        ("seed", "t", {"questions": [SEED], "question_type": {"S": 2}}, "question 1 is of type 1, which"),
-        ("mmbench", "t", TABLE.replace("B\tk", "C\tk"), "the answer 'C' of 1000001 is none of its options"),
-        ("mmbench", "t", TABLE + "1\tx\ty\tB\tk\n", "the index 1 is there twice"),
+        ("seed", "t", {"questions": [SEED], "question_type": {"S": 2}}, "question 1 has type 1, which"),
+        ("mmbench", "t", TABLE.replace("B\tk", "C\tk"), "the answer 'C' of 1000001 is not one of its options"),
+        ("mmbench", "t", TABLE + "1\tx\ty\tB\tk\n", "the index 1 occurs twice"),
         ("mmbench", "t", TABLE.replace("\n1\t", "\n2000001\t"), "no answer to question 2000001"),
         ("mmbench", "t", TABLE.replace("\n1\t", "\n1.0\t"), "row 1 has the index '1.0'"),
         ("mmbench", "t", TABLE.replace("\tB\tk", "\t\tk"), "1 of 2 rows have no answer, the first: 1000001"),
@@ -56,9 +61,9 @@ def test_no_scorer_takes_silence_or_part_or_more(tmp_path, name):
         ("mmbench", "t", TABLE.split("\n")[0], "holds no question"),
         ("gqa", "t", "{", "t.json is not valid JSON"),
         ("gqa", "t", [], "t.json holds a JSON list"),
-        ("vqav2", "t", {"questions": []}, "t.json: not of the form of vqav2's files .*KeyError"),
-        ("vizwiz", "t", [1], "t.json.*: not of the form of vizwiz's files"),
-        ("textvqa", "t", {"data": [TEXT, TEXT]}, "'what.'. is there twice"),
+        ("vqav2", "t", {"questions": []}, "t.json: not in the format of vqav2's files .*KeyError"),
+        ("vizwiz", "t", [1], "t.json.*: not in the format of vizwiz's files"),
+        ("textvqa", "t", {"data": [TEXT, TEXT]}, "'what.'. occurs twice"),
         ("textvqa", "t", {"data": [TEXT | {"answers": "a" * 10}]}, "answers to 'what.'"),
         (
             "scienceqa",
@@ -67,7 +72,12 @@ def test_no_scorer_takes_silence_or_part_or_more(tmp_path, name):
             "the answer to '1' is '0', no choice's number",
         ),
         ("pope", "coco_pope_random", as_lines([POPE[0] | {"label": "Yes"}]), "is 'Yes', which is neither"),
-        ("pope", "coco_pope_random", as_lines([POPE[0] | {"label": x} for x in ("yes", "no")]), "another than before"),
+        (
+            "pope",
+            "coco_pope_random",
+            as_lines([POPE[0] | {"label": x} for x in ("yes", "no")]),
+            "contradicts an earlier one",
+        ),
         (
             "pope",
             "coco_pope_random",
@@ -94,9 +104,9 @@ def test_what_may_be_left_unanswered(tmp_path):
     asked = [SEED | {"question_id": str(i)} for i in range(3)]
     with pytest.raises(ValueError, match="2 of 3 questions about images in .* have no answer, the first: 1"):
         toy_score(tmp_path, "seed", {0: "A"}, t={"questions": asked, "question_type": {"Scene": 1}})
-    with pytest.raises(ValueError, match="1 is there twice"):
+    with pytest.raises(ValueError, match="1 occurs twice"):
         toy_score(tmp_path, "seed", {1: "A", "1": "B"})
-    with pytest.raises(ValueError, match="turns of question 1, but no row 1"):
+    with pytest.raises(ValueError, match="rotations of question 1, but no row 1"):
         toy_score(tmp_path, "mmbench", {1000001: "B"}, t=TABLE.replace("1\tx\ty\tA\tk\n", "", 1))
 
 
@@ -104,7 +114,7 @@ def test_mmvet_is_converted(tmp_path, capsys):
     said = write(tmp_path / "a.jsonl", [{"question_id": 0, "text": "x"}])
     assert main(["eval", "score", "mmvet", "--answers", str(said), "--submission", str(tmp_path / "s.json")]) == 0
     assert json.loads((tmp_path / "s.json").read_text()) == {"v1_0": "x"} and "offline" in capsys.readouterr().out
-    for names, message in ((["v1_0"], "prefix v1_ already"), ([1, "1"], "'1' is there twice")):
+    for names, message in ((["v1_0"], "prefix v1_ already"), ([1, "1"], "'1' occurs twice")):
         with pytest.raises(ValueError, match=message):
             scorers.scorer("mmvet")({name: {"text": "x"} for name in names})
 
@@ -112,7 +122,7 @@ def test_mmvet_is_converted(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n', "answer to 1 is there twice"),
+        ('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n', "answer to 1 occurs twice"),
         ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "not JSON at line 2"),
         ('{"question_id": 1, "text": " "}\n', "1 of 1 answers are empty, the first: 1"),
         ('{"question_id": 1, "answer": "a"}\n', "without question_id or text"),
@@ -148,7 +158,7 @@ def test_answers_need_what_tells_them_apart(tmp_path, capsys, name):
 def test_two_answers_to_one_question(tmp_path):
     """LLaVA asks TextVQA with OCR tokens or without: of two runs in one file the last would win."""
     prompts = ["What?\nShortly.", "What?\nReference OCR token: Q\nShortly."]
-    with pytest.raises(ValueError, match="'what.'. is there twice"):
+    with pytest.raises(ValueError, match="'what.'. occurs twice"):
         toy_score(tmp_path, "textvqa", {("im", prompt): "a" for prompt in prompts})
 
 

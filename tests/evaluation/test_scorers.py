@@ -193,7 +193,7 @@ def test_mme_counts_a_pair_once_more(tmp_path, capsys):
     found = score(capsys, "mme", "--answers", write(tmp_path / "a.jsonl", said), "--ground-truth", tmp_path)
     assert found == {"count": 125.0}
     words = {"Yes, it is": "yes", "Nope": "no", "I know": "other", "Maybe": "other", " yes": "yes", "  yes": "other"}
-    assert {text: mme.reading(text) for text in words} == words
+    assert {text: mme.parse_yes_no(text) for text in words} == words
 
 
 def test_mme_sums_whole_groups_alone(tmp_path):
@@ -207,7 +207,7 @@ def test_mme_sums_whole_groups_alone(tmp_path):
     assert found.figures == {"cognition": 200.0, **dict.fromkeys(mme.COGNITION, 50.0)}
     assert found.counts == {"cognition": 8, **dict.fromkeys(mme.COGNITION, 2)}
     twice = {("code_reasoning/1.png", f"Red?\n{mme.SUFFIXES[0]}"): {"text": "No"}}
-    with pytest.raises(ValueError, match="'Red\\?'\\) is there twice"):
+    with pytest.raises(ValueError, match="'Red\\?'\\) occurs twice"):
         mme.mme(said | twice, tmp_path)
 
 
@@ -251,6 +251,6 @@ def test_mmbench_is_read_by_exact_matching():
     options = {"A": "one dog", "B": "two birds", "C": "a fish", "D": "none of them"}
     right = {"The answer is B": "B", "Answer: D": "D", "Option C": "C", "**B**": "B", "[D]": "D", "Two birds.": "B"}
     right |= {"I think that the answer is b, as it has wings": "B"}
-    assert {text: choices.reading(text, options) for text in right} == right
+    assert {text: choices.parse_option(text, options) for text in right} == right
     for text in ("A cat is seen on the mat", "A cat and B", "A man and B", "B?", "D/B", "", "Z"):
-        assert choices.reading(text, options) is None
+        assert choices.parse_option(text, options) is None

@@ -192,7 +192,7 @@ def test_search_by_words_image_and_id(server):
         found = server.http.post("/v1/search", json={**query, "top": 2}).json()["data"]
         assert found[0]["id"] == "b.png" and found[0]["score"] > 0.999 and len(found) == 2
         assert found[0]["url"] == "cache://pets.cache/b.png" and "source" not in found[0]
-    words = server.http.post("/v1/search", json={"query": "a dog", "filter": "id LIKE 'beach/%'", "rerank": True})
+    words = server.http.post("/v1/search", json={"query": "a dog", "filter": "id LIKE 'beach/%'"})
     assert {hit["id"] for hit in words.json()["data"]} == {"beach/c.png", "beach/d.png"}
 
 

@@ -1,7 +1,7 @@
 """Scores of answers that exist, in the official formats: `fwd2bot eval score BENCHMARK --answers … --ground-truth …`.
 
-A scorer is a function of LLaVA's answers ({id: record}) and of the benchmark's own files, and gives a `Score`. Each
-reads an answer as the benchmark's official script does, oddities included, so that the figures are the ones in papers.
+A scorer maps LLaVA's answers ({id: record}) and the benchmark's own files to a `Score`. It parses an answer exactly as
+the benchmark's official script does, so that scores are comparable with those in papers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "scienceqa": ("choices", "scienceqa", "the folder of problems.json and pid_splits.json", False),
     "seed": ("choices", "seed", "SEED-Bench.json", False),
     "mmbench": ("choices", "mmbench", "mmbench_dev_20230712.tsv, or another with answers", False),
-    "mmvet": ("mmvet", "mmvet", None, False),  # what is written is for its own scorer, which asks GPT-4
+    "mmvet": ("mmvet", "mmvet", None, False),  # scored elsewhere by GPT-4; only the submission is written
     "own": ("own", "own", "your file of {question_id, answer} lines", False),
 }
-MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to questions of one's own are compared
+MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to your own questions are compared
 
 
 @dataclass
@@ -39,20 +39,20 @@ class Score:
     figures: dict[str, float]
     per_item: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # items of a figure, where they are not those of `per_item`
-    groups: list[Any] | None = None  # of each item, its image, where an image has several: they are not independent
-    submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
-    submission_lines: bool = False  # whether it takes JSON lines, not one JSON
-    note: str | None = None  # what whoever sends the submission should know
+    groups: list[Any] | None = None  # the image of each item, if images have several items
+    submission: Any = None  # the file for the benchmark's server or scorer, if there is one
+    submission_lines: bool = False  # whether the submission is JSON lines
+    note: str | None = None  # a note on the submission
 
 
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
 
 
 def scorer(name: str) -> Callable[..., Score]:
-    """The function of a benchmark, which raises ValueError as well where its files are of another form.
+    """The scorer of a benchmark; it raises ValueError also for files of the wrong format.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no scorer of that name.
     """
     if name not in SCORERS:
         raise ValueError(f"There is no scorer {name!r}. There are: {', '.join(SCORERS)}.")
@@ -66,79 +66,81 @@ def scorer(name: str) -> Callable[..., Score]:
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             named = ", ".join(map(str, files.values()))
             raise ValueError(
-                f"{named}: not of the form of {name}'s files ({type(error).__name__}: {error}). The ground truth is "
-                f"{truth}."
+                f"{named}: not in the format of {name}'s files ({type(error).__name__}: {error}). The ground truth "
+                f"is {truth}."
             ) from error
 
     return checked
 
 
 def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong: bool = False) -> Answers:
-    """LLaVA's answers out of one file or the parts of several GPUs, by `question_id`.
+    """LLaVA's answers by `question_id`, from one file or from the parts that several GPUs wrote.
 
     Args:
-        key: another name of what tells the answers apart; "question_id+prompt" takes both.
-        empty_is_wrong: let empty answers through; every scorer counts them as wrong (`blank`).
+        key: the field that identifies an answer; "question_id+prompt" combines two.
+        empty_is_wrong: accept empty answers, which every scorer counts as wrong (`is_blank`).
 
     Raises:
-        ValueError: a line cut off, no line, an id twice, an answer without text or a part of `key`, empty answers,
-            answers of several models, numbers of tokens or checkpoints.
+        ValueError: a line is incomplete, there is no line, an id occurs twice, an answer has no text or lacks a part of
+            `key`, answers are empty, or they come from several models, numbers of tokens or checkpoints.
     """
     found: Answers = {}
-    told: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
+    values_of: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
     empty: list[Any] = []
     for path in paths:
         for record in read_records(path, lines=True):
             if "question_id" not in record or not isinstance(record.get("text"), str):
                 raise ValueError(
-                    f"{path} holds a record without question_id or text: it is no answers file of LLaVA's."
+                    f"{path} has a record without question_id or text, so it is not an answers file of LLaVA."
                 )
             for part in key.split("+"):
                 if not isinstance(record.get(part), str if part == "prompt" else (str, int, float)):
                     raise ValueError(
-                        f"{path}: the answer to {record['question_id']!r} has no {part!r}, by which answers are told "
-                        "apart here. Are they to another benchmark?"
+                        f"{path}: the answer to {record['question_id']!r} has no {part!r}, which identifies "
+                        "answers of this benchmark. Do they belong to another one?"
                     )
             name = tuple(record[part] for part in key.split("+")) if "+" in key else record[key]
             if name in found:
-                raise ValueError(f"{path}: the answer to {name!r} is there twice. Were two runs written into one file?")
+                raise ValueError(f"{path}: the answer to {name!r} occurs twice. Did two runs write to one file?")
             found[name] = record
             about = record["metadata"] if isinstance(record.get("metadata"), dict) else {}
             own = (record.get("model_id"), about.get("k"), about.get("fingerprint"))
-            for values, value in zip(told.values(), own, strict=True):
+            for values, value in zip(values_of.values(), own, strict=True):
                 values.add(str(value))
-            if blank(record):
+            if is_blank(record):
                 empty.append(name)
-    for what, values in told.items():
+    for what, values in values_of.items():
         if len(values) > 1:
-            raise ValueError(f"The answers are of several {what}: {', '.join(sorted(values))}. Score each by itself.")
+            raise ValueError(
+                f"The answers come from several {what}: {', '.join(sorted(values))}. Score each separately."
+            )
     if empty and not empty_is_wrong:
         shown = ", ".join(repr(name) for name in empty[:5])
         raise ValueError(
-            f"{len(empty)} of {len(found)} answers are empty, the first: {shown}. Take them out of the file and answer "
+            f"{len(empty)} of {len(found)} answers are empty, the first: {shown}. Remove them from the file and answer "
             "them again, or count them as wrong with --empty-is-wrong."
         )
     return found
 
 
-def blank(record: dict[str, Any]) -> bool:
-    """Whether an answer is empty: it is wrong, whatever is right and however the official script would read it."""
+def is_blank(record: dict[str, Any]) -> bool:
+    """Whether an answer is empty. Empty answers are wrong, even where the official script accepts them."""
     return not record["text"].strip()
 
 
-def strangers(answers: Answers, asked: Collection[Any], source: str) -> None:
-    """ValueError if there are answers to questions that the ground truth does not have."""
+def check_known(answers: Answers, asked: Collection[Any], source: str) -> None:
+    """Raises ValueError if an answer belongs to no question of the ground truth."""
     other = [name for name in answers if name not in asked]
     if other:
         shown = ", ".join(map(repr, other[:3]))
         raise ValueError(
             f"{len(other)} of {len(answers)} answers are to questions that {source} does not have, the first: {shown}. "
-            "Is one of the two of another split or benchmark?"
+            "Do both belong to the same benchmark and split?"
         )
 
 
-def complete(names: Collection[Any], answers: Answers, what: str) -> None:
-    """ValueError if one of the questions `names`, which are `what`, has no answer."""
+def check_complete(names: Collection[Any], answers: Answers, what: str) -> None:
+    """Raises ValueError if a question of `names` (described by `what`) has no answer."""
     absent = [name for name in names if name not in answers]
     if absent:
         raise ValueError(
@@ -146,12 +148,12 @@ def complete(names: Collection[Any], answers: Answers, what: str) -> None:
         )
 
 
-def once(names: Iterable[Any], source: str) -> None:
-    """ValueError if a name is there twice: one of the two would silently stand for the other, or count double."""
+def check_unique(names: Iterable[Any], source: str) -> None:
+    """Raises ValueError if a name occurs twice: one would replace the other, or count double."""
     seen = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{source}: {name!r} is there twice. Remove one of the two.")
+            raise ValueError(f"{source}: {name!r} occurs twice. Remove one of them.")
         seen.add(name)
 
 
@@ -166,17 +168,17 @@ def with_groups(
     taken, counts = {"accuracy", "circular", *figures}, {}
     for groups in groupings:
         if both := taken & groups.keys():
-            raise ValueError(f"{source} has a group named {min(both)!r}, as another figure is. Rename it there.")
+            raise ValueError(f"{source} has a group named {min(both)!r}, the name of another score. Rename it.")
         taken |= groups.keys()
         figures = figures | {name: 100 * mean(groups[name]) for name in groups}
         counts |= {name: len(groups[name]) for name in groups}
     return figures, counts
 
 
-def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:
-    """The answer to question `name`; ValueError where there is none, so that no part is taken for the whole."""
+def answer_to(name: Any, answers: Answers, source: str) -> dict[str, Any]:
+    """The answer to question `name`; raises ValueError if there is none, so that a partial run is not scored."""
     if name not in answers:
-        raise ValueError(f"There is no answer to question {name!r} of {source}, which has others: is the run complete?")
+        raise ValueError(f"There is no answer to question {name!r} of {source}. Is the run complete?")
     return answers[name]
 
 

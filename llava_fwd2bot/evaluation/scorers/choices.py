@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_json, read_table
-from . import Answers, Score, answered, blank, complete, mean, once, strangers, with_groups
+from . import Answers, Score, answer_to, check_complete, check_known, check_unique, is_blank, mean, with_groups
 
 LETTERS = "ABCDE"
 
 
 def letter_of(text: str) -> str | None:
-    """ScienceQA's reading in LLaVA's script: "A", "A. …", or "The answer is A."; None for anything else."""
+    """The letter by LLaVA's script for ScienceQA: "A", "A. …" or "The answer is A."; None for anything else."""
     if text in LETTERS and len(text) == 1:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
@@ -25,28 +25,30 @@ def letter_of(text: str) -> str | None:
 
 
 def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Score:
-    """Accuracy in percent, of the questions that were asked with an image, which is the one in papers, and of all.
+    """Accuracy in percent on the questions with an image, which papers report, and on all.
 
-    As in LLaVA's script a question of text alone without an answer is a wrong one: the image questions may be run by
-    themselves. A question with an image must have its answer.
+    As in LLaVA's script, an unanswered question without an image counts as wrong, because a run may cover the image
+    questions only. Every question with an image must be answered.
     """
     problems = read_json(ground_truth / "problems.json")
     asked = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
-    once(asked, source)
-    strangers(answers, set(asked), source)
-    complete([name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}")
+    check_unique(asked, source)
+    check_known(answers, set(asked), source)
+    check_complete(
+        [name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}"
+    )
     per_item, with_image = {}, {}
     for name in asked:
         if not isinstance(problems[name]["answer"], int):
             raise ValueError(f"{source}: the answer to {name!r} is {problems[name]['answer']!r}, no choice's number.")
         record = answers.get(name, {"text": "", "prompt": ""})
         if not isinstance(record.get("prompt"), str):
-            raise ValueError(f"The answer to {name!r} has no prompt, which says whether it was asked with an image.")
+            raise ValueError(f"The answer to {name!r} has no prompt, so it is unknown whether it had an image.")
         letter = letter_of(record["text"])
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
         per_item[name] = float(chosen == problems[name]["answer"])
-        # LLaVA's script writes the one, `eval answer` the other
+        # LLaVA's script writes <image> into the prompt, `eval answer` the field image
         if "<image>" in record["prompt"] or record.get("image"):
             with_image[name] = per_item[name]
     figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
@@ -57,25 +59,25 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
 def seed(answers: Answers, ground_truth: Path) -> Score:
     """SEED-Bench's accuracy in percent: all, image, video, and each kind of question; an answer is one letter.
 
-    As in LLaVA's script a question about a video without an answer is a wrong one, also in "video": the videos may not
-    be at hand. A question about an image must have its answer.
+    As in LLaVA's script, an unanswered question about a video counts as wrong, because the videos may not be available.
+    Every question about an image must be answered.
     """
     data = read_json(ground_truth)
     source = str(ground_truth)
     kinds = {number: kind for kind, number in data["question_type"].items()}
     asked = {_id(question["question_id"]): question for question in data["questions"]}
-    once([_id(question["question_id"]) for question in data["questions"]], source)
-    once(map(_id, answers), "The answers, with numbers and texts as ids alike")
-    said = {_id(name): record for name, record in answers.items()}
-    strangers(said, asked, source)
+    check_unique([_id(question["question_id"]) for question in data["questions"]], source)
+    check_unique(map(_id, answers), "The answers, with numbers and texts as ids alike")
+    by_id = {_id(name): record for name, record in answers.items()}
+    check_known(by_id, asked, source)
     about_images = [name for name, question in asked.items() if question["data_type"] != "video"]
-    complete(about_images, said, f"questions about images in {source}")
+    check_complete(about_images, by_id, f"questions about images in {source}")
     per_item, by_data, by_kind, submission = {}, {}, {}, []
     for name, question in asked.items():
         number = question["question_type_id"]
         if number not in kinds:
-            raise ValueError(f"{source}: question {name!r} is of type {number}, which its question_type does not name.")
-        text = said[name]["text"] if name in said else ""
+            raise ValueError(f"{source}: question {name!r} has type {number}, which question_type lacks.")
+        text = by_id[name]["text"] if name in by_id else ""
         per_item[str(name)] = float(text == question["answer"])
         submission.append({"question_id": question["question_id"], "prediction": text})
         by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
@@ -87,30 +89,30 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
 
 
 def _id(name: Any) -> int | str:
-    """An id as a number where it is one, as LLaVA's script takes it: "00100000" is 100000."""
+    """An id as an int if it is numeric, as in LLaVA's script: "00100000" is 100000."""
     try:
         return int(str(name))
     except ValueError:
         return str(name)
 
 
-# VLMEvalKit reads the table by pandas, which takes these for an empty field: an option "None" is no option there, and a
-# question that it answers is always wrong.
+# VLMEvalKit reads the table with pandas, which reads these as empty fields: an option "None" is no option there, and a
+# question with that answer is always wrong.
 MISSING = set("nan NaN -nan -NaN NA N/A n/a <NA> #NA #N/A None null NULL 1.#IND 1.#QNAN -1.#IND -1.#QNAN".split())
 MISSING |= {"", "#N/A N/A"}
-TURN = 1_000_000  # rows whose index differs by a multiple of it are one question, its options turned round
+TURN = 1_000_000  # rows whose indices differ by a multiple of it are one question with rotated options
 
 
-def reading(text: str, options: dict[str, str]) -> str | None:
-    """The option that an answer names, as VLMEvalKit's exact matching reads it: by its letter, or by its text.
+def parse_option(text: str, options: dict[str, str]) -> str | None:
+    """The option that an answer names, by VLMEvalKit's exact matching: by its letter, or by its text.
 
-    Its list of phrases by which some models refuse is left out.
+    VLMEvalKit's list of refusal phrases is left out.
     """
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
         return letters[0]
-    if not letters and "Z" in words:  # its sign for none of them
+    if not letters and "Z" in words:  # VLMEvalKit's letter for "none of them"
         return None
     named = re.search(r"answer\s+is\s+\**([A-D])", text, re.IGNORECASE)
     if named and named[1].upper() in options:
@@ -118,75 +120,74 @@ def reading(text: str, options: dict[str, str]) -> str | None:
     low = text.lower()
     if len(low) > 2 * sum(map(len, options.values())):
         return None
-    told = [letter for letter, option in options.items() if option.lower() in low]
-    return told[0] if len(told) == 1 else None
+    named_options = [letter for letter, option in options.items() if option.lower() in low]
+    return named_options[0] if len(named_options) == 1 else None
 
 
 def mmbench(answers: Answers, ground_truth: Path) -> Score:
-    """MMBench by exact matching (no GPT reads the answers): circular, where all turns must be right, and each row.
+    """MMBench by exact matching (no GPT parses the answers): circular accuracy and accuracy over rows.
 
-    Papers give the first. Of a table without turns there is the second alone.
-
-    Categories, and the groups of them that the table has as "l2-category", are of circular hits, as officially; they
-    are those of a question's first turn.
+    Circular accuracy, which papers report, counts a question as right if all its rotations are. A table without
+    rotations has only the accuracy over rows. Categories ("category", "l2-category") use circular hits, as officially,
+    and are those of a question's first rotation.
 
     Args:
         ground_truth: the TSV with the column "answer" (the dev split).
 
     Raises:
-        ValueError: the table is empty, has an index twice, a question without its first turn, right answers to some
-            rows only, or one that is no option; the model has not answered a row, or something else as well.
+        ValueError: the table is empty, repeats an index, lacks a question's first rotation, has right answers for some
+            rows only or one that is not an option; or a row is unanswered, or an answer belongs to no row.
     """
     source = str(ground_truth)
-    rows, circles, kinds, submission = {}, {}, {}, []
+    rows, rotations, kinds, submission = {}, {}, {}, []
     for index, shown in _table(ground_truth):
         row = {name: value for name, value in shown.items() if value not in MISSING}
-        record = answered(index, answers, source)
+        record = answer_to(index, answers, source)
         submission.append({"index": index, "prediction": record["text"]})
         if index < TURN:
             kinds[index] = row
-        if "answer" not in row:  # the test split, whose answers its server has
+        if "answer" not in row:  # the test split, whose answers only the server has
             continue
         if row["answer"] not in {*string.ascii_uppercase} or not shown.get(row["answer"]):
-            raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is none of its options. Correct it.")
+            raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is not one of its options.")
         options = {letter: row[letter] for letter in string.ascii_uppercase if letter in row}
-        rows[str(index)] = float(not blank(record) and reading(record["text"], options) == row["answer"])
-        circles.setdefault(index % TURN, []).append(rows[str(index)])
+        rows[str(index)] = float(not is_blank(record) and parse_option(record["text"], options) == row["answer"])
+        rotations.setdefault(index % TURN, []).append(rows[str(index)])
     if not submission:
-        raise ValueError(f"{source} holds no question. Is the file whole?")
-    strangers(answers, {entry["index"] for entry in submission}, source)
+        raise ValueError(f"{source} holds no question. Is the file complete?")
+    check_known(answers, {entry["index"] for entry in submission}, source)
     if not rows:
         return Score({}, submission=submission)
     if len(rows) < len(submission):
         first = next(entry["index"] for entry in submission if str(entry["index"]) not in rows)
         raise ValueError(
             f"{source}: {len(submission) - len(rows)} of {len(submission)} rows have no answer, the first: {first}. "
-            "Put those that have one into a table of their own."
+            "Put the rows with an answer into a separate table."
         )
-    for index in circles:
+    for index in rotations:
         if index not in kinds:
-            raise ValueError(f"{source} has turns of question {index}, but no row {index}. Is the file whole?")
+            raise ValueError(f"{source} has rotations of question {index}, but no row {index}. Is the file complete?")
     by_group, by_category = {}, {}
-    for index, hits in circles.items():
+    for index, hits in rotations.items():
         for groups, column in ((by_group, "l2-category"), (by_category, "category")):
             if column in kinds[index]:
                 groups.setdefault(kinds[index][column], []).append(float(all(hits)))
-    circular = {str(index): float(all(hits)) for index, hits in circles.items()}
-    turned = len(circles) < len(rows)
-    figures = {"circular": 100 * mean(list(circular.values()))} if turned else {}
+    circular = {str(index): float(all(hits)) for index, hits in rotations.items()}
+    rotated = len(rotations) < len(rows)
+    figures = {"circular": 100 * mean(list(circular.values()))} if rotated else {}
     figures["accuracy"] = 100 * mean(list(rows.values()))
     figures, counts = with_groups(figures, (by_group, by_category), source)
-    return Score(figures, circular if turned else rows, counts | {"accuracy": len(rows)}, submission=submission)
+    return Score(figures, circular if rotated else rows, counts | {"accuracy": len(rows)}, submission=submission)
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Index and fields of each row, but for the image; ValueError where an index is there twice or no whole number."""
+    """Index and fields (without the image) of each row; ValueError if an index repeats or is not an integer."""
     seen = set()
     for line, row in read_table(path):
         index = row.get("index") or ""
         if not index.isdecimal():
-            raise ValueError(f"{path}: row {line} has the index {index!r}, which must be a whole number.")
+            raise ValueError(f"{path}: row {line} has the index {index!r}, which must be an integer.")
         if int(index) in seen:
-            raise ValueError(f"{path}: the index {index} is there twice. Remove one of the two.")
+            raise ValueError(f"{path}: the index {index} occurs twice. Remove one of them.")
         seen.add(int(index))
         yield int(index), {name: row[name] or "" for name in row if name not in (None, "image")}

@@ -1,4 +1,4 @@
-"""MME (arXiv 2306.13394): two yes/no questions to an image; points for each right, and for both."""
+"""MME (arXiv 2306.13394): two yes/no questions per image; points for each correct answer, and for both."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_lines
-from . import Answers, Score, answered, mean, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, mean
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()
 SUFFIXES = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
 
 
-def reading(text: str) -> str:
-    """yes, no or other, by the first four letters, as MME's script takes an answer."""
-    start = text.lower()[:4]  # blanks before the word count, as there
+def parse_yes_no(text: str) -> str:
+    """yes, no or other, by the first four characters, as MME's script does."""
+    start = text.lower()[:4]  # leading spaces count, as in the script
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
 def mme(answers: Answers, ground_truth: Path) -> Score:
-    """Points of perception (of 2,000), of cognition (of 800), and of each task (of 200).
+    """Points for perception (of 2,000), cognition (of 800) and each task (of 200).
 
-    A sum is given where all of its tasks are there, and left out where a folder is missing: of a part it would look
-    like a low one. Where neither sum can be made, the first figure is that of the first task there.
+    A sum needs all of its tasks; with a missing folder it is left out, because it would look low. Without either sum
+    the first score is that of the first task.
 
     Args:
         answers: by (question_id, prompt); a question_id is "task/file.png", as in LLaVA's llava_mme.jsonl.
         ground_truth: MME's folder: task/*.txt or task/questions_answers_YN/*.txt, two lines "question<TAB>answer".
 
     Raises:
-        ValueError: a question has no answer or two, an answer has no question, or a file is not of two questions.
+        ValueError: a question has no answer or two, an answer has no question, or a file does not hold two questions.
     """
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
-    once(keys, "The answers by image and question")
-    said = dict(zip(keys, answers.values(), strict=True))
+    check_unique(keys, "The answers by image and question")
+    answer_by_key = dict(zip(keys, answers.values(), strict=True))
     figures, per_item, counts, asked = {}, {}, {}, set()
     for task in (*PERCEPTION, *COGNITION):
         folder = ground_truth / task
@@ -47,14 +47,14 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
             for question, truth in _pair(text):
                 key = (f"{task}/{text.stem}", question)
                 asked.add(key)
-                right.append(float(reading(answered(key, said, str(ground_truth))["text"]) == truth))
+                right.append(float(parse_yes_no(answer_to(key, answer_by_key, str(ground_truth))["text"]) == truth))
                 per_item[" ".join(key)] = right[-1]
             hits += right
             pairs.append(float(sum(right) == 2))
         figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
     if not figures:
-        raise ValueError(f"{ground_truth} has no folder of a task of MME's: {', '.join((*PERCEPTION, *COGNITION))}.")
-    strangers(said, asked, str(ground_truth))
+        raise ValueError(f"{ground_truth} has no folder of an MME task: {', '.join((*PERCEPTION, *COGNITION))}.")
+    check_known(answer_by_key, asked, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}
@@ -62,11 +62,11 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
 
 
 def _pair(text: Path) -> list[tuple[str, str]]:
-    """The two questions about an image, each with "yes" or "no"; ValueError where the file holds anything else."""
+    """The two questions about an image, each with "yes" or "no"; ValueError if the file holds anything else."""
     lines = [line.strip().split("\t") for line in read_lines(text) if line.strip()]
     pair = [(_question(line[0]), line[1].strip().lower()) for line in lines if len(line) == 2]
     if not len(lines) == len(dict(pair)) == 2 or any(truth not in ("yes", "no") for _, truth in pair):
-        raise ValueError(f"{text} must hold two lines, each a question, a tab, and Yes or No. Is the download whole?")
+        raise ValueError(f"{text} must hold two lines, each a question, a tab, and Yes or No. Download it again.")
     return pair
 
 

@@ -1,4 +1,4 @@
-"""Questions of one's own: answers compared with the right ones in the ways that benchmarks use."""
+"""Your own questions, with the ways of comparing answers that benchmarks use."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Score, answered, blank, mean, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
 
 
 def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
-    """The share of right answers in percent.
+    """The percentage of correct answers.
 
     Args:
-        ground_truth: JSON lines, or a JSON list, of {"question_id", "answer"}; `answer` is a text or a list of texts,
-            and `image`, where it is there, says which items are not independent.
-        match: "exact": the words are those of any right answer, without case, articles and punctuation. "soft": VQA
-            accuracy, the share of three people who gave this answer, where ten answers are given; with fewer, the
-            share of the right answers that it equals. "yes-no": the first of the two words. "choice": the letter that
-            the answer begins with.
+        ground_truth: JSON lines, or a JSON list, of {"question_id", "answer"}; `answer` is a text or a list of texts.
+            Items with the same `image` (optional) are resampled together for intervals.
+        match: "exact": equal to any right answer, without case, articles and punctuation. "soft": VQA accuracy for ten
+            or more right answers; for fewer, the share of them that the answer equals. "yes-no": the first yes or no in
+            the answer. "choice": the letter that the answer begins with.
 
     Raises:
-        ValueError: a question without an answer, or twice, or answers to other questions; a right answer that is
-            neither yes nor no, or no letter.
+        ValueError: a question has no answer or occurs twice, an answer belongs to no question, or a right answer is not
+            yes or no, or not a letter.
     """
     records = read_records(ground_truth)
     for number, record in enumerate(records):
         if "question_id" not in record or "answer" not in record:
             raise ValueError(f"{ground_truth}: record {number} has no question_id or no answer.")
     names = [record["question_id"] for record in records]
-    once(names, str(ground_truth))
-    strangers(answers, set(names), str(ground_truth))
+    check_unique(names, str(ground_truth))
+    check_known(answers, set(names), str(ground_truth))
     scores: dict[str, float] = {}
     for record in records:
         right = record["answer"] if isinstance(record["answer"], list) else [record["answer"]]
-        found = answered(record["question_id"], answers, str(ground_truth))
+        found = answer_to(record["question_id"], answers, str(ground_truth))
         text = found["text"]
         name = str(record["question_id"])
-        scores[name] = 0.0 if blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
+        scores[name] = 0.0 if is_blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
     groups = [record.get("image") for record in records]
     return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups=groups if any(groups) else None)
 
@@ -49,10 +48,10 @@ def _score(text: str, right: Sequence[str], match: str, name: str, source: Path)
     from .vqa import agreement, normal
 
     if match in ("exact", "soft"):
-        said, people = normal(text), [normal(r) for r in right]
+        given, people = normal(text), [normal(r) for r in right]
         if match == "exact":
-            return float(said in people)
-        return agreement(said, people) if len(people) >= 10 else mean([float(said == p) for p in people])
+            return float(given in people)
+        return agreement(given, people) if len(people) >= 10 else mean([float(given == p) for p in people])
     read = _yes_or_no if match == "yes-no" else _letter
     truth = {read(r) for r in right}
     if None in truth:

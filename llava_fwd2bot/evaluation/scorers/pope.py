@@ -1,4 +1,4 @@
-"""POPE (arXiv 2305.10355): is the object there? "yes" is the positive."""
+"""POPE (arXiv 2305.10355): is an object in the image? "yes" is the positive class."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Score, answered, blank, once, strangers
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank
 
-MOST_ASKED = 0.9  # LLaVA's question file lacks 90 of the 3,000 of POPE's category random
+MIN_ASKED = 0.9  # share; LLaVA's question file lacks 90 of the 3,000 questions of POPE's category random
 
 
 def says_no(text: str) -> bool:
-    """As POPE's script reads an answer: up to the first full stop, commas aside, the words no, No or not say no."""
+    """Whether an answer is a no by POPE's script: "no", "No" or "not" before the first full stop, without commas."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"}.isdisjoint(words)
 
 
 def object_of(question: str) -> str:
-    """What is asked for in "Is there a cat in the image?"."""
+    """The object in "Is there a cat in the image?"."""
     found = re.match(r"Is there an? (.+) in the ima\w*ge\?", question)
     return found[1] if found else question.split("\n")[0]
 
 
-def figures_of(said: Sequence[bool], truth: Sequence[bool]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 and the share of yes, of yes (True) and no."""
-    both = sum(a and b for a, b in zip(said, truth, strict=True))
-    precision, recall = both / max(sum(said), 1), both / max(sum(truth), 1)
+def figures_of(predicted: Sequence[bool], truth: Sequence[bool]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 and the share of yes; True is yes."""
+    both = sum(a and b for a, b in zip(predicted, truth, strict=True))
+    precision, recall = both / max(sum(predicted), 1), both / max(sum(truth), 1)
     return {
-        "accuracy": sum(a == b for a, b in zip(said, truth, strict=True)) / len(said),
+        "accuracy": sum(a == b for a, b in zip(predicted, truth, strict=True)) / len(predicted),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall) if both else 0.0,
-        "yes": sum(said) / len(said),
+        "yes": sum(predicted) / len(predicted),
     }
 
 
 def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
-    """F1 and its like for each category, and F1 and accuracy averaged over them.
+    """F1, accuracy, precision, recall and share of yes per category, and F1 and accuracy averaged over categories.
 
     Args:
         ground_truth: the folder of coco_pope_{random,popular,adversarial}.json.
-        questions: LLaVA's llava_pope_test.jsonl. Labels are found by image and object, not by order, as it lacks some
-            of POPE's random category, and some of its questions are spelt otherwise ("imange").
+        questions: LLaVA's llava_pope_test.jsonl. Labels are matched by image and object, not by order: the file lacks
+            some questions of the category random and spells some differently ("imange").
 
     Raises:
-        ValueError: a question has no answer or no label, an answer has no question, or the folder holds no such file.
+        ValueError: a question has no answer or no label, an answer has no question, or the folder has no such file.
     """
     labels = {}
     files = sorted(ground_truth.glob("coco_pope_*.json"))
@@ -59,38 +59,38 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
             if line["label"] not in ("yes", "no") or labels.setdefault(key, line["label"]) != line["label"]:
                 raise ValueError(
                     f"{file}: the label of {key[2]!r} in {key[1]} is {line['label']!r}, which is neither yes nor no, "
-                    "or another than before. Is the download whole?"
+                    "or contradicts an earlier one. Is the download complete?"
                 )
-    said: dict[str, list[bool]] = {}
+    predicted: dict[str, list[bool]] = {}
     truth: dict[str, list[bool]] = {}
     figures, per_item = {}, {}
     asked = read_records(questions, lines=True)
-    once([line["question_id"] for line in asked], str(questions))
-    strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    check_unique([line["question_id"] for line in asked], str(questions))
+    check_known(answers, {line["question_id"] for line in asked}, str(questions))
     for line in asked:
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:
             raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
-        record = answered(line["question_id"], answers, str(questions))
-        # The script takes what does not say no for yes, silence too. It is wrong here: the opposite of the label.
+        record = answer_to(line["question_id"], answers, str(questions))
+        # The script counts everything but a no as yes, also an empty answer. Here an empty answer is wrong.
         right = labels[key] == "yes"
-        yes = not right if blank(record) else not says_no(record["text"])
-        said.setdefault(category, []).append(yes)
+        yes = not right if is_blank(record) else not says_no(record["text"])
+        predicted.setdefault(category, []).append(yes)
         truth.setdefault(category, []).append(right)
         per_item[str(line["question_id"])] = float(yes == right)
     for category in sorted({key[0] for key in labels}):
-        known, own = sum(key[0] == category for key in labels), len(said.get(category, ()))
-        if own < MOST_ASKED * known:
+        known, own = sum(key[0] == category for key in labels), len(predicted.get(category, ()))
+        if own < MIN_ASKED * known:
             raise ValueError(
-                f"{questions} asks {own} of the {known} questions of {category} that {ground_truth} has labels for: a "
-                "part is not taken for the whole. Give all questions, or a folder without that category."
+                f"{questions} asks {own} of the {known} questions of {category} that {ground_truth} has labels for. "
+                "Give all questions, or a folder without that category."
             )
-    by_category = {category: figures_of(said[category], truth[category]) for category in sorted(said)}
+    by_category = {category: figures_of(predicted[category], truth[category]) for category in sorted(predicted)}
     for name in ("f1", "accuracy"):
         figures[name] = sum(own[name] for own in by_category.values()) / len(by_category)
     counts = {}
     for category, own in by_category.items():
         figures |= {f"{category}_{name}": value for name, value in own.items()}
-        counts |= {f"{category}_{name}": len(said[category]) for name in own}
+        counts |= {f"{category}_{name}": len(predicted[category]) for name in own}
     return Score(figures, per_item, counts)

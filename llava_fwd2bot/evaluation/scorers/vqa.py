@@ -1,4 +1,4 @@
-"""The VQA accuracy (arXiv 1505.00468) and what it takes for the same answer: TextVQA, VQAv2, VizWiz.
+"""VQA accuracy (arXiv 1505.00468) with its normalisation of answers: TextVQA, VQAv2, VizWiz.
 
 Ten people answered. An answer scores min(1, n/3), n of nine others agreeing, averaged over the ten choices of nine.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from ...files.records import read_records
 from ...files.text import read_any_json, read_json
-from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
+from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean, with_groups
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -27,11 +27,11 @@ _NUMBERS["none"] = "0"
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
-_FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")  # the first group is the official script's own, which never holds
+_FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")  # the first group is the official script's, and never matches
 
 
 def _contractions() -> dict[str, str]:
-    """What a word with an apostrophe left out is taken for."""
+    """Words without their apostrophe, mapped to the contraction."""
     found = {word.replace("'", ""): word for word in _ONE.split()}
     for word in _MORE.split():
         for at, letter in enumerate(word):
@@ -44,11 +44,11 @@ CONTRACTIONS = _contractions()
 
 
 def without_punctuation(text: str) -> str:
-    """A mark beside a space goes, between letters it becomes a space; all go where a number is written with a comma."""
+    """Removes marks next to a space, and all marks if a number has a comma; other marks become a space."""
     out, number = text, _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:
         out = out.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
-    return _FULL_STOP.sub("", out, count=32)  # so many, because the official script gives a flag in the count's place
+    return _FULL_STOP.sub("", out, count=32)  # 32: the official script passes a flag as the count
 
 
 def plain_words(text: str) -> str:
@@ -58,7 +58,7 @@ def plain_words(text: str) -> str:
 
 
 def normal(answer: str) -> str:
-    """An answer as EvalAI's processor gives it, which TextVQA's scorer and LLaVA's submissions use."""
+    """An answer normalised by EvalAI's processor, which TextVQA's scorer and LLaVA's submissions use."""
     answer = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return plain_words(without_punctuation(_one_line(answer)))
 
@@ -74,18 +74,18 @@ def agreement(answer: str, people: Sequence[str]) -> float:
 
 
 def textvqa(answers: Answers, ground_truth: Path) -> Score:
-    """TextVQA's validation accuracy in percent, of LLaVA's answers (question_id is the image's)."""
+    """TextVQA's validation accuracy in percent, of LLaVA's answers, whose question_id is that of the image."""
     data = read_json(ground_truth)["data"]
-    once([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
+    check_unique([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
     truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
     asked = [(image, _question_of(prompt)) for image, prompt in answers]
-    once(asked, "The answers by image and question")
+    check_unique(asked, "The answers by image and question")
     per_item, groups = {}, []
     for (image, question), record in zip(asked, answers.values(), strict=True):
         if (image, question) not in truth:
             raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
         people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
-        score = 0.0 if blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
+        score = 0.0 if is_blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
         per_item[f"{image} {question}"] = score
         groups.append(image)
     if len(per_item) < len(truth):
@@ -94,14 +94,14 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
 
 
 def _ten(people: list[Any], what: str, source: Path) -> list[Any]:
-    """`people`; ValueError where they are not ten, over whom the accuracy is defined."""
+    """`people`; ValueError unless they are ten, as VQA accuracy requires."""
     if not isinstance(people, list) or len(people) != 10:
-        raise ValueError(f"{source} has {len(people)} answers to {what}, where 10 belong. Is the file whole?")
+        raise ValueError(f"{source} has {len(people)} answers to {what} instead of 10. Is the file complete?")
     return people
 
 
 def _question_of(prompt: str) -> str:
-    """The question in LLaVA's prompt for TextVQA, with OCR tokens or without, in lower case."""
+    """The question in LLaVA's prompt for TextVQA, with or without OCR tokens, in lower case."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
         if found := re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL):
@@ -110,41 +110,41 @@ def _question_of(prompt: str) -> str:
         return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
     if len(lines) == 2:
         return lines[0].lower()
-    raise ValueError(f"This is no prompt of LLaVA's for TextVQA: {prompt!r}")
+    raise ValueError(f"This is not a prompt of LLaVA for TextVQA: {prompt!r}")
 
 
 def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | None = None) -> Score:
-    """VQAv2's accuracy in percent, of answers as LLaVA submits them; by type of answer as well; and its submission.
+    """VQAv2's accuracy in percent, overall and by type of answer, and its submission; answers as LLaVA submits them.
 
-    As the official script, people's answers are made alike only where they differ.
+    As in the official script, people's answers are normalised only if they differ.
 
     Args:
-        ground_truth: None for the test splits, whose answers its server alone has.
-        questions: of a test split: the server takes it whole. LLaVA answers test-dev, a part of test, and leaves the
+        ground_truth: None for the test splits, whose answers only the server has.
+        questions: of a test split. The server needs all of test; LLaVA answers test-dev, a part of it, and leaves the
             other answers empty.
     """
     if ground_truth is None:
         asked = [line["question_id"] for line in read_records(questions, lines=True)]
-        once(asked, str(questions))
-        strangers(answers, set(asked), str(questions))
+        check_unique(asked, str(questions))
+        check_known(answers, set(asked), str(questions))
         texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in asked}
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
-        told = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
-        return Score({}, submission=submission, note=told if len(answers) < len(asked) else None)
+        note = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
+        return Score({}, submission=submission, note=note if len(answers) < len(asked) else None)
     submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
-    once(names, str(ground_truth))
-    strangers(answers, set(names), str(ground_truth))
+    check_unique(names, str(ground_truth))
+    check_known(answers, set(names), str(ground_truth))
     per_item, by_type = {}, {}
     for name, entry in zip(names, entries, strict=True):
-        record = answered(name, answers, str(ground_truth))
+        record = answer_to(name, answers, str(ground_truth))
         people = [_one_line(person["answer"]) for person in _ten(entry["answers"], f"question {name!r}", ground_truth)]
-        said = normal(record["text"])
+        given = normal(record["text"])
         if len(set(people)) > 1:
             people = [plain_words(without_punctuation(person)) for person in people]
-            said = plain_words(without_punctuation(said))
-        score = 0.0 if blank(record) else agreement(said, people)
+            given = plain_words(without_punctuation(given))
+        score = 0.0 if is_blank(record) else agreement(given, people)
         per_item[str(name)] = score
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
@@ -156,44 +156,44 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     """VizWiz's accuracy in percent where the answers are public (val), and its submission.
 
-    It is the official evaluation of 2024: people's answers are taken as they stand, the model's alone is made plain. So
-    where ten people wrote "dont know", neither "don't know" nor "dont know" is right.
+    This is the official evaluation of 2024: only the model's answer is normalised, not people's. So if ten people wrote
+    "dont know", neither "don't know" nor "dont know" is correct.
 
     Args:
-        questions: LLaVA's llava_*.jsonl, whose question_id the answers have; images tell the questions apart.
+        questions: LLaVA's llava_*.jsonl, whose question_id the answers have; questions are identified by their image.
 
     Raises:
-        ValueError: an image or id is there twice, the questions are about a part of the images or others, a question
-            has no answer, an answer has no question, or the people who answered are not ten.
+        ValueError: an image or id occurs twice, the questions cover other images or only a part, a question has no
+            answer, an answer has no question, or not ten people answered.
     """
     entries = read_any_json(ground_truth)
     asked = read_records(questions, lines=True)
-    once([entry["image"] for entry in entries], str(ground_truth))
+    check_unique([entry["image"] for entry in entries], str(ground_truth))
     for field in ("image", "question_id"):
-        once([line[field] for line in asked], str(questions))
+        check_unique([line[field] for line in asked], str(questions))
     truth = {entry["image"]: entry for entry in entries}
     other = [line["image"] for line in asked if line["image"] not in truth]
     if other:
         raise ValueError(
             f"{ground_truth} has nothing about {len(other)} of the {len(asked)} images of {questions}, the first: "
-            f"{other[0]}. Are both of one split?"
+            f"{other[0]}. Do both belong to one split?"
         )
     if len(asked) < len(truth):
         raise ValueError(
-            f"{questions} asks about {len(asked)} of the {len(truth)} images of {ground_truth}, a part. Ask about all."
+            f"{questions} asks about {len(asked)} of the {len(truth)} images of {ground_truth}. Ask about all."
         )
-    strangers(answers, {line["question_id"] for line in asked}, str(questions))
+    check_known(answers, {line["question_id"] for line in asked}, str(questions))
     public = any("answers" in entry for entry in entries)
     per_item, by_type, submission = {}, {}, []
     for line in asked:
-        record = answered(line["question_id"], answers, str(questions))
-        said = normal(record["text"])
-        submission.append({"image": line["image"], "answer": said})
+        record = answer_to(line["question_id"], answers, str(questions))
+        given = normal(record["text"])
+        submission.append({"image": line["image"], "answer": given})
         if not public:
             continue
         entry = truth[line["image"]]
         people = _ten(entry.get("answers", []), f"the question about {line['image']}", ground_truth)
-        score = 0.0 if blank(record) else agreement(said, [person["answer"] for person in people])
+        score = 0.0 if is_blank(record) else agreement(given, [person["answer"] for person in people])
         per_item[line["image"]] = score
         by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
     if not per_item:
