@@ -24,7 +24,7 @@ from .export_manifest import CLIENT, FORMAT, MANIFEST, TEMPLATE, is_export
 from .export_merged import BASE, write_merged
 from .export_probe import probes_of
 from .export_template import PROMPT_FLAG, served_template
-from .load import base_of, processor_source, register
+from .load import base_of, load_fwd2bot, processor_source, register
 from .read import TENSORS_NAME, file_hash, read_checkpoint
 
 KINDS = ("vllm", "peft", "merged")
@@ -54,7 +54,7 @@ def export(
             knows an engine of another base.
 
     Returns:
-        `output`. Its `fwd2bot/export.json` says what is there, for "vllm" with the command that serves it.
+        `output`. Its `fwd2bot/export.json` says what is there, with the command by which vLLM serves it.
 
     Raises:
         ValueError: what is asked for cannot be served so; the message says why, and what can be done instead.
@@ -75,17 +75,16 @@ def export(
         manifest = _manifest(checkpoint, settings, to, stages, base)
         processor = _write_client(checkpoint, base, folder / CLIENT, manifest)
         if to == "merged":
-            write_merged(checkpoint, base, folder, stages[0], dtype, processor)
-            manifest["files"] = sorted(path.name for path in folder.glob("*.safetensors"))
+            manifest |= write_merged(checkpoint, base, folder, stages[0], dtype, processor)
         else:
-            manifest["adapters"] = write_adapters(
-                checkpoint, settings, to, folder, stages, manifest["base"]["name_or_path"]
-            )
+            name = manifest["base"]["name_or_path"]
+            manifest["adapters"] = write_adapters(checkpoint, settings, to, folder, stages, name)
         if to == "vllm":
             manifest["max_lora_rank"] = next(r for r in VLLM_RANKS if r >= settings["fwd2bot"].lora_r)
-            manifest["command"] = vllm_command(manifest, output)
             if probe:
-                manifest["probes"] = probes_of(checkpoint, base)
+                manifest["probes"] = probes_of(*load_fwd2bot(checkpoint, base, dtype="auto"))
+        if to == "vllm" or manifest.get("probes"):
+            manifest["command"] = vllm_command(manifest, output)
         write_json(folder / CLIENT / MANIFEST, manifest)
         write_text(folder / "README.md", _readme(manifest))
         for file in folder.rglob("*.safetensors"):
@@ -165,7 +164,7 @@ def _readme(manifest: dict[str, Any]) -> str:
     base = manifest["base"]["name_or_path"]
     lines = [f"# Export of a Fwd2Bot checkpoint ({manifest['to']}, {' and '.join(manifest['stages'])})", ""]
     lines += [f"Base: `{base}`. Summary tokens: {manifest['k']}. Bridge: {manifest['bridge']}.", ""]
-    if manifest["to"] == "vllm":
+    if "command" in manifest:
         lines += ["```", f"{shlex.join(manifest['command'])}", "```", ""]
     lines += ["`fwd2bot/` is for the client: `llava_fwd2bot.serving.VLLMAnswers`.", ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Adapters for vLLM and for PEFT, written from a checkpoint's files; the base is not loaded."""
+"""Adapters for vLLM and for PEFT, written from a checkpoint's files without the base; and vLLM's command."""
 
 from __future__ import annotations
 
@@ -77,10 +77,19 @@ def vllm_command(manifest: dict[str, Any], output: Path) -> list[str]:
     No image is let in as pixels: the base would answer about it from its dense tokens, through the adapter. Then vLLM
     loads no vision tower either.
     """
-    modules = [f"{stage}={output / about['folder']}" for stage, about in manifest["adapters"].items()]
-    command = ["vllm", "serve", manifest["base"]["name_or_path"], "--enable-mm-embeds"]
-    command += ["--limit-mm-per-prompt", json.dumps({"image": 0})]
-    command += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(manifest["max_lora_rank"])]
-    command += ["--lora-modules", *modules]
+    if manifest["to"] == "merged":
+        command = ["vllm", "serve", str(output), "--enable-prompt-embeds"]
+    else:
+        modules = [f"{stage}={output / about['folder']}" for stage, about in manifest["adapters"].items()]
+        command = ["vllm", "serve", manifest["base"]["name_or_path"], "--enable-mm-embeds"]
+        command += ["--limit-mm-per-prompt", json.dumps({"image": 0})]
+        command += [
+            "--enable-lora",
+            "--max-loras",
+            str(len(modules)),
+            "--max-lora-rank",
+            str(manifest["max_lora_rank"]),
+        ]
+        command += ["--lora-modules", *modules]
     template = output / CLIENT / manifest["template"]["file"]
     return [*command, "--chat-template", str(template), "--chat-template-content-format", "openai"]

@@ -31,6 +31,7 @@ class ClientFiles:
     config: Any  # k and nested_k, as Fwd2BotConfig has them
     probes: list[dict[str, Any]]  # what the right engine says, where the export has it
     command: list[str] | None
+    merged: bool  # the engine's model is a plain language model with the adapter in its weights
 
 
 @dataclass
@@ -50,24 +51,24 @@ def client_files(path: str | os.PathLike) -> ClientFiles:
     register()
     if is_export(path):
         about, folder = read_manifest(path), Path(path) / CLIENT
-        if about["to"] != "vllm" or "answer" not in about["stages"]:
+        if "command" not in about or "answer" not in about["stages"]:
             raise ValueError(
                 f"{path} is an export for {about['to']} of {' and '.join(about['stages'])}; vLLM answers by one of "
-                "`fwd2bot export --to vllm` with the answer stage."
+                "`fwd2bot export --to vllm`, or of --to merged --stage answer."
             )
         kind, source, base = about["bridge"], str(folder), about["base"]["name_or_path"]
         config, fingerprint = _Trained(about["k"], about["nested_k"]), about["checkpoint"]
-        probes, command = about.get("probes", []), about.get("command")
+        probes, command, merged = about.get("probes", []), about["command"], about["to"] == "merged"
     else:
         folder = local_folder(path, {})
         settings = read_checkpoint(folder)
         config, fingerprint = settings["fwd2bot"], file_hash(folder / CONFIG_NAME)
         kind, source, base = config.bridge, processor_source(folder), settings["base"]["name_or_path"]
-        probes, command = [], None
+        probes, command, merged = [], None, False
     tensors = load_file(folder / TENSORS_NAME)
     bridge = make_bridge(kind, tensors["tokens"].shape[1])
     bridge.load_state_dict({n.removeprefix("bridge."): t for n, t in tensors.items() if n.startswith("bridge.")})
     processor = AutoProcessor.from_pretrained(source)
     return ClientFiles(
-        str(path), processor, bridge.eval(), tensors["tokens"], fingerprint, base, config, probes, command
+        str(path), processor, bridge.eval(), tensors["tokens"], fingerprint, base, config, probes, command, merged
     )

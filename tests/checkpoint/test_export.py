@@ -102,6 +102,8 @@ def test_a_checkpoint_trained_as_a_whole_is_merged_as_it_is(base_dir, processor,
 def test_merged_of_other_hosts(name, processor, tmp_path, monkeypatch):
     """LLaVA-OneVision's language model is Qwen2, which may share its head with its word embeddings."""
     base = TOYS[name](torch.float32).base
+    base.resize_token_embeddings(448)
+    base.config.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     base.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     model = shake(
