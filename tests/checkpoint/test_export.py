@@ -313,3 +313,29 @@ def test_smol_llava_is_exported_as_a_plain_llama(tmp_path):
     expected = model.generate(input_ids=ids, summary=summary, **NEW)[:, ids.shape[1] :]
     found = plain.generate(inputs_embeds=rows, **NEW)
     assert torch.equal(found, expected) and "cat" in processor.decode(found[0])
+
+
+def test_an_original_llava_is_exported_as_a_plain_llama_and_for_peft(tmp_path):
+    """Its language model holds the vision tower, and its configuration is more than Llama's."""
+    pytest.importorskip("llava.model", reason="the original LLaVA is not installed")
+    from original_toys import clip_tower, on_disk, shaken
+
+    from llava_fwd2bot.hosts import host_class, install
+
+    base = on_disk(tmp_path / "llava-base", clip_tower(tmp_path / "clip"))
+    host = host_class("LlavaLlamaForCausalLM")
+    model = shaken(install(host.load_base(str(base)), host, settings(), [5, 6], [7, 8])).eval()
+    model.save_pretrained(tmp_path / "m")
+    plain = AutoModelForCausalLM.from_pretrained(export(tmp_path / "m", "merged", tmp_path / "out", stage="answer"))
+    assert type(plain).__name__ == "LlamaForCausalLM" and not hasattr(plain.config, "mm_vision_tower")
+    rows = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.lm_head(model.get_model()(inputs_embeds=rows).last_hidden_state)
+        torch.testing.assert_close(plain(inputs_embeds=rows).logits, expected, rtol=1e-4, atol=1e-4)
+    own = AutoModelForCausalLM.from_pretrained(export(tmp_path / "m", "merged", tmp_path / "base", stage="base"))
+    with torch.no_grad():
+        assert not torch.allclose(own(inputs_embeds=rows).logits, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            peft = PeftModel.from_pretrained(own, str(export(tmp_path / "m", "peft", tmp_path / "peft") / "answer"))
+        torch.testing.assert_close(peft(inputs_embeds=rows).logits, expected, rtol=1e-4, atol=1e-4)
