@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ARCHITECTURE = "Fwd2BotLlavaSummaries"
+from ..checkpoint.export_manifest import ARCHITECTURE
 
 
 def register() -> None:

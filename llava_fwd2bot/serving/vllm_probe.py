@@ -30,7 +30,7 @@ def check_engine(client: EngineModel) -> None:
     """
     names = {"answer": client.name}
     if not client.files.merged:
-        names["base"] = _base_of(client)
+        names["base"] = base_of_adapter(client)
     _check_template(client)
     if not client.files.merged:
         _check_used(client, names["base"])
@@ -46,13 +46,13 @@ def models_of(engine: Engine) -> dict[str, str | None]:
     return {str(m["id"]): m.get("parent") for m in known}
 
 
-def _base_of(client: EngineModel) -> str:
+def base_of_adapter(client: EngineModel) -> str:
     """The engine's name for the base, beside which it has the adapter."""
     known = models_of(client.engine)
     if not known.get(client.name):
         raise EngineError(
             f"The engine at {client.engine.url} has no adapter {client.name!r}, only {', '.join(known)}. "
-            f"Start it by: {_command(client)}"
+            f"Start it by: {command_of(client)}"
         )
     return known[client.name]
 
@@ -64,7 +64,7 @@ def _check_used(client: EngineModel, base: str) -> None:
     if all(a[0] == b[0] and abs(a[1] - b[1]) < NOISE for a, b in pairs):
         raise EngineError(
             f"The engine at {client.engine.url} answers with the adapter {client.name!r} exactly as without it: it "
-            f"found none of the adapter's tensors. Serve an export: {_command(client)}"
+            f"found none of the adapter's tensors. Serve an export: {command_of(client)}"
         )
 
 
@@ -87,7 +87,7 @@ def _check_template(client: EngineModel) -> None:
         raise EngineError(
             f"The engine at {client.engine.url} reads a prompt of {len(expected)} tokens as "
             f"{len(found.get('tokens') or [])}, or as others: it has another tokenizer, or not the export's chat "
-            f"template. Start it by: {_command(client)}"
+            f"template. Start it by: {command_of(client)}"
         )
 
 
@@ -120,11 +120,11 @@ def _check_known(client: EngineModel, model: str, question: str, expected: list[
     if sorted(apart)[len(apart) // 2] > APART:
         raise EngineError(
             f"The engine at {client.engine.url} is on another base than {client.files.base}, or has another adapter: "
-            f"its {model!r} does not say what the export has of it. Start it by: {_command(client)}"
+            f"its {model!r} does not say what the export has of it. Start it by: {command_of(client)}"
         )
 
 
-def _command(client: EngineModel) -> str:
+def command_of(client: EngineModel) -> str:
     if client.files.command:
         return shlex.join(client.files.command)
     return f"`fwd2bot export {client.files.name} --to vllm --output DIR` tells the command."

@@ -29,15 +29,15 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..bottleneck import nested_averages
-from ..checkpoint.read import TENSORS_NAME, read_checkpoint
+from ..checkpoint.export_manifest import CLIENT, read_manifest
+from ..checkpoint.read import TENSORS_NAME
 
 
 @functools.cache
-def _settings(checkpoint: str) -> tuple[list[int], int, bool]:
+def _settings(export: str) -> tuple[list[int], int, bool]:
     """Ids of the prompt, k, and whether averages are added."""
-    settings = read_checkpoint(checkpoint)
-    config = settings["fwd2bot"]
-    return settings["image_prompt_ids"], config.num_summary_tokens, config.residual != "none"
+    about = read_manifest(export)
+    return about["image_prompt_ids"], about["k"], about["residual"] != "none"
 
 
 class _Info(LlavaProcessingInfo):
@@ -73,16 +73,16 @@ class _SummaryHead(TokenPoolerHead):
 @default_pooling_type(seq_pooling_type="CLS", tok_pooling_type="ALL")
 @MULTIMODAL_REGISTRY.register_processor(LlavaMultiModalProcessor, info=_Info, dummy_inputs=LlavaDummyInputsBuilder)
 class LlavaSummaries(LlavaForConditionalGeneration):
-    """`--hf-overrides '{"architectures": ["Fwd2BotLlavaSummaries"], "fwd2bot": "CKPT"}'` on the base."""
+    """`--hf-overrides '{"architectures": ["Fwd2BotLlavaSummaries"], "fwd2bot": "EXPORT"}'` on the base."""
 
     is_pooling_model = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        checkpoint = vllm_config.model_config.hf_config.fwd2bot
-        prompt, self.k, self.averages = _settings(checkpoint)
+        export = vllm_config.model_config.hf_config.fwd2bot
+        prompt, self.k, self.averages = _settings(export)
         device, dtype = torch.get_default_device(), vllm_config.model_config.dtype
-        tensors = load_file(Path(checkpoint) / TENSORS_NAME)
+        tensors = load_file(Path(export) / CLIENT / TENSORS_NAME)
         self.projector = {n.removeprefix("projector."): t for n, t in tensors.items() if n.startswith("projector.")}
         self.register_buffer("tokens", tensors["tokens"].to(device, dtype), persistent=False)
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long, device=device), persistent=False)

@@ -119,6 +119,12 @@ def test_merged_of_other_hosts(name, processor, tmp_path, monkeypatch):
         assert type(plain).__name__ == "Qwen2ForCausalLM"
         with pytest.raises(ValueError, match="vLLM has no LoRA for LlavaOnevision.*use --to merged"):
             export(tmp_path / "m", "vllm", tmp_path / "x")
+    else:
+        assert read_manifest(export(tmp_path / "m", "vllm", tmp_path / "v"))["stages"] == ["answer"]
+        with pytest.raises(
+            ValueError, match="The compress pass runs in vLLM for LlavaForConditional.*fwd2bot compress"
+        ):
+            export(tmp_path / "m", "vllm", tmp_path / "x", stage="compress")
 
 
 def test_tied_words_stay_tied(processor, tmp_path):
@@ -178,28 +184,23 @@ def test_vllm_adapters_are_those_of_the_checkpoint_also_of_an_old_one(trained, t
         )
 
 
-def test_the_manifest_has_the_command(trained, base_dir, tmp_path, run):
+def test_the_manifest_has_the_commands(trained, base_dir, tmp_path, run):
     code, text, _ = run("export", trained[1], "--to", "vllm", "--output", tmp_path / "out", "--json")
     assert code == 0
     told, out = json.loads(text), tmp_path / "out"
     assert read_manifest(out) == {name: value for name, value in told.items() if name != "output"}
-    assert told["command"] == [
-        *(
-            "vllm",
-            "serve",
-            str(base_dir),
-            "--enable-mm-embeds",
-            "--limit-mm-per-prompt",
-            '{"image": 0}',
-            "--enable-lora",
-        ),
-        *("--max-loras", "2", "--max-lora-rank", "8", "--lora-modules"),
-        *(f"answer={out}/answer", f"compress={out}/compress")[::-1],
-        *("--chat-template", f"{out}/fwd2bot/vllm_template.jinja", "--chat-template-content-format", "openai"),
-    ]
+    template = ("--chat-template", f"{out}/fwd2bot/vllm_template.jinja", "--chat-template-content-format", "openai")
+    images = ("--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0}')
+    lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules")
+    own = json.dumps({"architectures": ["Fwd2BotLlavaSummaries"], "fwd2bot": str(out)})
+    pooling = ("--runner", "pooling", "--hf-overrides", own, "--limit-mm-per-prompt", '{"image": 1}')
+    assert told["commands"] == {
+        "answer": ["vllm", "serve", str(base_dir), *images, *lora, f"answer={out}/answer", *template],
+        "compress": ["vllm", "serve", str(base_dir), *pooling, *lora, f"compress={out}/compress", *template],
+    }
     assert told["k"] == 4 and told["bridge"] == "none" and told["base"]["fingerprint"]["hidden_size"] == 64
     code, text, _ = run("export", trained[1], "--to", "vllm", "--output", out, "--stage", "answer")  # written anew
-    assert code == 0 and "serve it: vllm serve" in text and not (out / "compress").exists()
+    assert code == 0 and "to answer: vllm serve" in text and not (out / "compress").exists()
     assert "vllm serve" in (out / "README.md").read_text()
 
 
@@ -217,15 +218,8 @@ def test_the_rank_is_one_that_vllm_takes(base_dir, processor, tmp_path, rank, se
         assert read_manifest(export(tmp_path / "m", "vllm", tmp_path / "out"))["max_lora_rank"] == served
 
 
-def test_refusals_name_the_way_out(trained, base_dir, processor, tmp_path, run, monkeypatch):
+def test_refusals_name_the_way_out(trained, tmp_path, run):
     _, path = trained
-    model = add_fwd2bot(
-        LlavaForConditionalGeneration.from_pretrained(base_dir), settings(), processor, train_projector=True
-    )
-    model.save_pretrained(tmp_path / "p", processor=processor)
-    with pytest.raises(ValueError, match="projector was trained.*Give --stage answer"):
-        export(tmp_path / "p", "vllm", tmp_path / "x")
-    assert read_manifest(export(tmp_path / "p", "vllm", tmp_path / "y", stage="answer"))["stages"] == ["answer"]
     with pytest.raises(ValueError, match="give --stage answer or --stage compress"):
         export(path, "merged", tmp_path / "x")
     code, _, err = run("export", path, "--to", "vllm", "--output", tmp_path / "x", "--stage", "base")

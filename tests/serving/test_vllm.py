@@ -107,7 +107,7 @@ def test_a_merged_export_answers_alike(place, own_base, loaded, summaries, proce
     with served(engine) as url:
         with pytest.raises(EngineError, match="is on another base than .* or has another adapter"):
             VLLMAnswers(url, model=merged)
-        with pytest.raises(ValueError, match="is an export for merged of base"):
+        with pytest.raises(ValueError, match="is an export for merged of base, and nothing that vLLM serves"):
             VLLMAnswers(url, model=other)
 
 

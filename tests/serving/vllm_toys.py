@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 
 class StandIn:
@@ -39,6 +41,32 @@ class StandIn:
         llava = LlavaForConditionalGeneration.from_pretrained(self.base)
         self.image = llava.config.image_token_id
         self.model = PeftModel.from_pretrained(llava, str(export / "answer"), adapter_name="answer").eval()
+        self.model.load_adapter(str(export / "compress"), adapter_name="compress")
+        self.model.set_adapter("answer")
+        self.processor = AutoProcessor.from_pretrained(self.base)
+        self.about = json.loads((export / "fwd2bot" / "export.json").read_text())
+        self.tokens = load_file(export / "fwd2bot" / "fwd2bot.safetensors")["tokens"]
+
+    @torch.inference_mode()
+    def summary(self, body: dict[str, Any]) -> torch.Tensor:
+        """[k, D] of the one image of a pooling request."""
+        (part,) = body["messages"][0]["content"]
+        data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        llava = self.model.get_base_model().model
+        dense = llava.get_image_features(pixels, return_dict=True).pooler_output[0]
+        prompt = self.model.get_input_embeddings()(torch.tensor(self.about["image_prompt_ids"]))
+        rows = torch.cat([dense, prompt, self.tokens])[None]
+        with self.lock:
+            self.model.set_adapter("compress")
+            if body["model"] == "compress" and self.fault != "ignores":
+                states = llava.language_model(inputs_embeds=rows).last_hidden_state
+            else:
+                with self.model.disable_adapter():
+                    states = llava.language_model(inputs_embeds=rows).last_hidden_state
+            self.model.set_adapter("answer")
+        return states[0, -len(self.tokens) :]
 
     def embedded(self, part: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """The numbers of a part that is no text, and what the template gets in its place."""
@@ -138,6 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({"tokens": self.engine.prompt(body)[0]})
         elif self.engine.fault == "dead":
             self._send({"error": {"message": "EngineCore encountered an issue.", "code": 500}}, 500)
+        elif self.path == "/pooling":
+            summary = self.engine.summary(body)
+            summary = summary[:1] if self.engine.fault == "short" else summary
+            content = base64.b64encode(summary.numpy().astype("<f4").tobytes()).decode()
+            self._send({"data": [{"data": content}]})
         elif body.get("stream"):
             self._stream(body)
         else:
