@@ -5,6 +5,8 @@
 llava, llava_next: a random model of two layers with a Fwd2Bot checkpoint on it, exported by --to vllm. merged: the
 first of these, by --to merged. smol-llava: the trained model of this package, by --to merged. vLLM is started by the
 export's own command, and the client asks about one to four images, one question after the other and all at once.
+compress, compress_average: the first, and one with residual="average" and a trained projector; summaries by an engine
+that runs the compress pass against `model.compress`.
 
 The random models' weights have the names of the hub's checkpoints: transformers 5 saves a CLIP tower as
 `vision_tower.embeddings…`, vLLM 0.32 wants `vision_tower.vision_model.embeddings…`. Their heads are 32 wide, the least
@@ -14,6 +16,7 @@ that vLLM's attention takes on a CPU.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -29,6 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -52,9 +56,11 @@ from llava_fwd2bot.checkpoint.export_manifest import read_manifest  # noqa: E402
 from llava_fwd2bot.processing.conversation import prompt_ids  # noqa: E402
 from llava_fwd2bot.processing.generate import summaries_of  # noqa: E402
 from llava_fwd2bot.serving.vllm import VLLMAnswers  # noqa: E402
+from llava_fwd2bot.serving.vllm_compressor import VLLMCompressor  # noqa: E402
 from llava_fwd2bot.smol import base_folder, checkpoint_folder  # noqa: E402
 
 HOSTS = ("llava", "llava_next", "merged", "smol-llava")
+COMPRESS = ("compress", "compress_average")
 PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
 NEW = 16
 QUESTIONS = (
@@ -107,10 +113,16 @@ def make(folder: Path, host: str) -> tuple[Any, Any]:
         metadata={"format": "pt"},
     )
     loaded = kind.from_pretrained(base)  # which reads those names as well
-    model = shake(add_fwd2bot(loaded, settings(bridge="linear"), processor)).eval()
+    changes = {"residual": "average"} if host == "compress_average" else {"bridge": "linear"}
+    trains = host == "compress_average"
+    model = shake(add_fwd2bot(loaded, settings(**changes), processor, train_projector=trains)).eval()
     with torch.no_grad():
-        weight = model.fwd2bot.bridge.weight
-        weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+        if trains:
+            for parameter in model.trained_projector().parameters():
+                parameter.mul_(1.5)
+            model.fwd2bot.log_gain.add_(1.0)
+        for weight in model.fwd2bot.bridge.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
     model.save_pretrained(folder / "fwd2bot", processor=processor)
     if host == "merged":
         export(folder / "fwd2bot", "merged", folder / "export", stage="answer")
@@ -199,10 +211,29 @@ def compare(model: Any, processor: Any, client: VLLMAnswers) -> dict[str, Any]:
     }
 
 
+def compare_summaries(model: Any, client: VLLMCompressor) -> dict[str, Any]:
+    """Of pictures of several sizes, all at once; the client itself has seen that the adapter matters."""
+    random = np.random.default_rng(0)
+    sizes = [(40, 50), (32, 32), (90, 33), (64, 200)] * 4
+    prepared = []
+    for size in sizes:
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (*size, 3)).astype("uint8")).save(file, "PNG")
+        prepared.append(client.prepare(file.getvalue(), "noise").pixels)
+    summary, _ = client(prepared)
+    with torch.inference_mode():
+        expected = model.compress(torch.cat([one["pixel_values"] for one in prepared]))
+    return {
+        "images": len(sizes),
+        "largest difference": f"{(summary - expected).abs().max():.1e}",
+        "largest value": f"{expected.abs().max():.2f}",
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True, help="of the environment that has vLLM")
-    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=HOSTS)
+    parser.add_argument("--hosts", nargs="+", choices=HOSTS + COMPRESS, default=HOSTS + COMPRESS)
     parser.add_argument("--minutes", type=float, default=5.0, help="that an engine may take to start")
     parser.add_argument("--output", type=Path, help="the page of results to write")
     args = parser.parse_args()
@@ -213,28 +244,39 @@ def main() -> int:
     for host in args.hosts:
         with tempfile.TemporaryDirectory() as folder:
             model, processor = make(Path(folder), host)
-            command = read_manifest(Path(folder) / "export")["command"]
+            command = read_manifest(Path(folder) / "export")["commands"]["compress" if host in COMPRESS else "answer"]
             with engine(args.python, command, Path(folder) / "log", args.minutes) as url:
-                client = VLLMAnswers(url, model=Path(folder) / "export")
-                results[host] = compare(model, processor, client)
+                if host in COMPRESS:
+                    results[host] = compare_summaries(model, VLLMCompressor(url, Path(folder) / "export"))
+                else:
+                    results[host] = compare(model, processor, VLLMAnswers(url, model=Path(folder) / "export"))
         print(host, json.dumps(results[host]))
     if args.output:
         args.output.write_text(page(results, theirs), encoding="utf-8")
-    fine = all(
-        r["identical"] == r["identical, all at once"] == r["prompts"]
-        and r["streamed alike, of 4"] == 4
-        and r["different without the adapter"] >= (r["prompts"] if host != "smol-llava" else 1)
-        for host, r in results.items()
-    )
-    return 0 if fine else 1
+    return 0 if all(fine(host, result) for host, result in results.items()) else 1
+
+
+def fine(host: str, result: dict[str, Any]) -> bool:
+    if host in COMPRESS:
+        return float(result["largest difference"]) < 1e-5
+    every = result["prompts"]
+    different = result["different without the adapter"] >= (every if host != "smol-llava" else 1)
+    same = result["identical"] == result["identical, all at once"] == every
+    return same and different and result["streamed alike, of 4"] == 4
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    names = list(next(iter(results.values()), {}))
+    rows = [f"| {name} | " + " | ".join(str(r[name]) for r in results.values()) + " |" for name in names]
+    return ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results), *rows, ""]
 
 
 def page(results: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
-    names = list(next(iter(results.values())))
-    rows = [f"| {name} | " + " | ".join(str(r[name]) for r in results.values()) + " |" for name in names]
+    answers = {host: result for host, result in results.items() if host in HOSTS}
+    summaries = {host: result for host, result in results.items() if host in COMPRESS}
     versions = ", ".join(f"{name} {version}" for name, version in theirs.items())
     lines = [
-        "# Answers by vLLM against `generate`",
+        "# vLLM against `generate` and `compress`",
         "",
         f"Written by `bash scripts/test_vllm.sh --output eval/results/vllm.md`, float32, CPU ({platform.machine()}),",
         f"with greedy decoding of {NEW} tokens: {len(QUESTIONS)} questions about one to four images, with all summary",
@@ -243,10 +285,9 @@ def page(results: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
         f"- Engine: {versions}.",
         f"- Reference: transformers {transformers.__version__}, torch {torch.__version__}.",
         "",
-        "| | " + " | ".join(results) + " |",
-        "|---|" + "---|" * len(results),
-        *rows,
+        "## Answers",
         "",
+        *table(answers),
         "| column | model | export |",
         "|---|---|---|",
         "| llava | random LLaVA, two layers, k = 4, linear bridge | `--to vllm`: LoRA, summaries as image embeddings |",
@@ -262,6 +303,13 @@ def page(results: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
         "by `generate` with the adapter off |",
         "| distinct answers | among the prompts of this column |",
         "",
+        "## Summaries",
+        "",
+        "Of pictures of four sizes, which the client prepares, against `model.compress`. The second model has",
+        '`residual="average"` and a trained projector. Without the adapter the engine gives other summaries; the',
+        "client checks that when it connects.",
+        "",
+        *table(summaries),
     ]
     return "\n".join(lines)
 

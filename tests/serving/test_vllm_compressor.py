@@ -107,7 +107,7 @@ def test_an_engine_that_dies_leaves_what_was_stored(engine, place, pictures, run
     assert code == 1 and "EngineCore encountered an issue" in err
     engine[0].fault = None
     assert run(*command, "--engine", engine[1])[0] == 0
-    assert run("cache", "verify", "--cache", tmp_path / "c")[0] == 0 or run("cache", "verify", tmp_path / "c")[0] == 0
+    assert run("cache", "verify", tmp_path / "c")[0] == 0
 
 
 def test_a_processor_that_changes_its_own_images_is_refused(engine, place, monkeypatch):
