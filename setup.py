@@ -75,5 +75,6 @@ setup(
     entry_points={
         "console_scripts": ["fwd2bot=llava_fwd2bot.cli.main:main"],
         "lmms_eval.models": ["llava_fwd2bot=llava_fwd2bot.evaluation.lmms:MANIFESTS"],
+        "vllm.general_plugins": ["llava_fwd2bot=llava_fwd2bot.serving.vllm_plugin:register"],
     },
 )

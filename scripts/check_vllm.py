@@ -2,15 +2,21 @@
 
     python scripts/check_vllm.py --python VLLM_ENVIRONMENT/bin/python --output eval/results/vllm.md
 
-For each host: a random LLaVA of two layers with a Fwd2Bot checkpoint on it is exported, vLLM is started by the export's
-own command, and the client asks about one to four images, one question after the other and all at once. Weights have
-the names of the hub's checkpoints: transformers 5 saves a CLIP tower as `vision_tower.embeddings…`, vLLM 0.32 wants
-`vision_tower.vision_model.embeddings…`. Heads are 32 wide, the least that vLLM's attention takes on a CPU.
+llava, llava_next: a random model of two layers with a Fwd2Bot checkpoint on it, exported by --to vllm. merged: the
+first of these, by --to merged. smol-llava: the trained model of this package, by --to merged. vLLM is started by the
+export's own command, and the client asks about one to four images, one question after the other and all at once.
+compress, compress_average: the first, and one with residual="average" and a trained projector; summaries by an engine
+that runs the compress pass against `model.compress`.
+
+The random models' weights have the names of the hub's checkpoints: transformers 5 saves a CLIP tower as
+`vision_tower.embeddings…`, vLLM 0.32 wants `vision_tower.vision_model.embeddings…`. Their heads are 32 wide, the least
+that vLLM's attention takes on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -26,8 +32,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     LlavaForConditionalGeneration,
@@ -42,13 +50,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import PATCH, SIZE, settings, shake, toy_base, toy_processor  # noqa: E402
 
-from llava_fwd2bot import add_fwd2bot  # noqa: E402
+from llava_fwd2bot import add_fwd2bot, load_fwd2bot  # noqa: E402
 from llava_fwd2bot.checkpoint.export import export  # noqa: E402
 from llava_fwd2bot.checkpoint.export_manifest import read_manifest  # noqa: E402
 from llava_fwd2bot.processing.conversation import prompt_ids  # noqa: E402
+from llava_fwd2bot.processing.generate import summaries_of  # noqa: E402
 from llava_fwd2bot.serving.vllm import VLLMAnswers  # noqa: E402
+from llava_fwd2bot.serving.vllm_compressor import VLLMCompressor  # noqa: E402
+from llava_fwd2bot.smol import base_folder, checkpoint_folder  # noqa: E402
 
-HOSTS = ("llava", "llava_next")
+HOSTS = ("llava", "llava_next", "merged", "smol-llava")
+COMPRESS = ("compress", "compress_average")
 PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
 NEW = 16
 QUESTIONS = (
@@ -62,7 +74,10 @@ QUESTIONS = (
 
 
 def make(folder: Path, host: str) -> tuple[Any, Any]:
-    """Writes `folder`/base, `folder`/fwd2bot and `folder`/export; gives the model and its processor."""
+    """Writes `folder`/export, and for a random model `folder`/base and `folder`/fwd2bot; gives model and processor."""
+    if host == "smol-llava":
+        export(checkpoint_folder(), "merged", folder / "export", stage="answer", dtype="float32")
+        return load_fwd2bot("smol-llava", dtype=torch.float32)
     processor = toy_processor()
     base, file = folder / "base", folder / "base" / "model.safetensors"
     config = toy_base(processor).config
@@ -98,12 +113,21 @@ def make(folder: Path, host: str) -> tuple[Any, Any]:
         metadata={"format": "pt"},
     )
     loaded = kind.from_pretrained(base)  # which reads those names as well
-    model = shake(add_fwd2bot(loaded, settings(bridge="linear"), processor)).eval()
+    changes = {"residual": "average"} if host == "compress_average" else {"bridge": "linear"}
+    trains = host == "compress_average"
+    model = shake(add_fwd2bot(loaded, settings(**changes), processor, train_projector=trains)).eval()
     with torch.no_grad():
-        weight = model.fwd2bot.bridge.weight
-        weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+        if trains:
+            for parameter in model.trained_projector().parameters():
+                parameter.mul_(1.5)
+            model.fwd2bot.log_gain.add_(1.0)
+        for weight in model.fwd2bot.bridge.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
     model.save_pretrained(folder / "fwd2bot", processor=processor)
-    export(folder / "fwd2bot", "vllm", folder / "export", probe=True)
+    if host == "merged":
+        export(folder / "fwd2bot", "merged", folder / "export", stage="answer")
+    else:
+        export(folder / "fwd2bot", "vllm", folder / "export", probe=True)
     return model, processor
 
 
@@ -142,44 +166,74 @@ def engine(python: str, command: list[str], log: Path, minutes: float) -> Iterat
                 process.wait()
 
 
-def compare(model: Any, processor: Any, client: VLLMAnswers) -> dict[str, Any]:
-    """Asks every question about one to four images, with all tokens and with the first two."""
-    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def summaries(model: Any) -> torch.Tensor:
+    """Of four images, [4, k, D]; of random dense tokens where the model is random."""
     with torch.inference_mode():
+        if model.name_or_path == "smol-llava":
+            from skimage import data
+
+            images = [Image.fromarray(getattr(data, name)()) for name in ("chelsea", "coffee", "rocket", "astronaut")]
+            return summaries_of(model, model.load_processor(str(base_folder())), images)
         dense = [torch.randn(16, 64, generator=torch.Generator().manual_seed(i)) * 0.3 for i in range(4)]
-        crops = type(model).__name__ != "Fwd2BotLlava"
-        summary = model._compress(dense, model.fwd2bot.image_prompt_ids, None) if crops else model.compress(pixels)
-    rows = [(q, images, k) for q in QUESTIONS for images in (1, 2, 3, 4) for k in (4, 2)]
+        return model._compress(dense, model.fwd2bot.image_prompt_ids, None)
+
+
+def compare(model: Any, processor: Any, client: VLLMAnswers) -> dict[str, Any]:
+    """Asks every question about one to four images, with all tokens and with a half of them."""
+    stored, most = summaries(model), model.fwd2bot_config.num_summary_tokens
+    rows = [(q, images, k) for q in QUESTIONS for images in (1, 2, 3, 4) for k in (most, most // 2)]
     expected, bodies, without = [], [], []
     for question, images, k in rows:
         ids = prompt_ids(processor, client.formatter.prompt(question, images))["input_ids"]
-        given = {"input_ids": ids, "summary": summary[:images], "num_tokens": k}
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False)
-        expected.append(out[0, ids.shape[1] :].tolist())
-        bodies.append({"question": question, "summary": summary[:images, :k], "max_new_tokens": NEW})
-    alone = [client.complete(**body).token_ids for body in bodies]
+        given = {"input_ids": ids, "summary": stored[:images, :k], "max_new_tokens": NEW, "do_sample": False}
+        expected.append(model.generate(**given)[0, ids.shape[1] :].tolist())
+        with model._stages.use(None):
+            without.append(model.generate(**given)[0, ids.shape[1] :].tolist())
+        bodies.append({"question": question, "summary": stored[:images, :k], "max_new_tokens": NEW})
+    alone = [client.complete(**body) for body in bodies]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda body: client.complete(**body).token_ids, bodies))
-    streamed = [list(client.answer(**body, stream=True)) for body in bodies[:4]]
-    base = client.engine.get("/v1/models")["data"][0]["id"]
-    for body in bodies:
-        without.append(client.complete(**body, model=base).token_ids)
+    streamed = ["".join(client.answer(**body, stream=True)).strip() for body in bodies[:4]]
+    if not client.files.merged:  # the engine's own base, with the same requests
+        base = client.engine.get("/v1/models")["data"][0]["id"]
+        without = [client.complete(**body, model=base).token_ids for body in bodies]
+
+    def same(found: list[list[int]]) -> int:
+        return sum(a == b for a, b in zip(found, expected, strict=True))
+
     return {
         "prompts": len(rows),
-        "identical": sum(a == b for a, b in zip(alone, expected, strict=True)),
-        "identical, all at once": sum(a == b for a, b in zip(together, expected, strict=True)),
-        "different without the adapter": sum(a != b for a, b in zip(without, expected, strict=True)),
+        "identical": same([one.token_ids for one in alone]),
+        "identical, all at once": same(together),
+        "different without the adapter": len(rows) - same(without),
         "distinct answers": len({tuple(ids) for ids in expected}),
-        "streamed": sum(
-            "".join(s).strip() == client.complete(**b).text for s, b in zip(streamed, bodies[:4], strict=True)
-        ),
+        "streamed alike, of 4": sum(a == b.text for a, b in zip(streamed, alone, strict=False)),
+    }
+
+
+def compare_summaries(model: Any, client: VLLMCompressor) -> dict[str, Any]:
+    """Of pictures of several sizes, all at once; the client itself has seen that the adapter matters."""
+    random = np.random.default_rng(0)
+    sizes = [(40, 50), (32, 32), (90, 33), (64, 200)] * 4
+    prepared = []
+    for size in sizes:
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (*size, 3)).astype("uint8")).save(file, "PNG")
+        prepared.append(client.prepare(file.getvalue(), "noise").pixels)
+    summary, _ = client(prepared)
+    with torch.inference_mode():
+        expected = model.compress(torch.cat([one["pixel_values"] for one in prepared]))
+    return {
+        "images": len(sizes),
+        "largest difference": f"{(summary - expected).abs().max():.1e}",
+        "largest value": f"{expected.abs().max():.2f}",
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True, help="of the environment that has vLLM")
-    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=HOSTS)
+    parser.add_argument("--hosts", nargs="+", choices=HOSTS + COMPRESS, default=HOSTS + COMPRESS)
     parser.add_argument("--minutes", type=float, default=5.0, help="that an engine may take to start")
     parser.add_argument("--output", type=Path, help="the page of results to write")
     args = parser.parse_args()
@@ -190,40 +244,74 @@ def main() -> int:
     for host in args.hosts:
         with tempfile.TemporaryDirectory() as folder:
             model, processor = make(Path(folder), host)
-            command = read_manifest(Path(folder) / "export")["command"]
+            command = read_manifest(Path(folder) / "export")["commands"]["compress" if host in COMPRESS else "answer"]
             with engine(args.python, command, Path(folder) / "log", args.minutes) as url:
-                client = VLLMAnswers(url, model=Path(folder) / "export")
-                results[host] = compare(model, processor, client)
+                if host in COMPRESS:
+                    results[host] = compare_summaries(model, VLLMCompressor(url, Path(folder) / "export"))
+                else:
+                    results[host] = compare(model, processor, VLLMAnswers(url, model=Path(folder) / "export"))
         print(host, json.dumps(results[host]))
     if args.output:
         args.output.write_text(page(results, theirs), encoding="utf-8")
-    fine = all(
-        r["identical"] == r["identical, all at once"] == r["different without the adapter"] == r["prompts"]
-        and r["streamed"] == 4
-        for r in results.values()
-    )
-    return 0 if fine else 1
+    return 0 if all(fine(host, result) for host, result in results.items()) else 1
+
+
+def fine(host: str, result: dict[str, Any]) -> bool:
+    if host in COMPRESS:
+        return float(result["largest difference"]) < 1e-5
+    every = result["prompts"]
+    different = result["different without the adapter"] >= (every if host != "smol-llava" else 1)
+    same = result["identical"] == result["identical, all at once"] == every
+    return same and different and result["streamed alike, of 4"] == 4
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    names = list(next(iter(results.values()), {}))
+    rows = [f"| {name} | " + " | ".join(str(r[name]) for r in results.values()) + " |" for name in names]
+    return ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results), *rows, ""]
 
 
 def page(results: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
-    names = list(next(iter(results.values())))
-    head = "| | " + " | ".join(results) + " |\n|---|" + "---|" * len(results)
-    rows = "\n".join(f"| {name} | " + " | ".join(str(r[name]) for r in results.values()) + " |" for name in names)
+    answers = {host: result for host, result in results.items() if host in HOSTS}
+    summaries = {host: result for host, result in results.items() if host in COMPRESS}
     versions = ", ".join(f"{name} {version}" for name, version in theirs.items())
-    return f"""# Answers by vLLM against `generate`
-
-Written by `bash scripts/test_vllm.sh`: random LLaVAs of two layers in float32 on a CPU ({platform.machine()}), k = 4
-and the first 2, a linear bridge, greedy decoding of {NEW} tokens, {len(QUESTIONS)} questions about one to four images.
-vLLM is started by the command that `fwd2bot export --to vllm` gives.
-Engine: {versions}. Reference: transformers {transformers.__version__}, torch {torch.__version__}.
-
-{head}
-{rows}
-
-"Identical" counts prompts whose ids are those of `model.generate(summary=…)`, to the last one. "All at once" are the
-same prompts, eight at a time, which vLLM batches. "Different" counts prompts that the base without the adapter answers
-otherwise.
-"""
+    lines = [
+        "# vLLM against `generate` and `compress`",
+        "",
+        f"Written by `bash scripts/test_vllm.sh --output eval/results/vllm.md`, float32, CPU ({platform.machine()}),",
+        f"with greedy decoding of {NEW} tokens: {len(QUESTIONS)} questions about one to four images, with all summary",
+        "tokens and with the first half of them. vLLM is started by the command in the export.",
+        "",
+        f"- Engine: {versions}.",
+        f"- Reference: transformers {transformers.__version__}, torch {torch.__version__}.",
+        "",
+        "## Answers",
+        "",
+        *table(answers),
+        "| column | model | export |",
+        "|---|---|---|",
+        "| llava | random LLaVA, two layers, k = 4, linear bridge | `--to vllm`: LoRA, summaries as image embeddings |",
+        "| llava_next | the same as LLaVA-NeXT | `--to vllm` |",
+        "| merged | the first | `--to merged --stage answer`: plain language model, summaries as prompt embeddings |",
+        "| smol-llava | the trained smol-llava, k = 16, photographs | `--to merged --stage answer` |",
+        "",
+        "| row | what is counted |",
+        "|---|---|",
+        "| identical | prompts whose ids are those of `model.generate(summary=…)`, to the last one |",
+        "| identical, all at once | the same prompts, eight at a time, which vLLM batches |",
+        "| different without the adapter | prompts answered otherwise by the engine's base; in the last two columns, "
+        "by `generate` with the adapter off |",
+        "| distinct answers | among the prompts of this column |",
+        "",
+        "## Summaries",
+        "",
+        "Of pictures of four sizes, which the client prepares, against `model.compress`. The second model has",
+        '`residual="average"` and a trained projector. Without the adapter the engine gives other summaries; the',
+        "client checks that when it connects.",
+        "",
+        *table(summaries),
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from ..config import CONFIG_NAME, STAGES
 from ..files.outputs import refuse_overlap
 from ..files.writing import as_other_files, write_folder, write_json, write_text
 from ..version import __version__
-from .export_adapters import VLLM_RANKS, check_vllm, vllm_command, write_adapters
+from .export_adapters import SUMMARIES, VLLM_RANKS, check_vllm, vllm_commands, write_adapters
 from .export_manifest import CLIENT, FORMAT, MANIFEST, TEMPLATE, is_export
 from .export_merged import BASE, write_merged
 from .export_probe import probes_of
 from .export_template import PROMPT_FLAG, served_template
-from .load import base_of, processor_source, register
+from .load import base_of, load_fwd2bot, processor_source, register
 from .read import TENSORS_NAME, file_hash, read_checkpoint
 
 KINDS = ("vllm", "peft", "merged")
@@ -47,14 +47,14 @@ def export(
         to: "vllm", "peft" or "merged".
         output: the folder to write. It must not be there yet, unless it holds an export.
         base: the base, where it is no longer at the place that the checkpoint names.
-        stage: "answer" or "compress" alone; for "merged" it must be given, and may be "base", for the language model
-            without an adapter, onto which those of "peft" go.
+        stage: "answer" or "compress" alone; default: what can be served. For "merged" it must be given, and may be
+            "base", for the language model without an adapter, onto which those of "peft" go.
         dtype: of the weights of "merged".
         probe: for "vllm": load the base, and store what the right engine answers to a few questions, so that a client
             knows an engine of another base.
 
     Returns:
-        `output`. Its `fwd2bot/export.json` says what is there, for "vllm" with the command that serves it.
+        `output`. Its `fwd2bot/export.json` says what is there, with the command by which vLLM serves it.
 
     Raises:
         ValueError: what is asked for cannot be served so; the message says why, and what can be done instead.
@@ -64,7 +64,7 @@ def export(
         raise ValueError(f"An export is one of {', '.join(KINDS)}, not {to!r}.")
     checkpoint, output = Path(checkpoint), Path(output).absolute()
     settings = read_checkpoint(checkpoint)
-    stages = _stages(to, stage, settings["fwd2bot"].adapters)
+    stages = _stages(to, stage, settings["fwd2bot"].adapters, settings["base"]["fingerprint"]["class"])
     refuse_overlap("--output", output, models={"CKPT": checkpoint, "--base": base})
     if output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise ValueError(f"--output {output} is there already, and is no export: choose another folder.")
@@ -75,17 +75,16 @@ def export(
         manifest = _manifest(checkpoint, settings, to, stages, base)
         processor = _write_client(checkpoint, base, folder / CLIENT, manifest)
         if to == "merged":
-            write_merged(checkpoint, base, folder, stages[0], dtype, processor)
-            manifest["files"] = sorted(path.name for path in folder.glob("*.safetensors"))
+            manifest |= write_merged(checkpoint, base, folder, stages[0], dtype, processor)
         else:
-            manifest["adapters"] = write_adapters(
-                checkpoint, settings, to, folder, stages, manifest["base"]["name_or_path"]
-            )
+            name = manifest["base"]["name_or_path"]
+            manifest["adapters"] = write_adapters(checkpoint, settings, to, folder, stages, name)
         if to == "vllm":
             manifest["max_lora_rank"] = next(r for r in VLLM_RANKS if r >= settings["fwd2bot"].lora_r)
-            manifest["command"] = vllm_command(manifest, output)
             if probe:
-                manifest["probes"] = probes_of(checkpoint, base)
+                manifest["probes"] = probes_of(*load_fwd2bot(checkpoint, base, dtype="auto"))
+        if to == "vllm" or manifest.get("probes"):
+            manifest["commands"] = vllm_commands(manifest, output)
         write_json(folder / CLIENT / MANIFEST, manifest)
         write_text(folder / "README.md", _readme(manifest))
         for file in folder.rglob("*.safetensors"):
@@ -100,7 +99,7 @@ def host_config(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "config.json") if (checkpoint / "config.json").is_file() else {}
 
 
-def _stages(to: str, stage: str | None, adapters: str) -> list[str]:
+def _stages(to: str, stage: str | None, adapters: str, kind: str) -> list[str]:
     allowed = (*STAGES, BASE) if to == "merged" else STAGES
     if stage is not None and stage not in allowed:
         raise ValueError(f"--stage must be one of {', '.join(allowed)} for --to {to}, not {stage!r}.")
@@ -118,6 +117,8 @@ def _stages(to: str, stage: str | None, adapters: str) -> list[str]:
             f'The checkpoint has adapters="none": its language model was trained as a whole, and there is no adapter '
             f"for --to {to}. Use --to merged --stage answer, and serve that as a model of its own."
         )
+    if stage is None and to == "vllm" and kind != SUMMARIES:
+        return ["answer"]
     return [stage] if stage else list(STAGES)
 
 
@@ -136,6 +137,9 @@ def _manifest(
         "k": config.num_summary_tokens,
         "nested_k": config.nested_k,
         "bridge": config.bridge,
+        "pooling": config.pooling,
+        "residual": config.residual,
+        "image_prompt_ids": settings["image_prompt_ids"],
         "base": {"name_or_path": name, "fingerprint": named["fingerprint"]},
         "checkpoint": file_hash(checkpoint / CONFIG_NAME),  # by which caches know it
     }
@@ -165,7 +169,9 @@ def _readme(manifest: dict[str, Any]) -> str:
     base = manifest["base"]["name_or_path"]
     lines = [f"# Export of a Fwd2Bot checkpoint ({manifest['to']}, {' and '.join(manifest['stages'])})", ""]
     lines += [f"Base: `{base}`. Summary tokens: {manifest['k']}. Bridge: {manifest['bridge']}.", ""]
-    if manifest["to"] == "vllm":
-        lines += ["```", f"{shlex.join(manifest['command'])}", "```", ""]
-    lines += ["`fwd2bot/` is for the client: `llava_fwd2bot.serving.VLLMAnswers`.", ""]
+    for stage, command in manifest.get("commands", {}).items():
+        lines += [f"To {stage}:", "", "```", shlex.join(command), "```", ""]
+    if "compress" in manifest.get("commands", {}):
+        lines += ["The engine that compresses needs this package: `pip install --no-deps llava_fwd2bot`.", ""]
+    lines += ["`fwd2bot/` is for the clients: `VLLMAnswers` and `VLLMCompressor` of `llava_fwd2bot.serving`.", ""]
     return "\n".join(lines)

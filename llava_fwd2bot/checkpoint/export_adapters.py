@@ -1,4 +1,4 @@
-"""Adapters for vLLM and for PEFT, written from a checkpoint's files; the base is not loaded."""
+"""Adapters for vLLM and for PEFT, written from a checkpoint's files without the base; and vLLM's command."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..files.text import read_json
 from ..files.writing import write_json
 from ..smol.tower import EfficientNetLiteConfig
 from .adapter_names import placed, unplaced
-from .export_manifest import CLIENT
+from .export_manifest import ARCHITECTURE, CLIENT
 from .load import ORIGINAL
-from .read import ADAPTER_NAME, TENSORS_NAME
+from .read import ADAPTER_NAME
 
 # what vLLM 0.32 and 0.33 take for --max-lora-rank
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # the classes that take both image embeddings and LoRA there
 VLLM_CLASSES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
+# the one whose compress pass runs there, by our class
+SUMMARIES = "LlavaForConditionalGeneration"
 # where the language model is: in transformers' LLaVA, which vLLM renames by itself, and in a plain causal LM
 _INSIDE = {"vllm": "model.language_model", "peft": "model"}
 
 
 def check_vllm(checkpoint: Path, settings: dict[str, Any], host: dict[str, Any], stages: list[str]) -> None:
     """Raises ValueError where vLLM cannot serve the checkpoint; the message says what can be done instead."""
-    from safetensors import safe_open
-
     kind, config = settings["base"]["fingerprint"]["class"], settings["fwd2bot"]
     merged = "use --to merged --stage answer"
     if kind in ORIGINAL.values():
@@ -41,12 +41,10 @@ def check_vllm(checkpoint: Path, settings: dict[str, Any], host: dict[str, Any],
         raise ValueError(f"The base's vision tower is smol-llava's, which vLLM does not know: {merged}.")
     if config.lora_r > VLLM_RANKS[-1]:
         raise ValueError(f"vLLM takes LoRA up to rank {VLLM_RANKS[-1]}, and this one has {config.lora_r}: {merged}.")
-    with safe_open(checkpoint / TENSORS_NAME, "pt") as file:
-        projector = any(name.startswith("projector.") for name in file.keys())  # noqa: SIM118
-    if projector and "compress" in stages:
+    if "compress" in stages and kind != SUMMARIES:
         raise ValueError(
-            "The projector was trained, and vLLM would compress images with the base's own. Give --stage answer, and "
-            "compress with `fwd2bot compress`: stored summaries hold all that the projector did."
+            f"The compress pass runs in vLLM for {SUMMARIES} alone, and this is {kind}: give --stage answer, and "
+            "compress with `fwd2bot compress`, on several GPUs with --ray."
         )
 
 
@@ -71,16 +69,23 @@ def write_adapters(
     return written
 
 
-def vllm_command(manifest: dict[str, Any], output: Path) -> list[str]:
-    """The command that serves the export at `output`.
-
-    No image is let in as pixels: the base would answer about it from its dense tokens, through the adapter. Then vLLM
-    loads no vision tower either.
-    """
-    modules = [f"{stage}={output / about['folder']}" for stage, about in manifest["adapters"].items()]
-    command = ["vllm", "serve", manifest["base"]["name_or_path"], "--enable-mm-embeds"]
-    command += ["--limit-mm-per-prompt", json.dumps({"image": 0})]
-    command += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(manifest["max_lora_rank"])]
-    command += ["--lora-modules", *modules]
+def vllm_commands(manifest: dict[str, Any], output: Path) -> dict[str, list[str]]:
+    """The command that serves each stage of the export at `output`; an engine answers or compresses, not both."""
     template = output / CLIENT / manifest["template"]["file"]
-    return [*command, "--chat-template", str(template), "--chat-template-content-format", "openai"]
+    ending = ["--chat-template", str(template), "--chat-template-content-format", "openai"]
+    if manifest["to"] == "merged":
+        return {"answer": ["vllm", "serve", str(output), "--enable-prompt-embeds", *ending]}
+    commands = {}
+    for stage, about in manifest["adapters"].items():
+        command = ["vllm", "serve", manifest["base"]["name_or_path"]]
+        if stage == "answer":
+            # no image is let in as pixels: the base would answer about it from its dense tokens, through the adapter.
+            # Then vLLM loads no vision tower either
+            command += ["--enable-mm-embeds", "--limit-mm-per-prompt", json.dumps({"image": 0})]
+        else:
+            own = {"architectures": [ARCHITECTURE], "fwd2bot": str(output)}
+            command += ["--runner", "pooling", "--hf-overrides", json.dumps(own)]
+            command += ["--limit-mm-per-prompt", json.dumps({"image": 1})]
+        command += ["--enable-lora", "--max-lora-rank", str(manifest["max_lora_rank"])]
+        commands[stage] = [*command, "--lora-modules", f"{stage}={output / about['folder']}", *ending]
+    return commands

@@ -13,6 +13,7 @@ CLIENT = "fwd2bot"  # the folder of the client's files, which no engine looks in
 MANIFEST = "export.json"
 TEMPLATE = "vllm_template.jinja"
 FORMAT = 1
+ARCHITECTURE = "Fwd2BotLlavaSummaries"  # our model class in vLLM, for the compress pass
 # asked of an engine about R in the place of a summary, to tell whether it is the one
 PROBES = ("What is this?", "Is it day or night?", "How many people are there?")
 
@@ -36,7 +37,11 @@ def read_manifest(export: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{file} has format {values.get('format')!r}; this version ({__version__}) reads {FORMAT}: export again."
         )
-    missing = [name for name in ("to", "stages", "k", "bridge", "base", "checkpoint") if name not in values]
+    missing = [
+        name
+        for name in ("to", "stages", "k", "bridge", "residual", "image_prompt_ids", "base", "checkpoint")
+        if name not in values
+    ]
     if missing:
         raise ValueError(f"{file} is damaged: {', '.join(missing)} is missing. Export again.")
     return values

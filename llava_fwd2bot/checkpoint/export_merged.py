@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .export_probe import probes_of
 from .load import load_fwd2bot
 from .read import read_checkpoint
 
@@ -19,8 +20,8 @@ SHARD = "5GB"
 
 def write_merged(
     checkpoint: Path, base: str | os.PathLike | None, folder: Path, stage: str, dtype: str, processor: Any
-) -> None:
-    """Writes model and tokenizer into `folder`."""
+) -> dict[str, Any]:
+    """Writes model and tokenizer into `folder`; gives what the manifest says of them."""
     has_adapters = read_checkpoint(checkpoint)["fwd2bot"].adapters != "none"
     merge = stage if stage != BASE and has_adapters else None
     precision = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -31,6 +32,10 @@ def write_merged(
     if processor is not None and tokenizer.chat_template is None:
         tokenizer.chat_template = processor.chat_template
     tokenizer.save_pretrained(folder)
+    about: dict[str, Any] = {"files": sorted(path.name for path in folder.glob("*.safetensors"))}
+    if stage == "answer" and processor is not None:
+        about["probes"] = probes_of(model, processor)
+    return about
 
 
 def plain_causal_lm(model: nn.Module) -> nn.Module:

@@ -18,18 +18,10 @@ def served_template(processor: Any) -> tuple[str, bool]:
     and `answer` use, so that it is the same to the last token, wherever in a question the images stand.
     """
     own = processor.chat_template or V1_TEMPLATE
-    bos, special = processor.tokenizer.bos_token, False
     prompt = ConversationFormatter(processor).prompt(_QUESTION)
-    if needs_bos(processor.tokenizer, prompt):
-        expected = processor.tokenizer(prompt)["input_ids"]
-        # some tokenizers read what follows a written <s> in another way than what stands at the beginning
-        special = (
-            processor.tokenizer(f"{bos}{prompt}", add_special_tokens=False)["input_ids"] != expected
-            if bos
-            else (processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] != expected)
-        )
-        if bos and not special:
-            own = f"{{{{ {bos!r} }}}}{own}"
+    written, special = with_bos(processor.tokenizer, prompt)
+    if written != prompt:
+        own = f"{{{{ {processor.tokenizer.bos_token!r} }}}}{own}"
     image = repr(processor.image_token)
     pieces = (
         "{%- for m in messages -%}{%- for c in m['content'] -%}"
@@ -37,6 +29,20 @@ def served_template(processor: Any) -> tuple[str, bool]:
         "{%- endfor -%}{%- endfor -%}"
     )
     return f"{{%- if {PROMPT_FLAG} -%}}{pieces}{{%- else -%}}{own}{{%- endif -%}}", special
+
+
+def with_bos(tokenizer: Any, prompt: str) -> tuple[str, bool]:
+    """The prompt as a text from which an engine makes the ids that training read, and whether it must add special ones.
+
+    Where it can be, the first token is written into the text: of a plain language model's chat vLLM does not take
+    `add_special_tokens`. Some tokenizers read what follows a written <s> in another way than what a text begins with.
+    """
+    special = needs_bos(tokenizer, prompt)
+    expected = tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    for written in (prompt, f"{tokenizer.bos_token or ''}{prompt}"):
+        if tokenizer(written, add_special_tokens=False)["input_ids"] == expected:
+            return written, False
+    return prompt, special
 
 
 def pieces_of(prompt: str, image_token: str, images: list[dict[str, Any]]) -> list[dict[str, Any]]:

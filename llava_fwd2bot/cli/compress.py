@@ -20,6 +20,10 @@ def main(argv: Sequence[str]) -> int | None:
     args = parser.parse_args(argv)
     if not args.cache and (args.watch is not None or args.ray or args.retry or args.codec or args.fast_decode):
         parser.error("--watch, --ray, --retry, --codec and --fast-decode require --cache PATH")
+    if args.engine and (not args.cache or args.ray):
+        parser.error("--engine requires --cache PATH, and excludes --ray")
+    if args.engine_key and not args.engine:
+        parser.error("--engine-key requires --engine URL")
     if not args.cache and not args.model:
         parser.error("--model is missing")
     if args.ray and (args.watch is not None or args.workers):

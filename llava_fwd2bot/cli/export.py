@@ -41,5 +41,5 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"output": str(path), **manifest}))
         return
     print(path)
-    if "command" in manifest:
-        print(f"serve it: {shlex.join(manifest['command'])}")
+    for stage, command in manifest.get("commands", {}).items():
+        print(f"to {stage}: {shlex.join(command)}")

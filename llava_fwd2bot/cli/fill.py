@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
@@ -34,6 +35,9 @@ def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
     fast = "decode large JPEGs at a smaller scale; fixed when the cache is created"
     group.add_argument("--fast-decode", action="store_true", help=fast)
     group.add_argument("--ray", action="store_true", help="use Ray Data with one actor per GPU, also on a cluster")
+    served = "compress by the vLLM server there, started by the compress command of `fwd2bot export --to vllm`"
+    group.add_argument("--engine", metavar="URL", help=served)
+    group.add_argument("--engine-key", metavar="KEY", help="the server's key; default: VLLM_API_KEY")
     every = number(float, 0.1, "a number of seconds")
     group.add_argument(
         "--watch", nargs="?", type=every, const=5.0, metavar="SECONDS", help="keep running for new files"
@@ -194,10 +198,15 @@ class Run:
         def load() -> Any:
             from ..cache.compressor import Compressor
 
-            args, fast = self.args, self.settings.decoding == "fast"
+            args, fast, settings = self.args, self.settings.decoding == "fast", self.settings
+            own = (settings.k, args.batch_size, args.max_pixels, settings.reading, fast)
+            if args.engine:
+                from ..serving.vllm_compressor import VLLMCompressor
+
+                key = args.engine_key or os.environ.get("VLLM_API_KEY")
+                return VLLMCompressor(args.engine, self._path(), *own, api_key=key)
             model = load_model(self._path(), args)
-            settings = self.settings
-            return Compressor(*model, settings.k, args.batch_size, args.max_pixels, settings.reading, fast)
+            return Compressor(*model, *own)
 
         if not hasattr(self, "_loaded"):
             self._loaded = Later(load, self.args.batch_size)

@@ -6,7 +6,9 @@
 
 The engine keeps the base and the adapter, this side keeps summaries, bridge and conversation. A summary goes there as
 an image's embeddings, which vLLM puts where the image's placeholder is; its name is a hash of its numbers, by which the
-engine knows it again. Shapes: M images, k summary tokens, D hidden size.
+engine knows it again. To a merged export, which knows no images, it goes as rows of the prompt.
+
+Shapes: M images, k summary tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ..processing.answer import untrained_k
 from ..processing.conversation import PLACEHOLDER
 from .vllm_files import client_files
 from .vllm_http import Engine, EngineError
-from .vllm_probe import check_engine
+from .vllm_probe import check_engine, models_of
 from .vllm_request import CHAT, EngineModel
 
 
@@ -44,9 +46,10 @@ class VLLMAnswers(EngineModel):
 
     Args:
         url: the engine's, e.g. http://localhost:8000.
-        model: an export of `fwd2bot export --to vllm`, or the checkpoint; default: the one that filled the cache.
+        model: an export of `fwd2bot export --to vllm`, or of --to merged --stage answer, or the checkpoint, served as
+            for the former; default: the checkpoint that filled the cache.
         cache: the cache of summaries, by its path or opened; None where summaries are given with each question.
-        adapter: the name that the engine has for the answer adapter.
+        name: what the engine calls the answer adapter; default: "answer", and of a merged export the model it has.
         api_key: the engine's, where it wants one.
         timeout: seconds without a byte after which a request is given up.
         probe: ask the engine some questions first; see `check_engine`.
@@ -62,7 +65,7 @@ class VLLMAnswers(EngineModel):
         model: str | os.PathLike | None = None,
         cache: str | os.PathLike | SummaryCache | None = None,
         *,
-        adapter: str = "answer",
+        name: str | None = None,
         api_key: str | None = None,
         timeout: float = 120.0,
         probe: bool = True,
@@ -76,7 +79,10 @@ class VLLMAnswers(EngineModel):
             model = cache.settings.model
             if not model:
                 raise ValueError(f"{cache.path} does not say which model filled it: give the model.")
-        super().__init__(engine, client_files(model), adapter)
+        files = client_files(model)
+        if name is None:
+            name = next(iter(models_of(engine)), "") if files.merged else "answer"
+        super().__init__(engine, files, name)
         if cache is not None and cache.settings.fingerprint != self.files.fingerprint:
             raise ValueError(f"{cache.path} was filled by another model than {model}: give the one that filled it.")
         self.cache = cache
@@ -183,7 +189,7 @@ class VLLMAnswers(EngineModel):
             raise ValueError(f"The question holds {count} {PLACEHOLDER}, and {len(summary)} image(s) belong to it.")
         options = dict(options)
         body = self.request(self.formatter.prompt(question, len(summary)), summary)
-        body |= {"model": self.adapter, "temperature": options.pop("temperature", 0.0)}
+        body |= {"model": self.name, "temperature": options.pop("temperature", 0.0)}
         return body | {"max_tokens": options.pop("max_new_tokens", 128), "return_token_ids": True, **options}
 
     # ------------------------------------------------------------------ the engine's answers

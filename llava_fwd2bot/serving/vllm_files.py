@@ -28,19 +28,21 @@ class ClientFiles:
     tokens: Any  # R, [k, D]
     fingerprint: str  # of the checkpoint, by which caches know it
     base: str
-    config: Any  # k and nested_k, as Fwd2BotConfig has them
+    config: Any  # k, nested_k and pooling, as Fwd2BotConfig has them
     probes: list[dict[str, Any]]  # what the right engine says, where the export has it
     command: list[str] | None
+    merged: bool  # the engine's model is a plain language model with the adapter in its weights
 
 
 @dataclass
 class _Trained:
     num_summary_tokens: int
     nested_k: list[int] | None
+    pooling: str
 
 
-def client_files(path: str | os.PathLike) -> ClientFiles:
-    """Reads an export for vLLM, or a checkpoint, whose base's processor must then be at hand.
+def client_files(path: str | os.PathLike, stage: str = "answer") -> ClientFiles:
+    """Reads an export that vLLM serves for `stage`, or a checkpoint, whose base's processor must then be at hand.
 
     Raises:
         FileNotFoundError, ValueError: there is neither, it is damaged, or an export for something else.
@@ -50,24 +52,24 @@ def client_files(path: str | os.PathLike) -> ClientFiles:
     register()
     if is_export(path):
         about, folder = read_manifest(path), Path(path) / CLIENT
-        if about["to"] != "vllm" or "answer" not in about["stages"]:
+        if stage not in about.get("commands", {}):
             raise ValueError(
-                f"{path} is an export for {about['to']} of {' and '.join(about['stages'])}; vLLM answers by one of "
-                "`fwd2bot export --to vllm` with the answer stage."
+                f"{path} is an export for {about['to']} of {' and '.join(about['stages'])}, and nothing that vLLM "
+                f"serves for the {stage} stage: write one by `fwd2bot export --to vllm`."
             )
         kind, source, base = about["bridge"], str(folder), about["base"]["name_or_path"]
-        config, fingerprint = _Trained(about["k"], about["nested_k"]), about["checkpoint"]
-        probes, command = about.get("probes", []), about.get("command")
+        config, fingerprint = _Trained(about["k"], about["nested_k"], about["pooling"]), about["checkpoint"]
+        probes, command, merged = about.get("probes", []), about["commands"][stage], about["to"] == "merged"
     else:
         folder = local_folder(path, {})
         settings = read_checkpoint(folder)
         config, fingerprint = settings["fwd2bot"], file_hash(folder / CONFIG_NAME)
         kind, source, base = config.bridge, processor_source(folder), settings["base"]["name_or_path"]
-        probes, command = [], None
+        probes, command, merged = [], None, False
     tensors = load_file(folder / TENSORS_NAME)
     bridge = make_bridge(kind, tensors["tokens"].shape[1])
     bridge.load_state_dict({n.removeprefix("bridge."): t for n, t in tensors.items() if n.startswith("bridge.")})
     processor = AutoProcessor.from_pretrained(source)
     return ClientFiles(
-        str(path), processor, bridge.eval(), tensors["tokens"], fingerprint, base, config, probes, command
+        str(path), processor, bridge.eval(), tensors["tokens"], fingerprint, base, config, probes, command, merged
     )

@@ -102,6 +102,8 @@ def test_a_checkpoint_trained_as_a_whole_is_merged_as_it_is(base_dir, processor,
 def test_merged_of_other_hosts(name, processor, tmp_path, monkeypatch):
     """LLaVA-OneVision's language model is Qwen2, which may share its head with its word embeddings."""
     base = TOYS[name](torch.float32).base
+    base.resize_token_embeddings(448)
+    base.config.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     base.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     model = shake(
@@ -117,6 +119,12 @@ def test_merged_of_other_hosts(name, processor, tmp_path, monkeypatch):
         assert type(plain).__name__ == "Qwen2ForCausalLM"
         with pytest.raises(ValueError, match="vLLM has no LoRA for LlavaOnevision.*use --to merged"):
             export(tmp_path / "m", "vllm", tmp_path / "x")
+    else:
+        assert read_manifest(export(tmp_path / "m", "vllm", tmp_path / "v"))["stages"] == ["answer"]
+        with pytest.raises(
+            ValueError, match="The compress pass runs in vLLM for LlavaForConditional.*fwd2bot compress"
+        ):
+            export(tmp_path / "m", "vllm", tmp_path / "x", stage="compress")
 
 
 def test_tied_words_stay_tied(processor, tmp_path):
@@ -176,28 +184,23 @@ def test_vllm_adapters_are_those_of_the_checkpoint_also_of_an_old_one(trained, t
         )
 
 
-def test_the_manifest_has_the_command(trained, base_dir, tmp_path, run):
+def test_the_manifest_has_the_commands(trained, base_dir, tmp_path, run):
     code, text, _ = run("export", trained[1], "--to", "vllm", "--output", tmp_path / "out", "--json")
     assert code == 0
     told, out = json.loads(text), tmp_path / "out"
     assert read_manifest(out) == {name: value for name, value in told.items() if name != "output"}
-    assert told["command"] == [
-        *(
-            "vllm",
-            "serve",
-            str(base_dir),
-            "--enable-mm-embeds",
-            "--limit-mm-per-prompt",
-            '{"image": 0}',
-            "--enable-lora",
-        ),
-        *("--max-loras", "2", "--max-lora-rank", "8", "--lora-modules"),
-        *(f"answer={out}/answer", f"compress={out}/compress")[::-1],
-        *("--chat-template", f"{out}/fwd2bot/vllm_template.jinja", "--chat-template-content-format", "openai"),
-    ]
+    template = ("--chat-template", f"{out}/fwd2bot/vllm_template.jinja", "--chat-template-content-format", "openai")
+    images = ("--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0}')
+    lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules")
+    own = json.dumps({"architectures": ["Fwd2BotLlavaSummaries"], "fwd2bot": str(out)})
+    pooling = ("--runner", "pooling", "--hf-overrides", own, "--limit-mm-per-prompt", '{"image": 1}')
+    assert told["commands"] == {
+        "answer": ["vllm", "serve", str(base_dir), *images, *lora, f"answer={out}/answer", *template],
+        "compress": ["vllm", "serve", str(base_dir), *pooling, *lora, f"compress={out}/compress", *template],
+    }
     assert told["k"] == 4 and told["bridge"] == "none" and told["base"]["fingerprint"]["hidden_size"] == 64
     code, text, _ = run("export", trained[1], "--to", "vllm", "--output", out, "--stage", "answer")  # written anew
-    assert code == 0 and "serve it: vllm serve" in text and not (out / "compress").exists()
+    assert code == 0 and "to answer: vllm serve" in text and not (out / "compress").exists()
     assert "vllm serve" in (out / "README.md").read_text()
 
 
@@ -215,15 +218,8 @@ def test_the_rank_is_one_that_vllm_takes(base_dir, processor, tmp_path, rank, se
         assert read_manifest(export(tmp_path / "m", "vllm", tmp_path / "out"))["max_lora_rank"] == served
 
 
-def test_refusals_name_the_way_out(trained, base_dir, processor, tmp_path, run, monkeypatch):
+def test_refusals_name_the_way_out(trained, tmp_path, run):
     _, path = trained
-    model = add_fwd2bot(
-        LlavaForConditionalGeneration.from_pretrained(base_dir), settings(), processor, train_projector=True
-    )
-    model.save_pretrained(tmp_path / "p", processor=processor)
-    with pytest.raises(ValueError, match="projector was trained.*Give --stage answer"):
-        export(tmp_path / "p", "vllm", tmp_path / "x")
-    assert read_manifest(export(tmp_path / "p", "vllm", tmp_path / "y", stage="answer"))["stages"] == ["answer"]
     with pytest.raises(ValueError, match="give --stage answer or --stage compress"):
         export(path, "merged", tmp_path / "x")
     code, _, err = run("export", path, "--to", "vllm", "--output", tmp_path / "x", "--stage", "base")
@@ -311,3 +307,29 @@ def test_smol_llava_is_exported_as_a_plain_llama(tmp_path):
     expected = model.generate(input_ids=ids, summary=summary, **NEW)[:, ids.shape[1] :]
     found = plain.generate(inputs_embeds=rows, **NEW)
     assert torch.equal(found, expected) and "cat" in processor.decode(found[0])
+
+
+def test_an_original_llava_is_exported_as_a_plain_llama_and_for_peft(tmp_path):
+    """Its language model holds the vision tower, and its configuration is more than Llama's."""
+    pytest.importorskip("llava.model", reason="the original LLaVA is not installed")
+    from original_toys import clip_tower, on_disk, shaken
+
+    from llava_fwd2bot.hosts import host_class, install
+
+    base = on_disk(tmp_path / "llava-base", clip_tower(tmp_path / "clip"))
+    host = host_class("LlavaLlamaForCausalLM")
+    model = shaken(install(host.load_base(str(base)), host, settings(), [5, 6], [7, 8])).eval()
+    model.save_pretrained(tmp_path / "m")
+    plain = AutoModelForCausalLM.from_pretrained(export(tmp_path / "m", "merged", tmp_path / "out", stage="answer"))
+    assert type(plain).__name__ == "LlamaForCausalLM" and not hasattr(plain.config, "mm_vision_tower")
+    rows = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.lm_head(model.get_model()(inputs_embeds=rows).last_hidden_state)
+        torch.testing.assert_close(plain(inputs_embeds=rows).logits, expected, rtol=1e-4, atol=1e-4)
+    own = AutoModelForCausalLM.from_pretrained(export(tmp_path / "m", "merged", tmp_path / "base", stage="base"))
+    with torch.no_grad():
+        assert not torch.allclose(own(inputs_embeds=rows).logits, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            peft = PeftModel.from_pretrained(own, str(export(tmp_path / "m", "peft", tmp_path / "peft") / "answer"))
+        torch.testing.assert_close(peft(inputs_embeds=rows).logits, expected, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ import torch
 from cli_fixtures import QUESTION
 from conftest import settings, shake, toy_base
 from transformers import LlavaForConditionalGeneration
-from vllm_toys import StandIn, served
+from vllm_toys import MergedStandIn, StandIn, served
 
 from llava_fwd2bot import add_fwd2bot, answer, load_fwd2bot
 from llava_fwd2bot.checkpoint.export import export
@@ -88,6 +88,29 @@ def test_answers_are_ours_token_for_token(engine, place, loaded, summaries):
     assert client.answer("hello there", max_new_tokens=3) == answer(model, processor, "hello there", max_new_tokens=3)
 
 
+def test_a_merged_export_answers_alike(place, own_base, loaded, summaries, processor, tmp_path):
+    """What vLLM has no LoRA for is served so: summaries as rows of the prompt of a plain language model."""
+    model, _ = loaded
+    merged = export(place / "m", "merged", tmp_path / "merged", stage="answer")
+    engine = MergedStandIn(merged, own_base)
+    engine.adapters = []
+    with served(engine) as url:
+        client = VLLMAnswers(url, model=merged)
+        for question, images in zip(QUESTIONS, (1, 2, 3), strict=True):
+            ids = prompt_ids(processor, client.formatter.prompt(question, images))["input_ids"]
+            given = {"input_ids": ids, "summary": summaries[:images], "max_new_tokens": 6, "do_sample": False}
+            expected = model.generate(**given)[0, ids.shape[1] :].tolist()
+            assert client.complete(question, summary=summaries[:images], max_new_tokens=6).token_ids == expected
+    other = export(place / "m", "merged", tmp_path / "base", stage="base")
+    engine = MergedStandIn(other, own_base)  # without the adapter
+    engine.template, engine.adapters = MergedStandIn(merged, own_base).template, []
+    with served(engine) as url:
+        with pytest.raises(EngineError, match="is on another base than .* or has another adapter"):
+            VLLMAnswers(url, model=merged)
+        with pytest.raises(ValueError, match="is an export for merged of base, and nothing that vLLM serves"):
+            VLLMAnswers(url, model=other)
+
+
 def test_an_image_has_one_name_and_no_two_share_it(engine, place, summaries):
     """The engine takes what it knows by that name, whatever numbers come with it."""
     client = VLLMAnswers(engine[1], model=place / "export", probe=False)
@@ -123,7 +146,7 @@ def test_an_engine_without_the_adapter_is_told_how_to_get_it(engine, place):
         VLLMAnswers(engine[1], model=place / "export")
     engine[0].adapters = ["answer"]
     with pytest.raises(EngineError, match="has no adapter 'llava'"):  # the base itself is no adapter
-        VLLMAnswers(engine[1], model=place / "export", adapter="llava")
+        VLLMAnswers(engine[1], model=place / "export", name="llava")
 
 
 def test_another_template_is_seen(engine, place):

@@ -11,7 +11,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,58 @@ import numpy as np
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import PeftModel
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 
 class StandIn:
     """The engine's state: `requests` are the bodies it got, `fault` is what it does wrong."""
 
     def __init__(self, export: Path, base: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
-        llava = LlavaForConditionalGeneration.from_pretrained(base)
-        self.image, self.base = llava.config.image_token_id, str(base)
-        self.model = PeftModel.from_pretrained(llava, str(export / "answer"), adapter_name="answer").eval()
+        self.tokenizer, self.base = AutoTokenizer.from_pretrained(base), str(base)
+        self._open(export)
         set_as_transformers = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self.template = set_as_transformers.from_string((export / "fwd2bot" / "vllm_template.jinja").read_text())
         self.other_template = set_as_transformers.from_string("{% for m in messages %}USER: {{ m }}{% endfor %}")
         self.adapters, self.requests, self.fault, self.key = ["answer"], [], None, None
         self.lock = threading.Lock()
+
+    def _open(self, export: Path) -> None:
+        llava = LlavaForConditionalGeneration.from_pretrained(self.base)
+        self.image = llava.config.image_token_id
+        self.model = PeftModel.from_pretrained(llava, str(export / "answer"), adapter_name="answer").eval()
+        self.model.load_adapter(str(export / "compress"), adapter_name="compress")
+        self.model.set_adapter("answer")
+        self.processor = AutoProcessor.from_pretrained(self.base)
+        self.about = json.loads((export / "fwd2bot" / "export.json").read_text())
+        self.tokens = load_file(export / "fwd2bot" / "fwd2bot.safetensors")["tokens"]
+
+    @torch.inference_mode()
+    def summary(self, body: dict[str, Any]) -> torch.Tensor:
+        """[k, D] of the one image of a pooling request."""
+        (part,) = body["messages"][0]["content"]
+        data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        llava = self.model.get_base_model().model
+        dense = llava.get_image_features(pixels, return_dict=True).pooler_output[0]
+        prompt = self.model.get_input_embeddings()(torch.tensor(self.about["image_prompt_ids"]))
+        rows = torch.cat([dense, prompt, self.tokens])[None]
+        with self.lock:
+            self.model.set_adapter("compress")
+            if body["model"] == "compress" and self.fault != "ignores":
+                states = llava.language_model(inputs_embeds=rows).last_hidden_state
+            else:
+                with self.model.disable_adapter():
+                    states = llava.language_model(inputs_embeds=rows).last_hidden_state
+            self.model.set_adapter("answer")
+        return states[0, -len(self.tokens) :]
+
+    def embedded(self, part: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """The numbers of a part that is no text, and what the template gets in its place."""
+        assert part["type"] == "image_embeds", part
+        return np.load(io.BytesIO(base64.b64decode(part["image_embeds"])), allow_pickle=False), {"type": "image"}
 
     # ------------------------------------------------------------------ what vLLM does
     def prompt(self, body: dict[str, Any]) -> tuple[list[int], list[np.ndarray]]:
@@ -44,9 +80,9 @@ class StandIn:
         for message in body["messages"]:
             content = []
             for part in message["content"]:
-                if part["type"] == "image_embeds":
-                    images.append(np.load(io.BytesIO(base64.b64decode(part["image_embeds"])), allow_pickle=False))
-                    part = {"type": "image"}
+                if part["type"] != "text":
+                    numbers, part = self.embedded(part)
+                    images.append(numbers)
                 content.append(part)
             messages.append({"role": message["role"], "content": content})
         template = self.other_template if self.fault == "template" else self.template
@@ -59,17 +95,33 @@ class StandIn:
     def answer(self, body: dict[str, Any]) -> tuple[list[int], torch.Tensor]:
         """New ids [T], and the log-probabilities of all words [T, V] before what generate suppresses."""
         ids, images = self.prompt(body)
-        rows = self.model.get_input_embeddings()(torch.tensor(ids))
+        is_image = torch.tensor(ids) == self.image
+        rows = self.model.get_input_embeddings()(torch.tensor(ids).masked_fill(is_image, 0))
         if images:
-            rows[torch.tensor(ids) == self.image] = torch.from_numpy(np.concatenate(images))
+            rows[is_image] = torch.from_numpy(np.concatenate(images))
         given = {"inputs_embeds": rows[None], "max_new_tokens": body["max_tokens"], "do_sample": False}
         with self.lock:
-            if body["model"] == "answer" and self.fault != "ignores":
+            if body["model"] in self.adapters and self.fault != "ignores":
                 out = self.model.generate(**given, output_logits=True, return_dict_in_generate=True)
             else:
                 with self.model.disable_adapter():
                     out = self.model.generate(**given, output_logits=True, return_dict_in_generate=True)
         return out.sequences[0].tolist(), torch.cat(out.logits).log_softmax(-1)
+
+
+class MergedStandIn(StandIn):
+    """On a merged export: a language model that takes rows of a prompt, and no images."""
+
+    def _open(self, export: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(export)
+        self.tokenizer.add_special_tokens({"additional_special_tokens": ["<prompt_embeds>"]})  # as vLLM does
+        self.image = self.tokenizer.convert_tokens_to_ids("<prompt_embeds>")
+        self.model.disable_adapter = nullcontext
+
+    def embedded(self, part: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        assert part["type"] == "prompt_embeds", part
+        numbers = torch.load(io.BytesIO(base64.b64decode(part["data"])), weights_only=True)
+        return numbers.numpy(), {"type": "text", "text": "<prompt_embeds>"}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -114,6 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({"tokens": self.engine.prompt(body)[0]})
         elif self.engine.fault == "dead":
             self._send({"error": {"message": "EngineCore encountered an issue.", "code": 500}}, 500)
+        elif self.path == "/pooling":
+            summary = self.engine.summary(body)
+            summary = summary[:1] if self.engine.fault == "short" else summary
+            content = base64.b64encode(summary.numpy().astype("<f4").tobytes()).decode()
+            self._send({"data": [{"data": content}]})
         elif body.get("stream"):
             self._stream(body)
         else:
