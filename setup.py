@@ -37,6 +37,7 @@ setup(
         "smol": ["gguf>=0.10"],
         "eval": EVAL,
         "cache": ["lancedb>=0.40", "filelock>=3.12"],
+        "faiss": ["lancedb>=0.40", "filelock>=3.12", "faiss-cpu>=1.8"],
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
         "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
@@ -55,6 +56,7 @@ setup(
             "lancedb>=0.40",
             "filelock>=3.12,<4",  # for lmms-eval, as above
             "ray[data]>=2.40",
+            "faiss-cpu>=1.8",
             "gguf>=0.10",
             "matplotlib>=3.8",
             "protobuf",
