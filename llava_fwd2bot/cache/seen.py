@@ -8,7 +8,7 @@ For a value that is, the table is asked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,18 @@ class Seen:
     def nbytes(self) -> int:
         return sum(level.nbytes for level in self._levels)
 
-    def may_have(self, values: Sequence[str]) -> np.ndarray | None:
+    def may_have(self, values: Sequence[str], newest: bool = False) -> np.ndarray | None:
         """Which of the values the table may have, bool [N]; None while loading the hashes costs more than looking up.
 
-        It holds for the newest version at the time of the call, also for rows that other processes have committed.
+        Args:
+            newest: it must hold for the newest version, also on file systems that show late what others have committed.
         """
         with self._mutex:
             if self._version < 0:
                 self._asked += len(values)
                 if self._asked * WORTH < self.cache.table(self.name).count_rows():
                     return None
-            self._read_new()
+            self._read_new(self.cache.table if newest else self.cache.recent)
             return self._contains(self._hashes(values))
 
     def note(self, before: int, values: Sequence[str]) -> None:
@@ -83,8 +84,8 @@ class Seen:
             found |= level[at] == hashes
         return found
 
-    def _read_new(self) -> None:
-        commits = self.cache.table(COMMITS)
+    def _read_new(self, opened: Callable[[str], Any]) -> None:
+        commits = opened(COMMITS)
         with guarded(self.cache.path):
             if commits.version != self._commits:
                 version, kinds = commits.version, ", ".join(f"'{kind}'" for kind in REWRITTEN)
@@ -92,7 +93,7 @@ class Seen:
                 if rewritten != self._rewritten:
                     self._clear()
                 self._commits, self._rewritten = version, rewritten
-            table = self.cache.table(self.name)
+            table = opened(self.name)
             version = table.version
             if version == self._version:
                 return
