@@ -127,24 +127,24 @@ def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
     system, root = fsspec.core.url_to_fs(name)
     known = extensions()
 
-    def entry(place: str, told: dict[str, Any], base: str) -> Entry:
+    def entry(place: str, info: dict[str, Any], base: str) -> Entry:
         below = place[len(base.rstrip("/")) + 1 :]
         return Entry(
             system.unstrip_protocol(base),
             below,
-            told.get("size") or 0,
-            _time(told, system, place),
+            info.get("size") or 0,
+            _time(info, system, place),
             read=lambda: system.cat_file(place),
         )
 
     if not system.isdir(root):
         try:
-            told = system.info(root)
+            info = system.info(root)
         except FileNotFoundError:
             base, _, own = system.unstrip_protocol(root).rpartition("/")
             yield Entry(base, own, problem=f"{name}: No such file or directory")
             return
-        yield entry(root, told, root.rpartition("/")[0])
+        yield entry(root, info, root.rpartition("/")[0])
         return
     for _, _, files in system.walk(root, detail=True):
         for own in sorted(files):
@@ -155,20 +155,20 @@ def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
                 left_out[reason_of(None, ending)] += 1
 
 
-def _time(told: dict[str, Any], system: Any, place: str) -> int:
+def _time(info: dict[str, Any], system: Any, place: str) -> int:
     """When an object changed, ns; of what has no time, a number of its tag, which changes with it."""
     import zlib
 
     for key in ("LastModified", "mtime", "last_modified", "updated", "modified"):
-        if (found := _nanoseconds(told.get(key))) is not None:
+        if (found := _nanoseconds(info.get(key))) is not None:
             return found
-    if tag := told.get("ETag") or told.get("etag"):
+    if tag := info.get("ETag") or info.get("etag"):
         return zlib.crc32(str(tag).encode())
     try:
         found = _nanoseconds(system.modified(place))
     except NotImplementedError:
         found = None
-    return found or _nanoseconds(told.get("created")) or 0
+    return found or _nanoseconds(info.get("created")) or 0
 
 
 def _nanoseconds(value: Any) -> int | None:

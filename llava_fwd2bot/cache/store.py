@@ -182,7 +182,7 @@ class CacheStore:
 
 
 def _state_of(path: str, name: str) -> int | None:
-    """When a version of a local table was last added or removed, ns; None where that cannot be told."""
+    """When a version of a local table was last added or removed, ns; None where the folder cannot be read."""
     try:
         return os.stat(os.path.join(path, f"{name}.lance", "_versions")).st_mtime_ns
     except OSError:
