@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from .claims import Claims
 from .entries import Entry
 from .feeder import Feeder, Item
-from .maintenance import keep_stats
 from .plan import Filled, Plan, blocks_of
 from .pool import Pool, Stopped
 from .reader import SummaryCache
@@ -101,8 +100,6 @@ def fill(
         stop.raise_if_set()
         if sink.commits > 1:
             sink.tidy.finish()
-        if sink.commits:
-            keep_stats(cache)
     return result
 
 

@@ -26,11 +26,11 @@ class CacheStore:
         self.blocks = blocks(settings.k)
         self._tables = tables
         self.last_filter: Any = None  # nearest.Filter
-        self._states: dict[str, int | None] = {}
+        self._states: dict[str, tuple[int, int] | None] = {}
         self._seen = {
             (SUMMARIES, "sha256"): Seen(self, SUMMARIES, "sha256"),
             (FILES, "source"): Seen(self, FILES, "source"),
-            (FILES, "id"): Seen(self, FILES, "id", bits=32),  # no key: a wrong guess costs a look-up, no more
+            (FILES, "id"): Seen(self, FILES, "id"),
         }
 
     @cached_property
@@ -64,19 +64,21 @@ class CacheStore:
             table.checkout_latest()
         return table
 
-    def recent(self, name: str) -> Any:
-        """LanceDB's table, at its newest version as far as the folder of its versions shows, which is quick to ask.
+    def version(self, name: str, newest: bool = False) -> int:
+        """The newest version of a table, as far as the folder of its versions shows, which is quick to ask.
 
-        LanceDB lists all versions to find the newest. Where a file system shows changes late, so does this.
+        LanceDB lists all versions to find the newest. Where a file system shows changes late, so does this, unless
+        `newest` asks LanceDB in any case.
         """
         before = self._states.get(name)
-        state = _state_of(self.path, name) if self.local else None
-        if state is None or state != before:
-            self.table(name)
-            # a change within the clock's step after the last one does not show: such a state is not relied on
-            settled = state is not None and time.time_ns() - state > SETTLED
-            self._states[name] = state if settled else None
-        return self._tables[name]
+        state = _state_of(self.path, name) if self.local and not newest else None
+        if state is not None and before is not None and before[0] == state:
+            return before[1]
+        found = self.table(name).version
+        # a change within the clock's step after the last one does not show: such a state is not relied on
+        settled = state is not None and time.time_ns() - state > SETTLED
+        self._states[name] = (state, found) if settled else None
+        return found
 
     @property
     def users_columns(self) -> list[str]:
