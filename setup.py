@@ -38,6 +38,7 @@ setup(
         "smol": ["gguf>=0.10"],
         "eval": EVAL,
         "cache": ["lancedb>=0.40", "filelock>=3.12"],
+        "faiss": ["lancedb>=0.40", "filelock>=3.12", "faiss-cpu>=1.8"],
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
         # the server; caches are a part of it
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "lancedb>=0.40", "filelock>=3.12"],
@@ -59,6 +60,7 @@ setup(
             "lancedb>=0.40",
             "filelock>=3.12,<4",  # for lmms-eval, as above
             "ray[data]>=2.40",
+            "faiss-cpu>=1.8",
             "gguf>=0.10",
             "matplotlib>=3.8",
             "protobuf",

@@ -39,7 +39,7 @@ def sums_of(
     return found
 
 
-def told_of(rows: Any) -> np.ndarray:
+def checksums_of(rows: Any) -> np.ndarray:
     """The checksum of each row of `files` (a pyarrow table) over all its columns but `crc32` itself, int64 [N].
 
     A column without a value adds nothing, so that a new, empty column of a user changes no checksum.
@@ -55,5 +55,5 @@ def told_of(rows: Any) -> np.ndarray:
             values = wide.view(pa.int64())
         text = values if pa.types.is_string(values.type) else values.cast(pa.string())
         parts.append(pc.binary_join_element_wise(name, text, "="))
-    told = pc.binary_join_element_wise(*parts, "\0", null_handling="skip")
-    return np.array([zlib.crc32(line.as_buffer()) for line in told.cast(pa.binary())], np.int64)
+    joined = pc.binary_join_element_wise(*parts, "\0", null_handling="skip")
+    return np.array([zlib.crc32(line.as_buffer()) for line in joined.cast(pa.binary())], np.int64)

@@ -57,9 +57,9 @@ class Codec(ABC):
             ValueError: not of three dimensions, D = 0, or a number is not finite or larger than can be kept.
         """
         if not isinstance(summary, Tensor) or not summary.is_floating_point():
-            raise TypeError(f"{self.name} keeps a tensor of floats, not {_told(summary)}.")
+            raise TypeError(f"{self.name} keeps a tensor of floats, not {_shown(summary)}.")
         if summary.dim() != 3 or not summary.shape[2]:
-            raise ValueError(f"{self.name} keeps summaries [N, k, D], not {_told(summary)}.")
+            raise ValueError(f"{self.name} keeps summaries [N, k, D], not {_shown(summary)}.")
         out = summary.new_empty(*summary.shape[:2], self.bytes_per_token(summary.shape[2]), dtype=torch.uint8)
         for rows in _parts(summary):
             part = summary[rows].float().contiguous()  # [n, k, D]
@@ -76,9 +76,9 @@ class Codec(ABC):
     def decode(self, data: Tensor, size: int) -> Tensor:
         """uint8 [N, k, B] → float32 [N, k, D], D being `size`; TypeError or ValueError where `data` is not of that."""
         if not isinstance(data, Tensor) or data.dtype != torch.uint8:
-            raise TypeError(f"{self.name} decodes a tensor of uint8, not {_told(data)}.")
+            raise TypeError(f"{self.name} decodes a tensor of uint8, not {_shown(data)}.")
         if size < 1 or data.dim() != 3 or data.shape[2] != self.bytes_per_token(size):
-            raise ValueError(f"{self.name} decodes [N, k, {self.bytes_per_token(size)}] to {size}, not {_told(data)}.")
+            raise ValueError(f"{self.name} decodes [N, k, {self.bytes_per_token(size)}] to {size}, not {_shown(data)}.")
         out = torch.empty(*data.shape[:2], size, dtype=torch.float32, device=data.device)
         for rows in _parts(out):
             self._decode(data[rows], out[rows])
@@ -202,7 +202,7 @@ def get_codec(name: str) -> Codec:
     return CODECS[name]
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""An image as its source has it: what it goes by, its size and time, and how its bytes are read."""
+"""An image of a source: its root and id, its size and time, and how its bytes are read."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class Entry:
     modified: int = 0  # ns
     problem: str | None = None
     read: Callable[[], bytes] | None = None  # where it is no file of its own
-    label: str | None = None  # by which it is told, instead of its source
+    label: str | None = None  # what messages call it, where that is not its source
 
     @property
     def source(self) -> str:
         return f"{self.root.rstrip('/')}/{self.id}"
 
     @property
-    def name(self) -> str:
+    def display_name(self) -> str:
+        """What messages call it."""
         return self.label or self.source
 
     def row(self, **more: object) -> dict[str, object]:
@@ -36,17 +37,21 @@ class Entry:
         return {**own, "bytes": self.bytes, "modified": self.modified, **more}
 
 
-def entry_of(root: str, name: str, path: str, told: os.stat_result | None = None) -> Entry:
-    """The entry of a file; what it is decides whether it may be opened: a named pipe would be waited for for ever."""
+def entry_of(root: str, id: str, path: str, status: os.stat_result | None = None) -> Entry:
+    """The entry of the file `path`; of anything but a regular file (reading a named pipe may never end) with a problem.
+
+    Args:
+        root, id: of the entry. status: of the file, where it is known already.
+    """
     if not _is_text(path):
-        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (root, name, path)]
+        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (root, id, path)]
         return Entry(*spelled[:2], problem=f"{spelled[2]}: its name is not UTF-8; rename it")
     try:
-        told = os.stat(path) if told is None else told
+        status = os.stat(path) if status is None else status
     except OSError as error:
-        return Entry(root, name, problem=f"{path}: {error.strerror}")
-    entry = Entry(root, name, told.st_size, told.st_mtime_ns)
-    if not stat.S_ISREG(told.st_mode) and (kind := irregular(told.st_mode)):
+        return Entry(root, id, problem=f"{path}: {error.strerror}")
+    entry = Entry(root, id, status.st_size, status.st_mtime_ns)
+    if not stat.S_ISREG(status.st_mode) and (kind := irregular(status.st_mode)):
         entry.problem = f"{path}: is {kind}, not a regular file"
     return entry
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import require
 from ..files.writing import temporary_path
 from .format import FILES, SUMMARIES, one_of
 from .reader import SummaryCache
@@ -125,10 +126,7 @@ def _numpy(cache: SummaryCache, output: Path) -> int:
 
 
 def _faiss(cache: SummaryCache, output: Path) -> int:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("--to faiss needs faiss: pip install faiss-cpu") from error
+    faiss = require("faiss", "faiss", "--to faiss")
     found, count = faiss.IndexFlatIP(cache.settings.size), 0
     with _names(output) as names:
         for files, vectors, _ in images(cache, summaries=False):

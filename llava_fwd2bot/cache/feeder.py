@@ -103,9 +103,9 @@ class Feeder:
                 contents[i] = self.pool.result(task, self.stop)
                 item.key = contents[i].key
             except TimeoutError as error:
-                item.problem = f"{item.entry.name}: {error}"
+                item.problem = f"{item.entry.display_name}: {error}"
             except OSError as error:
-                item.problem = f"{item.entry.name}: {error.strerror or error}"
+                item.problem = f"{item.entry.display_name}: {error.strerror or error}"
             except ValueError as error:
                 item.problem, item.broken = str(error), True
         asked = [item.key for item in items if item.key and item.key not in self.flying]
@@ -116,7 +116,7 @@ class Feeder:
                 if item.size is None:
                     self._wait_for_model()
                     self.flying.add(item.key)
-                    item.task = self.pool.submit(self.prepare, contents[i].data, item.entry.name)
+                    item.task = self.pool.submit(self.prepare, contents[i].data, item.entry.display_name)
             self._items.put(item)
 
     def _wait_for_model(self) -> None:

@@ -3,7 +3,7 @@
 Three LanceDB tables lie in one folder or bucket:
 
     summaries   by content: the SHA-256 of a file's bytes. Rows are added and removed, never rewritten.
-    files       by place: the whole path → SHA-256, status, what is said of the file, and columns that users add.
+    files       by place: the whole path → SHA-256, status, size, time, EXIF, and columns that users add.
     commits     one row per commit: the versions and rows of the other two, so that a lost manifest shows.
 
 What changes a summary beside the bytes (the model, k, the codec, how files are read) is the same for a whole cache. It

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OLD_ABOUT = ("id", "sha256", "source", "bytes", "modified", "width", "height", "added")
-_TOLD = OLD_ABOUT[:-1]
+_COLUMNS = OLD_ABOUT[:-1]
 
 
 class OldCache:
@@ -109,9 +109,9 @@ class OldCache:
     def wrong(self, rows: Any) -> np.ndarray:
         """Which rows (all columns) are not what was written, bool [N]."""
         tokens, vectors = tokens_in(self.settings, rows, self.blocks), vectors_in(rows)
-        told = zip(*(rows[name].to_pylist() for name in _TOLD), strict=True)
+        values = zip(*(rows[name].to_pylist() for name in _COLUMNS), strict=True)
         found = []
-        for data, vector, names in zip(tokens, vectors, told, strict=True):
+        for data, vector, names in zip(tokens, vectors, values, strict=True):
             start = zlib.crc32(vector.astype("<f2").tobytes(), zlib.crc32(np.ascontiguousarray(data)))
             found.append(zlib.crc32("\0".join(map(str, names)).encode(), start))
         return np.array(found, np.int64) != rows["crc32"].to_numpy()

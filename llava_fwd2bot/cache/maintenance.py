@@ -221,7 +221,7 @@ def restore(cache: SummaryCache, version: int) -> dict[str, Any]:
         shown = ", ".join(map(str, sorted(there, reverse=True)[:10]))
         raise ValueError(f"{cache.path} has no version {version} to go back to; there are {shown or 'none'}.")
     with cache.writing():
-        cache.record(RESTORING)  # a process that is killed now has still told others to read all keys again
+        cache.record(RESTORING)  # also where this process is killed now, others read all keys again
         table = cache.table(FILES)
         table.checkout(version)
         table.restore()

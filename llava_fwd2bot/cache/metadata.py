@@ -52,12 +52,12 @@ def import_metadata(cache: SummaryCache, path: str | os.PathLike) -> dict[str, A
         for name in names:
             at = rows.schema.get_field_index(name)
             rows = rows.set_column(at, schema.field(name), rows[name].cast(schema.field(name).type))
-        told = {str(row[key]): row for row in rows.to_pylist() if row[key] is not None}
-        found = cache.rows(FILES, None, f"{one_of('id', list(told))} OR {one_of('source', list(told))}").to_pylist()
+        given = {str(row[key]): row for row in rows.to_pylist() if row[key] is not None}
+        found = cache.rows(FILES, None, f"{one_of('id', list(given))} OR {one_of('source', list(given))}").to_pylist()
         known = {row["id"] for row in found} | {row["source"] for row in found}
-        unknown += [name for name in told if name not in known]
+        unknown += [name for name in given if name not in known]
         for row in found:
-            own = told.get(row["source"]) or told[row["id"]]
+            own = given.get(row["source"]) or given[row["id"]]
             row.update({name: own[name] for name in names})
         if found:
             cache.put_files(with_checksum(pa.Table.from_pylist(found, schema=schema)), "import-metadata")

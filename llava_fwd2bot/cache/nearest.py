@@ -209,11 +209,12 @@ def filter_error(where: str | None, known: Sequence[str]) -> Iterator[None]:
 
 
 # functions by which a short condition makes a text of any length, and thereby ends the process for lack of memory
-_MULTIPLY = ("repeat", "lpad", "rpad", "generate_series", "range", "array_repeat", "list_repeat", "array_resize")
+_MULTIPLY = "repeat|lpad|rpad|generate_series|range|array_repeat|list_repeat|array_resize|list_resize"
+# a call of one; the name may be quoted, and comments may stand before its bracket
+_CALL = re.compile(rf"""\b({_MULTIPLY})["`]?(?:\s|/\*.*?\*/|\*/|--[^\n]*\n)*\(""", re.IGNORECASE | re.DOTALL)
 
 
 def check_filter(where: str) -> None:
     """ValueError for a condition that could end the process, and not the search alone."""
-    for name in _MULTIPLY:
-        if re.search(rf"\b{name}\s*\(", where, re.IGNORECASE):
-            raise ValueError(f"The filter {where[:200]!r} does not work: {name}() is not allowed in a filter.")
+    if call := _CALL.search(where):
+        raise ValueError(f"The filter {where[:200]!r} does not work: {call[1]}() is not allowed in a filter.")

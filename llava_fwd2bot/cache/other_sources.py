@@ -88,17 +88,34 @@ def of_dataset(name: str) -> Iterator[Entry]:
         raise ImportError(f"{name} needs datasets: pip install datasets") from error
     place, _, split = name.removeprefix("hf://").partition(":")
     rows = datasets.load_dataset(place, split=split or "train", streaming=True)
-    column = next((key for key, kind in (rows.features or {}).items() if isinstance(kind, datasets.Image)), None)
-    if column is None:
-        raise ValueError(f"{name} has no column of images: {', '.join(rows.features or {})}")
+    features = rows.features or {}
+    column = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:  # it may not say which one it is
+        first = next(iter(rows), {})
+        column = next((key for key, value in first.items() if _is_encoded(value)), None)
+        if column is None:
+            raise ValueError(f"{name} has no column of images: {', '.join(first or features)}")
     rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     for number, row in enumerate(rows):
         value = row[column] or {}
-        data = value.get("bytes")
-        if data is None and value.get("path"):
-            with open(value["path"], "rb") as file:
-                data = file.read()
-        yield _of_row(name, number, data, 0)
+        if value.get("bytes") is None and value.get("path"):  # a folder or an archive of files, here or on the hub
+            yield Entry(name, f"{number:09d}", read=_opened(value["path"]))
+        else:
+            yield _of_row(name, number, value.get("bytes"), 0)
+
+
+def _is_encoded(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
+
+
+def _opened(path: str) -> Any:
+    def read() -> bytes:
+        import fsspec  # datasets needs it
+
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+
+    return read
 
 
 def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
@@ -110,24 +127,24 @@ def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
     system, root = fsspec.core.url_to_fs(name)
     known = extensions()
 
-    def entry(place: str, told: dict[str, Any], base: str) -> Entry:
+    def entry(place: str, info: dict[str, Any], base: str) -> Entry:
         below = place[len(base.rstrip("/")) + 1 :]
         return Entry(
             system.unstrip_protocol(base),
             below,
-            told.get("size") or 0,
-            _time(told),
+            info.get("size") or 0,
+            _time(info, system, place),
             read=lambda: system.cat_file(place),
         )
 
     if not system.isdir(root):
         try:
-            told = system.info(root)
+            info = system.info(root)
         except FileNotFoundError:
             base, _, own = system.unstrip_protocol(root).rpartition("/")
             yield Entry(base, own, problem=f"{name}: No such file or directory")
             return
-        yield entry(root, told, root.rpartition("/")[0])
+        yield entry(root, info, root.rpartition("/")[0])
         return
     for _, _, files in system.walk(root, detail=True):
         for own in sorted(files):
@@ -138,14 +155,23 @@ def of_url(name: str, left_out: Counter[str]) -> Iterator[Entry]:
                 left_out[reason_of(None, ending)] += 1
 
 
-def _time(told: dict[str, Any]) -> int:
-    """When an object changed, ns; what has no time has its tag stand for it."""
+def _time(info: dict[str, Any], system: Any, place: str) -> int:
+    """When an object changed, ns; of what has no time, a number of its tag, which changes with it."""
     import zlib
 
     for key in ("LastModified", "mtime", "last_modified", "updated", "modified"):
-        value = told.get(key)
-        if hasattr(value, "timestamp"):
-            return int(value.timestamp() * 1e9)
-        if isinstance(value, (int, float)):
-            return int(value * 1e9)
-    return zlib.crc32(str(told.get("ETag") or told.get("etag") or "").encode())
+        if (found := _nanoseconds(info.get(key))) is not None:
+            return found
+    if tag := info.get("ETag") or info.get("etag"):
+        return zlib.crc32(str(tag).encode())
+    try:
+        found = _nanoseconds(system.modified(place))
+    except NotImplementedError:
+        found = None
+    return found or _nanoseconds(info.get("created")) or 0
+
+
+def _nanoseconds(value: Any) -> int | None:
+    if hasattr(value, "timestamp"):
+        value = value.timestamp()
+    return int(value * 1e9) if isinstance(value, (int, float)) else None

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from .claims import Claims
 from .entries import Entry
 from .feeder import Feeder, Item
-from .maintenance import keep_stats
 from .plan import Filled, Plan, blocks_of
 from .pool import Pool, Stopped
 from .reader import SummaryCache
@@ -101,8 +100,6 @@ def fill(
         stop.raise_if_set()
         if sink.commits > 1:
             sink.tidy.finish()
-        if sink.commits:
-            keep_stats(cache)
     return result
 
 
@@ -188,9 +185,9 @@ def run_stages(
             sink.after(lambda: done(item))
 
     def refuse(item: Item, reason: str) -> None:
-        failed.setdefault(item.key, (item.entry.name, reason))
-        first, told = failed[item.key]
-        sink.skip(item.entry, told.replace(first, item.entry.name), True)
+        failed.setdefault(item.key, (item.entry.display_name, reason))
+        first, why = failed[item.key]
+        sink.skip(item.entry, why.replace(first, item.entry.display_name), True)
 
     def flush() -> None:
         stored = sink.keys
@@ -210,7 +207,7 @@ def run_stages(
                     sink.link(twin.entry, item.key, prepared.size, prepared.exif)
             else:
                 for one in (item, *also):
-                    refuse(one, f"{item.entry.name}: {sink.overflow}")
+                    refuse(one, f"{item.entry.display_name}: {sink.overflow}")
             for one in (item, *also):
                 finish(one)
         batch.clear()
@@ -223,7 +220,7 @@ def run_stages(
                 prepared = pool.result(item.task, stop)
             except (ValueError, OSError, TimeoutError) as error:
                 late = isinstance(error, TimeoutError)
-                refuse(item, f"{item.entry.name}: {error}" if late else str(error))
+                refuse(item, f"{item.entry.display_name}: {error}" if late else str(error))
             else:
                 batch.append((item, prepared))
                 twins[item.key] = []

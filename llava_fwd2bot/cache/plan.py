@@ -47,7 +47,7 @@ class Plan:
 
     def todo(self, entries: Sequence[Entry]) -> list[Entry]:
         entries = list({entry.source: entry for entry in entries}.values())  # a file may be given twice
-        self.empty = not self.cache.table(FILES).count_rows()
+        self.empty = self.empty and not self.cache.table(FILES).count_rows()
         rows, at = self._join(entries)
         same, status = np.zeros(len(entries), bool), np.full(len(entries), None, object)
         reasons: list[str | None] = [None] * len(entries)

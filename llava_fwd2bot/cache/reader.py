@@ -122,7 +122,7 @@ class SummaryCache(CacheStore, CacheWriter):
 
         Raises:
             ValueError: one is not there, or stands for images of several folders.
-            DamagedCache: what is said of one is not what was written.
+            DamagedCache: the row of a file is not what was written.
         """
         wanted, by_name = list(dict.fromkeys(names)), {}
         for at in range(0, len(wanted), MANY):
@@ -149,8 +149,8 @@ class SummaryCache(CacheStore, CacheWriter):
         if own:
             rows[:] = own
         elif len({row["sha256"] for row in rows}) > 1:
-            told = ", ".join(sorted(row["source"] for row in rows)[:5])
-            raise ValueError(f"{name} stands for {len(rows)} images of {self.path}: say which, {told}")
+            sources = ", ".join(sorted(row["source"] for row in rows)[:5])
+            raise ValueError(f"{name} stands for {len(rows)} images of {self.path}: say which, {sources}")
 
     def get(self, ids: Sequence[str], k: int | None = None) -> Tensor:
         """The first k summary tokens of `ids`, in their order, [M, k, D] float32.

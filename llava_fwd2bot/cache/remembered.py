@@ -1,4 +1,4 @@
-"""The figures of `cache stats`, kept beside a local cache, so that they are told at once while it has not changed.
+"""The figures of `cache stats`, kept in the folder of a local cache: they need not be counted again until it changes.
 
 LanceDB takes longer to be imported than to count. Whether a cache has changed shows in the names of its newest
 manifests, which are new with every commit.
@@ -27,7 +27,7 @@ def recall(path: str) -> dict[str, Any] | None:
 
 
 def keep(path: str, figures: dict[str, Any], before: list[list[str]] | None) -> None:
-    """Keeps figures that were counted while the cache was as `before` told; does nothing where it cannot be written."""
+    """Keeps figures that were counted when `state_of` gave `before`; does nothing where it cannot be written."""
     if before is None or state_of(path) != before:
         return
     file = Path(path) / NAME

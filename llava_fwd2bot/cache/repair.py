@@ -53,7 +53,7 @@ def repair(path: str | os.PathLike) -> dict[str, Any]:
             cache.drop_rows(name, f"_rowid IN ({', '.join(map(str, rows[at : at + MANY]))})", "repair")
     for name in (SUMMARIES, FILES):
         _indexes(cache, name, found.problems)
-    if any(told.startswith(COMMITS) for told in found.problems):  # it is a log: it is begun anew
+    if any(problem.startswith(COMMITS) for problem in found.problems):  # it is a log: it is begun anew
         with lock(text):
             lancedb_module().connect(text).drop_table(COMMITS)
             create_tables(text, cache.settings)
@@ -149,7 +149,7 @@ def _indexes(cache: SummaryCache, name: str, problems: Sequence[str]) -> None:
     """Builds the scalar indexes of a table anew where something is wrong with one; drops that of the vectors."""
     from lancedb.index import BTree
 
-    if not any("index" in told and name in told for told in problems):
+    if not any("index" in problem and name in problem for problem in problems):
         return
     with cache.writing():
         table = cache.table(name)

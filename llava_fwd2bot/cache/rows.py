@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checksum import OWN, sums_of, told_of
+from .checksum import OWN, checksums_of, sums_of
 from .format import CacheSettings, blocks, column
 from .tables import OK, files_schema, summaries_schema
 
@@ -72,7 +72,7 @@ def with_checksum(rows: Any) -> Any:
     import pyarrow as pa
 
     at = rows.schema.get_field_index("crc32")
-    return rows.set_column(at, rows.schema.field(at), pa.array(told_of(rows), pa.int64()))
+    return rows.set_column(at, rows.schema.field(at), pa.array(checksums_of(rows), pa.int64()))
 
 
 def tokens_in(settings: CacheSettings, rows: Any, parts: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -98,7 +98,7 @@ def wrong_summaries(settings: CacheSettings, rows: Any, parts: Sequence[tuple[in
     """
     count, every = rows.num_rows, blocks(settings.k)
     keys = rows["sha256"].to_pylist()
-    told = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(count, OWN + len(every))
+    written = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(count, OWN + len(every))
     tokens = tokens_in(settings, rows, parts)
     if own:
         sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
@@ -107,21 +107,21 @@ def wrong_summaries(settings: CacheSettings, rows: Any, parts: Sequence[tuple[in
         sizes, vectors = [(0, 0)] * count, np.empty((count, 0), np.float16)
     found = sums_of(keys, sizes, vectors, tokens, parts)
     start = 0 if own else OWN
-    return (found[:, start:] != told[:, start : OWN + len(parts)]).any(1)
+    return (found[:, start:] != written[:, start : OWN + len(parts)]).any(1)
 
 
 def wrong_vectors(rows: Any) -> np.ndarray:
     """Which vectors and sizes are not as they were written, bool [N]; of rows with `sha256`, sizes, sums, vectors."""
-    told = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(rows.num_rows, -1)
+    written = np.frombuffer(b"".join(rows["sums"].to_pylist()), "<u4").reshape(rows.num_rows, -1)
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     nothing = np.empty((rows.num_rows, 0, 1), np.uint8)
     found = sums_of(rows["sha256"].to_pylist(), sizes, vectors_in(rows), nothing, ())
-    return (found != told[:, :OWN]).any(1)
+    return (found != written[:, :OWN]).any(1)
 
 
 def wrong_files(rows: Any) -> Any:
     """Which rows of `files` (all columns) are not as they were written, bool [N]."""
-    return told_of(rows) != np.array(rows["crc32"].to_pylist(), np.float64)  # a damaged row may have no number
+    return checksums_of(rows) != np.array(rows["crc32"].to_pylist(), np.float64)  # a damaged row may have no number
 
 
 def decoded(settings: CacheSettings, tokens: np.ndarray) -> Tensor:

@@ -99,8 +99,8 @@ def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.P
             if picture
             else '<div class="gone">the file is not there any more</div>'
         )
-        said = f"<b>{rank}</b> {html.escape(hit['id'])} <span>{hit['score']:.3f}</span>"
-        cards.append(f"<figure>{shown}<figcaption>{said}</figcaption></figure>")
+        caption = f"<b>{rank}</b> {html.escape(hit['id'])} <span>{hit['score']:.3f}</span>"
+        cards.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222}main{display:flex;flex-wrap:wrap;gap:1rem}"
         "figure{margin:0;width:15rem}img,.gone{width:15rem;height:11rem;object-fit:cover;border-radius:6px}"

@@ -27,12 +27,10 @@ class Seen:
 
     Args:
         cache: a CacheStore.
-        bits: 64 or 32, of a hash. With 32, about N / 2³² of the values that are new are taken for known.
     """
 
-    def __init__(self, cache: Any, name: str, column: str, bits: int = 64) -> None:
+    def __init__(self, cache: Any, name: str, column: str) -> None:
         self.cache, self.name, self.column = cache, name, column
-        self._dtype = np.uint64 if bits == 64 else np.uint32
         self._mutex = threading.Lock()
         self._asked = 0
         self._clear()
@@ -47,17 +45,18 @@ class Seen:
     def nbytes(self) -> int:
         return sum(level.nbytes for level in self._levels)
 
-    def may_have(self, values: Sequence[str]) -> np.ndarray | None:
+    def may_have(self, values: Sequence[str], newest: bool = False) -> np.ndarray | None:
         """Which of the values the table may have, bool [N]; None while loading the hashes costs more than looking up.
 
-        It holds for the newest version at the time of the call, also for rows that other processes have committed.
+        Args:
+            newest: it must hold for the newest version, also on file systems that show late what others have committed.
         """
         with self._mutex:
             if self._version < 0:
                 self._asked += len(values)
                 if self._asked * WORTH < self.cache.table(self.name).count_rows():
                     return None
-            self._read_new()
+            self._read_new(newest)
             return self._contains(self._hashes(values))
 
     def note(self, before: int, values: Sequence[str]) -> None:
@@ -73,7 +72,7 @@ class Seen:
     # ------------------------------------------------------------------ parts
     def _hashes(self, values: Sequence[str | None]) -> np.ndarray:
         """Python's hash of each: keyed anew in each process, so that no file can be made to collide."""
-        return np.fromiter(map(hash, values), np.int64, len(values)).view(np.uint64).astype(self._dtype)
+        return np.fromiter(map(hash, values), np.int64, len(values)).view(np.uint64)
 
     def _contains(self, hashes: np.ndarray) -> np.ndarray:
         found = np.zeros(len(hashes), bool)
@@ -83,19 +82,20 @@ class Seen:
             found |= level[at] == hashes
         return found
 
-    def _read_new(self) -> None:
-        commits = self.cache.table(COMMITS)
+    def _read_new(self, newest: bool) -> None:
+        commits = self.cache.version(COMMITS, newest)
+        if commits != self._commits:
+            kinds = ", ".join(f"'{kind}'" for kind in REWRITTEN)
+            with guarded(self.cache.path):
+                rewritten = self.cache.table(COMMITS).count_rows(f"what IN ({kinds})")
+            if rewritten != self._rewritten:
+                self._clear()
+            self._commits, self._rewritten = commits, rewritten
+        version = self.cache.version(self.name, newest)
+        if version == self._version:
+            return
         with guarded(self.cache.path):
-            if commits.version != self._commits:
-                version, kinds = commits.version, ", ".join(f"'{kind}'" for kind in REWRITTEN)
-                rewritten = commits.count_rows(f"what IN ({kinds})")
-                if rewritten != self._rewritten:
-                    self._clear()
-                self._commits, self._rewritten = version, rewritten
             table = self.cache.table(self.name)
-            version = table.version
-            if version == self._version:
-                return
             query = table.search().with_row_id(True).select([self.column]).limit(None)
             if self._last >= 0:
                 query = query.where(f"_rowid > {self._last}")

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .entries import Entry
 from .format import FILES, is_local, one_of
+from .naming import escaped
 from .plan import Filled, is_gone
 from .reader import SummaryCache
 from .rows import summary_rows
@@ -127,7 +128,7 @@ class CacheSink:
             self.cache.skip(rows, broken)
             for row in rows:
                 self.result.skipped.append(row)
-                self.bar.write(f"fwd2bot: skipped {row['reason']}", file=sys.stderr)
+                self.bar.write(f"fwd2bot: skipped {escaped(row['reason'])}", file=sys.stderr)
         self.result.compressed += sum(now for *_, now in self._linked)
         self.result.renamed += sum(not now for *_, now in self._linked)
         self.bar.update(len(self._linked) + len(self._skipped))

@@ -86,7 +86,7 @@ class Source:
                     yield from walk(absolute(found), self.left_out, self._refuse)
                 else:
                     yield file_entry(found)
-        else:  # also one that is not there, which is told with the other bad images
+        else:  # also a file that does not exist, which is reported with the other bad images
             yield file_entry(name)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +15,7 @@ from .sizes import bytes_per_token
 from .tables import ABOUT, KEYS, LOST, OK, users_columns
 
 MANY = 1000  # names in one condition
+SETTLED = 100_000_000  # ns after which the time of a folder's last change is its own
 
 
 class CacheStore:
@@ -23,10 +26,11 @@ class CacheStore:
         self.blocks = blocks(settings.k)
         self._tables = tables
         self.last_filter: Any = None  # nearest.Filter
+        self._states: dict[str, tuple[int, int] | None] = {}
         self._seen = {
             (SUMMARIES, "sha256"): Seen(self, SUMMARIES, "sha256"),
             (FILES, "source"): Seen(self, FILES, "source"),
-            (FILES, "id"): Seen(self, FILES, "id", bits=32),  # no key: a wrong guess costs a look-up, no more
+            (FILES, "id"): Seen(self, FILES, "id"),
         }
 
     @cached_property
@@ -59,6 +63,22 @@ class CacheStore:
         with guarded(self.path):
             table.checkout_latest()
         return table
+
+    def version(self, name: str, newest: bool = False) -> int:
+        """The newest version of a table, as far as the folder of its versions shows, which is quick to ask.
+
+        LanceDB lists all versions to find the newest. Where a file system shows changes late, so does this, unless
+        `newest` asks LanceDB in any case.
+        """
+        before = self._states.get(name)
+        state = _state_of(self.path, name) if self.local and not newest else None
+        if state is not None and before is not None and before[0] == state:
+            return before[1]
+        found = self.table(name).version
+        # a change within the clock's step after the last one does not show: such a state is not relied on
+        settled = state is not None and time.time_ns() - state > SETTLED
+        self._states[name] = (state, found) if settled else None
+        return found
 
     @property
     def users_columns(self) -> list[str]:
@@ -161,3 +181,11 @@ class CacheStore:
         return DamagedCache(
             f"{self.path} is damaged at {', '.join(names[:3])}: run `fwd2bot cache repair {self.path}`."
         )
+
+
+def _state_of(path: str, name: str) -> int | None:
+    """When a version of a local table was last added or removed, ns; None where the folder cannot be read."""
+    try:
+        return os.stat(os.path.join(path, f"{name}.lance", "_versions")).st_mtime_ns
+    except OSError:
+        return None

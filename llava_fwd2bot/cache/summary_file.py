@@ -115,8 +115,8 @@ def _read(path: Path) -> bytes:
     try:
         return read_file(str(path))
     except FileNotFoundError as error:
-        told = f"{path}: no such file; check the name and the folder it is looked for in"
-        raise ValueError(told) from error
+        message = f"{path}: no such file; check the name and the folder it is looked for in"
+        raise ValueError(message) from error
     except IsADirectoryError as error:
         raise ValueError(f"{path}: is a folder, not a picture") from error
 

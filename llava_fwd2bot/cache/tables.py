@@ -46,7 +46,7 @@ def summaries_schema(settings: CacheSettings) -> Any:
             ("embedding", pa.list_(pa.float16(), settings.size)),
             *((column(b), pa.binary((b[1] - b[0]) * token)) for b in parts),
         ],
-        metadata=_told(settings),
+        metadata=_metadata_of(settings),
     )
 
 
@@ -73,7 +73,7 @@ def files_schema(settings: CacheSettings) -> Any:
             ("longitude", pa.float64()),
             ("crc32", pa.int64()),
         ],
-        metadata=_told(settings),
+        metadata=_metadata_of(settings),
     )
 
 
@@ -82,7 +82,7 @@ def commits_schema(settings: CacheSettings) -> Any:
 
     numbers = ("summaries_version", "summaries_rows", "files_version", "files_rows")
     fields = [("at", pa.timestamp("us", tz="UTC")), ("what", pa.string()), *((n, pa.int64()) for n in numbers)]
-    return pa.schema(fields, metadata=_told(settings))
+    return pa.schema(fields, metadata=_metadata_of(settings))
 
 
 SCHEMAS = {SUMMARIES: summaries_schema, FILES: files_schema, COMMITS: commits_schema}
@@ -126,7 +126,7 @@ def settings_in(table: Any, path: str) -> dict[str, Any]:
         raise ValueError(f"{path} is a LanceDB database, but not a cache of summaries.") from error
 
 
-def _told(settings: CacheSettings) -> dict[bytes, bytes]:
+def _metadata_of(settings: CacheSettings) -> dict[bytes, bytes]:
     return {SETTINGS: json.dumps(asdict(settings)).encode()}
 
 

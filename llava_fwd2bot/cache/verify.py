@@ -148,9 +148,9 @@ def _files(cache: SummaryCache, found: Findings, good: np.ndarray) -> None:
 
 def _unreadable(found: Findings, name: str, ids: np.ndarray, error: str) -> None:
     found.bad[name] += ids.tolist()
-    told = f"{name} cannot be read in part ({error})"
-    if told not in found.problems:
-        found.problems.append(told)
+    problem = f"{name} cannot be read in part ({error})"
+    if problem not in found.problems:
+        found.problems.append(problem)
 
 
 def _indexes(cache: SummaryCache, name: str, found: Findings) -> None:
@@ -188,14 +188,14 @@ def _commits(cache: SummaryCache, found: Findings) -> None:
         for name in (SUMMARIES, FILES):
             table = cache.table(name)
             here, count = table.version, table.count_rows()
-            told = max(rows[mended:], key=lambda row: row[f"{name}_version"], default=None)
-            if told is None:
+            newest = max(rows[mended:], key=lambda row: row[f"{name}_version"], default=None)
+            if newest is None:
                 continue
-            if told[f"{name}_version"] > here:
-                versions = f"version {here} is the newest, {told[f'{name}_version']} was committed"
+            if newest[f"{name}_version"] > here:
+                versions = f"version {here} is the newest, {newest[f'{name}_version']} was committed"
                 found.problems.append(f"{name} has lost its newest commits: {versions}")
-            elif told[f"{name}_version"] == here and told[f"{name}_rows"] != count:
-                found.problems.append(f"{name} has {count} rows, {told[f'{name}_rows']} were committed")
+            elif newest[f"{name}_version"] == here and newest[f"{name}_rows"] != count:
+                found.problems.append(f"{name} has {count} rows, {newest[f'{name}_rows']} were committed")
     except BaseException as error:
         if not of_engine(error) and not isinstance(error, TypeError):  # TypeError: a number that is damaged is none
             raise

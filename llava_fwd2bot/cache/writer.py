@@ -119,7 +119,7 @@ class CacheWriter:
         Under the lock, rows whose keys are certainly new are appended, which takes as long in a large table as in a
         small one. Without a lock every row is merged by its key, by which LanceDB finds two writers of the same one.
         """
-        known = self.seen(name).may_have(rows[KEYS[name]].to_pylist()) if self.local else None
+        known = self.seen(name).may_have(rows[KEYS[name]].to_pylist(), newest=True) if self.local else None
         if known is None:
             return self._merge(name, rows, replace)
         with self._noting(name, rows):

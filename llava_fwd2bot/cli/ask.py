@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, instead of --image")
     ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
     ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
-    told = "read questions from stdin until /quit or Ctrl-D; /image, /search and /k choose what they are about"
-    ask.add_argument("--interactive", action="store_true", help=told)
+    help = "read questions from stdin until /quit or Ctrl-D; /image, /search and /k choose what they are about"
+    ask.add_argument("--interactive", action="store_true", help=help)
     search_options(ask, count, top=5)
     ask.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     at_least_0 = number(float, 0, "a number")

@@ -26,7 +26,8 @@ CHATTY_IN_ANSWERS = ("accelerate", "transformers")  # their warnings matter whil
 
 
 def tell(text: str) -> None:
-    """One line on stderr."""
+    """Text on stderr; what a terminal would take for a command, as in a file's name, is escaped."""
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     try:
         print(f"fwd2bot: {text}", file=sys.stderr, flush=True)
     except BrokenPipeError:  # the reader of stderr has exited

@@ -161,10 +161,13 @@ class Run:
         return CacheSettings(fingerprint_of(path), k, size, codec, pooling, **more)
 
     def fill(self) -> None:
+        from ..cache.maintenance import keep_stats
         from ..cache.watch import watch
 
         args = self.args
         self._again(self.source)
+        if self.total.compressed or self.total.renamed or self.total.skipped:
+            keep_stats(self.cache)
         if args.watch is not None:
             print(f"fwd2bot: watching {', '.join(args.images)} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
             watch(self.source, self._again, args.watch)

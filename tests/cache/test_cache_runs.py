@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -143,6 +144,24 @@ def test_ids_do_not_command_the_terminal(run, made, tmp_path):
     assert raw == str(tmp_path / "f" / "a\x1b[31m\n\u202eb.png") + "\0"
 
 
+def test_errors_do_not_command_the_terminal(run, made, checkpoint, tmp_path):
+    """Nor do messages about files: what was skipped, what an id stands for, what a search found."""
+    cache, go = made
+    bad = tmp_path / "f" / "a\x1b[31m.png"
+    picture(tmp_path / "f" / "b\x1b]0;x\x07.png", (1, 2, 3))
+    bad.write_text("no picture")
+    command = ("compress", "--model", checkpoint, "--images", tmp_path / "f", "--device", "cpu", "--cache")
+    code, out, err = run(*command, tmp_path / "p.cache")
+    assert code == 0 and "\x1b" not in out + err and r"a\x1b[31m.png" in out
+    for command in (
+        ("ask", "--cache", tmp_path / "p.cache", "--id", bad.name, "what is it"),
+        ("ask", "--cache", tmp_path / "p.cache", "--search", "dogs", "what is it", "--max-new-tokens", 1),
+        ("cache", "ls", tmp_path / "nowhere\x1b[31m"),
+    ):
+        _, out, err = run(*command)
+        assert "\x1b" not in out + err and "\x07" not in out + err and "\\x1b" in out + err, command
+
+
 def test_numbers_that_are_out_of_all_bounds_are_told(run, made, checkpoint, tmp_path):
     """They ended in a traceback, or with the process."""
     cache, go = made
@@ -152,9 +171,43 @@ def test_numbers_that_are_out_of_all_bounds_are_told(run, made, checkpoint, tmp_
     assert len(cache.search(vector, 1_000_000_000)) == 1
     code, _, err = run("cache", "vacuum", cache.path, "--older-than", "-5")
     assert code == 2 and "at least 0" in err
-    for bomb in ("repeat(id, 100000000) = 'x'", "LPAD(id, 1000000000, 'x') = id"):
-        with pytest.raises(ValueError, match="not allowed in a filter"):
-            cache.search(vector, where=bomb)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "repeat(id, 100000000) = 'x'",
+        "LPAD(id, 1000000000, 'x') = id",
+        "\"repeat\"(id, 100000000) = 'x'",
+        "repeat /* ( */ -- )\n (id, 100000000) = 'x'",
+        "'--' = repeat/**/(id, 100000000)",
+    ],
+)
+def test_a_filter_cannot_end_the_process(run, made, checkpoint, tmp_path, bomb):
+    """A short condition that makes a text of 100 MB for each row aborted the process; every command takes filters."""
+    cache, go = made
+    picture(tmp_path / "f" / "a.png", (1, 2, 3))
+    go(tmp_path / "f")
+    with pytest.raises(ValueError, match="not allowed in a filter"):
+        cache.search(torch.ones(cache.settings.size), where=bomb)
+    for command in (("cache", "ls"), ("cache", "rm"), ("search", "--id", "a.png", "--cache")):
+        code, out, err = run(*command, cache.path, "--filter", bomb)
+        assert (code, out) == (1, "") and "not allowed in a filter" in err and len(err.splitlines()) == 1
+    assert len(cache.about(["id"], "id != 'repeat x'")) == 1
+
+
+def test_head_ends_a_long_list_quietly(made, tmp_path):
+    """`cache ls | head -1` ended in "Broken pipe" and exit code 1."""
+    cache, _ = made
+    entry = {"root": "/f", "status": "ok", "bytes": 1, "modified": 1, "width": 4, "height": 3}
+    names = [f"{n:06d}.png" for n in range(20_000)]
+    cache.commit(entries=[{**entry, "id": n, "source": f"/f/{n}", "sha256": n} for n in names])
+    for more in (["--paths"], ["--json"], ["--filter", "width = 4"]):
+        command = [sys.executable, "-m", "llava_fwd2bot", "cache", "ls", cache.path, *more]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert b".png" in process.stdout.readline()
+            process.stdout.close()
+            assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_look_ups_use_the_indexes(tmp_path):
