@@ -19,6 +19,7 @@ setup(
         "llava_fwd2bot": ["py.typed"],
         "llava_fwd2bot.smol": ["weights/**/*"],
         "llava_fwd2bot.evaluation": ["published.json"],
+        "llava_fwd2bot.serving": ["page.html"],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -38,6 +39,8 @@ setup(
         "eval": EVAL,
         "cache": ["lancedb>=0.40", "filelock>=3.12"],
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
+        # the server; caches are a part of it
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "lancedb>=0.40", "filelock>=3.12"],
         "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         # what the README's examples use: smol-llava, the cache, 4 and 8 bit, the evaluators
@@ -51,6 +54,7 @@ setup(
             "trl>=1.0",
             "easy-vqa==1.0",
             "ruff",
+            "pyright",
             "pycocoevalcap>=1.2",
             "lancedb>=0.40",
             "filelock>=3.12,<4",  # for lmms-eval, as above
@@ -64,6 +68,8 @@ setup(
             *"datasets evaluate httpx jsonlines loguru numexpr python-dotenv pytablewriter sacrebleu".split(),
             *"scikit-learn sympy tenacity".split(),
             "scikit-image>=0.22",  # photographs
+            # the server, and the client that its tests use
+            *["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "openai>=1.50"],
         ],
     },
     entry_points={

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .extras import kernel_hint_to_debug
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -13,21 +14,34 @@ if TYPE_CHECKING:
     from .config import Fwd2BotConfig as Fwd2BotConfig
     from .hosts import add_fwd2bot as add_fwd2bot
     from .processing.answer import answer as answer
+    from .processing.ask_many import ask_many as ask_many
     from .training.trainer import Fwd2BotTrainer as Fwd2BotTrainer
     from .training.trainer import Fwd2BotTrainerMixin as Fwd2BotTrainerMixin
     from .training.trainer import Fwd2BotTrainingArguments as Fwd2BotTrainingArguments
 
+kernel_hint_to_debug()
 _WHERE = {
     "Fwd2BotConfig": ".config",
     "add_fwd2bot": ".hosts",
     "answer": ".processing.answer",
+    "ask_many": ".processing.ask_many",
     "load_fwd2bot": ".checkpoint.load",
     "register": ".checkpoint.load",
     "Fwd2BotTrainer": ".training.trainer",
     "Fwd2BotTrainerMixin": ".training.trainer",
     "Fwd2BotTrainingArguments": ".training.trainer",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Fwd2BotConfig",
+    "Fwd2BotTrainer",
+    "Fwd2BotTrainerMixin",
+    "Fwd2BotTrainingArguments",
+    "__version__",
+    "add_fwd2bot",
+    "answer",
+    "load_fwd2bot",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:  # `fwd2bot --help` need not wait for torch

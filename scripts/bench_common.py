@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 from bench_shapes import CAPTION_TOKENS, LABELLED, PROMPT_TOKENS, SHAPES, SYSTEM_TOKENS, Shape
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
@@ -53,6 +54,18 @@ def with_fwd2bot(model: nn.Module, k: int, lora_r: int) -> nn.Module:
         return {"input_ids": list(range(3, 3 + PROMPT_TOKENS))}
 
     return add_fwd2bot(model, Fwd2BotConfig(num_summary_tokens=k, lora_r=lora_r, lora_alpha=2 * lora_r), tokenize)
+
+
+def with_lora(model: nn.Module, lora_r: int) -> nn.Module:
+    """The host's own LoRA fine-tune by PEFT, of the same rank on the same layers as Fwd2Bot's adapters."""
+    layers = "|".join(Fwd2BotConfig().lora_targets)
+    target = rf"(.*\.)?language_model\.layers\.\d+\.(.*\.)?({layers})"
+    return get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, lora_dropout=0.0, target_modules=target))
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters with gradients."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def batch_of(

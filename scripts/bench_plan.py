@@ -4,7 +4,7 @@
     python scripts/bench_plan.py fill --rows 2000000 --folder /tmp/fill --output eval/results/cache_grow.json
 
 plan: so many files on disk, 1,000 in a folder, all of them known; a process of its own walks and joins them. fill: rows
-of 16 × 1,024 int4 with random bytes go through the sink as those of a model would, in commits of a fixed size.
+of 16 × SIZE int4 with random bytes go through the plan and the sink as those of a model without cost would.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from typing import Any
 import numpy as np
 
 from llava_fwd2bot.cache.entries import Entry
-from llava_fwd2bot.cache.format import FILES, CacheSettings, one_of
+from llava_fwd2bot.cache.format import FILES, SUMMARIES, CacheSettings, one_of
+from llava_fwd2bot.cache.maintenance import on_disk
+from llava_fwd2bot.cache.pipeline import CHUNK
 from llava_fwd2bot.cache.plan import Filled, Plan, blocks_of
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sink import CacheSink
@@ -46,6 +49,11 @@ class Bar:
 
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def content(number: int) -> str:
@@ -103,45 +111,77 @@ def lookups(folder: Path, rows: int) -> dict[str, float]:
     return {name: round(1000 * statistics.median(values), 2) for name, values in took.items()}
 
 
-def grow(folder: Path, rows: int) -> dict[str, Any]:
-    """Rows a second of each tenth of a fill, and what a fill does on the way: it looks up, commits, joins files."""
-
-    cache = SummaryCache.create(folder / "grow.cache", SETTINGS)
-    token = cache.codec.bytes_per_token(SETTINGS.size)
-    sink = CacheSink(cache, Filled(), Bar())
-    chance = np.random.default_rng(0)
-    rates, peaks, part = [], [], rows // 10
+def grow(folder: Path, rows: int, size: int) -> dict[str, Any]:
+    """Rows a second of each tenth of a fill by a model without cost: plan, look-ups, commits, upkeep."""
+    settings = replace(SETTINGS, size=size)
+    cache, result = SummaryCache.create(folder / "grow.cache", settings), Filled()
+    token, chance = cache.codec.bytes_per_token(size), np.random.default_rng(0)
+    sink, planned = CacheSink(cache, result, Bar()), Plan(cache, False, result)
+    rates, processor, memory, part, upkeep = [], [], [], rows // 10, [0.0]
+    sink.tidy = Timed(sink.tidy, upkeep)
     for tenth in range(10):
-        start = time.perf_counter()
-        for number in range(tenth * part, (tenth + 1) * part):
-            key = content(number)
-            tokens = chance.integers(0, 256, (SETTINGS.k, token), np.uint8)
-            vector = tokens[0, :1].astype(np.float16).repeat(SETTINGS.size)
-            sink.made(Entry("/photos", f"{number:09d}.jpg", 100, 1), key, (4, 3), {}, tokens, vector)
-            if number % 64 == 0:
-                cache.has([content(number + i) for i in range(64)])
-            if sink.due:
-                sink.flush()
+        start, before = time.perf_counter(), time.process_time()
+        entries = (Entry("/photos", f"{n:09d}.jpg", 100, 1) for n in range(tenth * part, (tenth + 1) * part))
+        for block in blocks_of(entries):
+            fresh = planned.todo(block)
+            for at in range(0, len(fresh), CHUNK):
+                chunk = planned.todo(fresh[at : at + CHUNK])  # as it is looked at again once it is claimed
+                keys = [content(int(entry.id[:9])) for entry in chunk]
+                assert not cache.has(keys)
+                tokens = chance.integers(0, 256, (len(chunk), settings.k, token), np.uint8)
+                vectors = tokens[:, 0, :1].astype(np.float16).repeat(size, 1)
+                for i, entry in enumerate(chunk):
+                    sink.made(entry, keys[i], (4, 3), {}, tokens[i], vectors[i])
+                if sink.due:
+                    sink.flush()
         rates.append(round(part / (time.perf_counter() - start), 1))
-        peaks.append(peak_bytes())
-        print(json.dumps({"tenth": tenth, "rows_s": rates[-1], "peak": peaks[-1]}), file=sys.stderr, flush=True)
+        processor.append(round(part / (time.process_time() - before), 1))
+        memory.append(resident_bytes())
+        told = {"tenth": tenth, "rows_s": rates[-1], "rows_per_processor_s": processor[-1]}
+        told |= {"resident_bytes": memory[-1], "upkeep_s": round(upkeep[0], 1)}
+        print(json.dumps(told), file=sys.stderr, flush=True)
     sink.flush()
-    fragments = cache.table().stats()["fragment_stats"]["num_fragments"]
+    start = time.perf_counter()
+    sink.tidy.finish()
     return {
         "rows": rows,
+        "shape": f"{settings.k} x {size} {settings.codec}",
         "rows_s": rates,
         "last_over_first": round(rates[-1] / rates[0], 3),
+        "rows_per_processor_s": processor,
+        "last_over_first_by_processor": round(processor[-1] / processor[0], 3),
         "commits": sink.commits,
-    } | {
-        "peak_bytes": peaks,
-        "fragments": fragments,
+        "upkeep_s": round(upkeep[0], 1),
+        "finish_s": round(time.perf_counter() - start, 1),
+        "resident_bytes": memory,
+        "peak_bytes": peak_bytes(),
+        "fragments": {name: fragments(cache, name) for name in (SUMMARIES, FILES)},
+        "bytes_on_disk": on_disk(cache),
+        "rows_counted": {name: cache.table(name).count_rows() for name in (SUMMARIES, FILES)},
     }
+
+
+class Timed:
+    """Adds up the seconds that upkeep takes during a fill."""
+
+    def __init__(self, tidy: Any, seconds: list[float]) -> None:
+        self.tidy, self.seconds, self.finish = tidy, seconds, tidy.finish
+
+    def after_commit(self) -> None:
+        start = time.perf_counter()
+        self.tidy.after_commit()
+        self.seconds[0] += time.perf_counter() - start
+
+
+def fragments(cache: SummaryCache, name: str) -> int:
+    return cache.table(name).stats()["fragment_stats"]["num_fragments"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("plan", "fill", "alone"))
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--size", type=int, default=1024, help="of a token, with fill; default: 1024")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -155,8 +195,10 @@ def main() -> None:
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found |= {"rows": args.rows, "look_ups_ms": lookups(args.folder, args.rows)}
     else:
-        found = grow(args.folder, args.rows)
-    found |= {"date": str(date.today()), "command": f"python scripts/bench_plan.py {args.what} --rows {args.rows}"}
+        found = grow(args.folder, args.rows, args.size)
+    own = f" --size {args.size}" if args.what == "fill" else ""
+    command = f"python scripts/bench_plan.py {args.what} --rows {args.rows}{own}"
+    found |= {"date": str(date.today()), "command": command}
     print(json.dumps(found))
     if args.output:
         write_json(args.output, found)

@@ -42,14 +42,13 @@ from bench_common import (
     shape_facts,
     summarize,
     table,
+    trained,
     twin,
     with_fwd2bot,
+    with_lora,
     write,
 )
-from peft import LoraConfig, get_peft_model
 from torch import nn
-
-from llava_fwd2bot import Fwd2BotConfig
 
 SIDES = ("host", "fwd2bot", "fwd2bot_contrastive")
 
@@ -70,13 +69,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if options.memory == "own-process":  # before this process takes its own
         memory = {b: {name: _memory_in_own_process(name, b, options) for name in names} for b in options.batch}
     host = build(shape, options.device, dtype)
-    models = {"host": _with_lora(twin(host), options), "fwd2bot": with_fwd2bot(host, k, options.lora_r)}
+    models = {"host": with_lora(twin(host), options.lora_r), "fwd2bot": with_fwd2bot(host, k, options.lora_r)}
     if options.contrastive:
         models["fwd2bot_contrastive"] = models["fwd2bot"]
 
     result: dict[str, Any] = {"bench": "train", "shape": options.shape, "k": k, "n": n}
     result.update(shape_facts(shape, text), lora_r=options.lora_r, dtype=options.dtype, steps=options.steps)
-    result["trainable"] = {name: sum(p.numel() for p in _trained(m)) for name, m in models.items()}
+    result["records_per_image"] = options.records_per_image
+    result["trainable"] = {name: sum(p.numel() for p in trained(m)) for name, m in models.items()}
     result["tokens"] = {
         "text": text,
         "labelled": int(LABELLED * text),
@@ -178,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--text-tokens", type=int, help="text of a row, the image left out; default: the shape's")
     options.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
     options.add_argument("--fit", action="store_true", help="gradient checkpointing for batches that fit only with it")
+    options.add_argument(
+        "--records-per-image", type=int, default=1, help="rows of a batch that show one image, as --group_by_image"
+    )
     options.add_argument("--contrastive", action="store_true", help="a third side, with captions: a loss no host has")
     options.add_argument(
         "--memory",
@@ -189,22 +192,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # ---------------------------------------------------------------------- the sides
-def _with_lora(model: nn.Module, options: argparse.Namespace) -> nn.Module:
-    layers = "|".join(Fwd2BotConfig().lora_targets)
-    target = rf"(.*\.)?language_model\.layers\.\d+\.(.*\.)?({layers})"
-    lora = LoraConfig(r=options.lora_r, lora_alpha=2 * options.lora_r, lora_dropout=0.0, target_modules=target)
-    return get_peft_model(model, lora)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def _step(
     side: str, model: nn.Module, rows: int, options: argparse.Namespace, shape: Shape, dtype: torch.dtype
 ) -> Callable[[], None]:
     """One training step of a side, as the host's or our trainer does it."""
     batch = batch_of(shape, rows, options.text_tokens, options.device, dtype, side == "fwd2bot_contrastive")
+    shown = [row // options.records_per_image for row in range(rows)]  # the image of each row
+    if side == "host":
+        batch["pixel_values"] = batch["pixel_values"][shown]
+    else:  # as our collator gives it
+        batch["pixel_values"] = batch["pixel_values"][: shown[-1] + 1]
+        batch["plan"] = model.planner()(batch, rows, [shape.dense_tokens] * rows, shown).to(options.device)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
@@ -212,7 +210,7 @@ def _step(
     # without the cache, which the host would build and drop; our trainer asks for the loss alone
     batch.update({"use_cache": False} if side == "host" else {"return_logits": False})
     model.train()
-    optimizer = torch.optim.AdamW(_trained(model), lr=1e-5, fused=options.device.type == "cuda")
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=options.device.type == "cuda")
 
     def step() -> None:
         with autocast(options.device, dtype):
@@ -239,7 +237,7 @@ def _memory_beside(
 
 
 def _memory_in_own_process(side: str, rows: int, options: argparse.Namespace) -> dict[str, int]:
-    names = ("shape", "lora_r", "device", "dtype", "threads", "k", "text_tokens")
+    names = ("shape", "lora_r", "device", "dtype", "threads", "k", "text_tokens", "records_per_image")
     given = [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     given += ["--batch", str(rows)]
     given += ["--gradient-checkpointing"] * options.gradient_checkpointing
@@ -257,7 +255,7 @@ def _measure_memory(options: argparse.Namespace, shape: Shape, dtype: torch.dtyp
     libraries = PeakMemory(options.device).now()
     model = build(shape, options.device, dtype)
     plain = options.memory_of == "host"
-    model = _with_lora(model, options) if plain else with_fwd2bot(model, options.k, options.lora_r)
+    model = with_lora(model, options.lora_r) if plain else with_fwd2bot(model, options.k, options.lora_r)
     result = {"libraries": libraries, **_peak(options.memory_of, model, options.batch[0], options, shape, dtype)}
     print(json.dumps(result))
     return result

@@ -5,12 +5,31 @@ from __future__ import annotations
 import base64
 import html
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_fwd2bot.cache.search import thumbnail
+from llava_fwd2bot.evaluation.tables import percent
 
-Example = tuple[Path, list[tuple[str, str, str, str]]]  # picture; question, truth, base's answer, ours
+
+@dataclass(frozen=True)
+class Answered:
+    """One question about a picture, and what each model answers; `truth` is "" where there is no one right answer."""
+
+    question: str
+    truth: str
+    base: str
+    summary: str
+    tuned: str | None = None  # of the model that was fine-tuned in this run
+
+    @property
+    def differs(self) -> bool:
+        """Whether the summary gives another answer than the base's dense tokens."""
+        return self.summary.casefold() != self.base.casefold()
+
+
+Example = tuple[Path, list[Answered]]
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -21,12 +40,12 @@ th:first-child, td:first-child { text-align: left }
 .card { border: 1px solid #ddd; border-radius: .5rem; padding: .8rem; font-size: .9rem }
 .card img { min-width: 6rem; max-width: 100%; max-height: 11rem }
 .card p { margin: .4rem 0 } .wrong { color: #b00020 } .note { color: #555 } img.plot { max-width: 100% }
+.differs { background: #fff3bf } .differs::after { content: " ≠"; color: #946200 }
 """
 
 
 def share(value: float, count: int) -> str:
-    """A percentage with as many decimals as `count` items bear: none below a thousand."""
-    return f"{value:.0%}" if count < 1000 else f"{value:.1%}"
+    return f"{percent(value, count)}%"
 
 
 def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -99,14 +118,11 @@ def write_html(
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     cards = []
     for picture, lines in examples:
-        said = "".join(
-            f"<p>{html.escape(question)}<br><b class='{'' if ours == truth or not truth else 'wrong'}'>"
-            f"{html.escape(ours)}</b> <span class='note'>(base: {html.escape(base)}"
-            f"{f'; truth: {html.escape(truth)}' if truth else ''})</span></p>"
-            for question, truth, base, ours in lines
-        )
         image = f"<img src='data:image/jpeg;base64,{thumbnail(str(picture))}' alt=''>"
-        cards.append(f"<div class='card'>{image}{said}</div>")
+        cards.append(f"<div class='card'>{image}{''.join(map(_answers, lines))}</div>")
+    shown = [line for _, lines in examples for line in lines]
+    told = f"The summary's answer differs from the base's in {sum(line.differs for line in shown)} of {len(shown)} "
+    told += "answers below; these are marked ≠. Wrong answers are red."
     notes = "".join(f"<p class='note'>{html.escape(line)}</p>" for line in summary_lines(report))
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{about["title"]}</title><style>{STYLE}</style>
@@ -116,7 +132,22 @@ def write_html(
 <img class="plot" alt="loss curves" src="data:image/png;base64,{_plot(log)}">
 <p class="note">{about["note"]}</p>
 <h2>{about["heading"]}, with answers from {max(map(int, report["accuracy"]))} summary tokens</h2>
+<p class="note">{told}</p>
 <div class="cards">{"".join(cards)}</div></html>
 """,
         encoding="utf-8",
     )
+
+
+def _answers(line: Answered) -> str:
+    """A question with each model's answer on a line of its own."""
+    truth = f" <span class='note'>(right: {html.escape(line.truth)})</span>" if line.truth else ""
+    sides = [("base", line.base), ("summary", line.summary), ("fine-tuned", line.tuned)]
+    rows = []
+    for name, text in sides:
+        if text is not None:
+            wrong = "wrong" if line.truth and text.casefold() != line.truth.casefold() else ""
+            differs = "differs" if name == "summary" and line.differs else ""
+            kind = f" class='{' '.join(filter(None, (wrong, differs)))}'" if wrong or differs else ""
+            rows.append(f"<br><span class='note'>{name}:</span> <b{kind}>{html.escape(text)}</b>")
+    return f"<p>{html.escape(line.question)}{truth}{''.join(rows)}</p>"

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from report_page import print_table, write_html
+from report_page import Answered, print_table, write_html
 from safetensors.torch import load_file
 
 from eval.studies.readers import BaseReader, SummaryReader
@@ -28,21 +29,23 @@ from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.evaluation.metrics import yes_no
 from llava_fwd2bot.evaluation.search import ranks, recalls
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.command import train
-from llava_fwd2bot.training.data import read_records
 
 K, NESTED = 16, (1, 2, 4, 8, 16)
+SHORT, LONG = 6, 30  # tokens of an answer and of a description
 MODEL = "smol-llava"
 ABOUT = {
     "title": "Fwd2Bot quickstart",
-    "intro": "smol-llava reads a photograph as 49 tokens. Its own language model condenses them into 16 summary tokens "
-    "once; every answer below comes from those alone. The base is small and is often wrong, "
-    "with its dense tokens as well; wrong answers are red.",
-    "note": "The curves are of the short fine-tune on these photographs, begun anew from the base with "
-    "<code>--fwd2bot 16</code>; the table and the answers are of the model that comes with the package.",
+    "intro": "<b>The base is small and often wrong</b>, with its dense tokens as well. smol-llava reads a photograph "
+    "as 49 tokens. Its own language model condenses them into 16 summary tokens once. Answers marked "
+    "<i>summary</i> come from those alone, by the model in the package; those marked <i>base</i> from all 49 tokens.",
+    "note": "The table is of the model in the package. The curves, and the answers marked <i>fine-tuned</i>, are of a "
+    "trial: the base trained again with <code>--fwd2bot 16</code>, for {steps} steps on {learnt}. It shows that "
+    "training runs, not how good it gets. Descriptions end at the first full stop, or with … after {words} tokens.",
     "heading": "Photographs",
 }
 
@@ -82,13 +85,28 @@ def flickr(data: Path, folder: Path, split: str, count: int) -> list[Photo]:
     return found
 
 
-def say(
-    reader: BaseReader, state: torch.Tensor, asked: list[tuple[int, str]], k: int, words: int
+def answer_all(
+    reader: BaseReader, state: torch.Tensor, asked: list[tuple[int, str]], k: int, max_new_tokens: int
 ) -> tuple[list[str], float]:
     """The answers to (image, question) pairs, and how many a second."""
     start = time.perf_counter()
-    found = reader.answer(state, [i for i, _ in asked], [q for _, q in asked], k, words)
+    found = reader.answer(state, [i for i, _ in asked], [q for _, q in asked], k, max_new_tokens)
     return found, round(len(asked) / (time.perf_counter() - start), 1)
+
+
+def one_sentence(text: str) -> str:
+    """The text up to its first full stop; one that was cut off before that ends in "…"."""
+    found = re.match(r".*?[.!?](?=\s|$)", text, re.DOTALL)
+    return found[0] if found else f"{text} …"
+
+
+def tuned_answers(
+    folder: Path, pixels: torch.Tensor, asked: list[tuple[int, str]], described: list[tuple[int, str]]
+) -> tuple[list[str], list[str]]:
+    """Answers and descriptions by the model that this run trained, from its own summaries."""
+    reader = SummaryReader(*load_fwd2bot(folder))
+    state = reader.encode(pixels)  # [M, K, D]
+    return answer_all(reader, state, asked, K, SHORT)[0], answer_all(reader, state, described, K, LONG)[0]
 
 
 def fine_tune(photos: list[Photo], work: Path, steps: int) -> list[dict[str, Any]]:
@@ -140,14 +158,15 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
     reader, base = SummaryReader(model, processor), BaseReader(model, processor)
     with model.fwd2bot_disabled():
         pictures = [Image.open(photo.path).convert("RGB") for photo in photos]
-        dense = base.encode(processor.image_processor(pictures, return_tensors="pt")["pixel_values"])
-        from_dense, rate = say(base, dense, asked, 0, 6)
-        dense_words, _ = say(base, dense, described, 0, 30)
-    accuracy, speed, said = {}, {"base": rate}, {}
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]  # [M, 3, S, S]
+        dense = base.encode(pixels)
+        from_dense, rate = answer_all(base, dense, asked, 0, SHORT)
+        dense_words, _ = answer_all(base, dense, described, 0, LONG)
+    accuracy, speed, answers = {}, {"base": rate}, {}
     for k in NESTED:
-        said[k], speed[str(k)] = say(reader, summary, asked, k, 6)
-        accuracy[str(k)] = yes_no(said[k], truth)["accuracy"]
-    summary_words, _ = say(reader, summary, described, K, 30)
+        answers[k], speed[str(k)] = answer_all(reader, summary, asked, k, SHORT)
+        accuracy[str(k)] = yes_no(answers[k], truth)["accuracy"]
+    summary_words, _ = answer_all(reader, summary, described, K, LONG)
     base_accuracy = yes_no(from_dense, truth)["accuracy"]
     mark = lap("answer", mark)
 
@@ -164,6 +183,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
         (work / "train").mkdir(exist_ok=True)
         learnt = flickr(data, work / "train", "train", 400)
     log = fine_tune(learnt, work, steps)
+    tuned, tuned_words = tuned_answers(work / "fwd2bot", pixels, asked, described)
     lap("fine_tune", mark)
 
     size = summary.shape[-1]
@@ -185,14 +205,20 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
         "seconds": seconds,
         "wall_s": round(time.perf_counter() - start, 1),
     }
-    write_json(work / "report.json", report)
     examples = []
     for i, photo in enumerate(photos[:8]):
         own = [n for n, (image, _) in enumerate(asked) if image == i][:3]
-        lines = [(make.DESCRIBE, "", dense_words[i], summary_words[i])]
-        lines += [(asked[n][1], truth[n], from_dense[n].lower(), said[K][n].lower()) for n in own]
+        words = (dense_words[i], summary_words[i], tuned_words[i])
+        lines = [Answered(make.DESCRIBE, "", *map(one_sentence, words))]
+        for n in own:
+            given = (text.strip().lower() for text in (from_dense[n], answers[K][n], tuned[n]))
+            lines.append(Answered(asked[n][1], truth[n], *given))
         examples.append((photo.path, lines))
-    write_html(work / "report.html", report, log, examples, ABOUT)
+    shown = {path.name: [asdict(line) | {"differs": line.differs} for line in lines] for path, lines in examples}
+    write_json(work / "report.json", report | {"answers": shown})
+    of = "these photographs" if data is None else "other photographs"
+    note = ABOUT["note"].format(steps=steps, learnt=of, words=LONG)
+    write_html(work / "report.html", report, log, examples, ABOUT | {"note": note})
     return report
 
 

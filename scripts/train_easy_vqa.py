@@ -19,7 +19,7 @@ import torch
 from build_easy_vqa import build
 from easy_vqa_data import Question, captions, load, write_llava_json
 from PIL import Image
-from report_page import print_table, write_html
+from report_page import Answered, print_table, write_html
 from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
@@ -184,7 +184,7 @@ def run(work: Path, seed: int, tune: bool) -> dict[str, Any]:
     examples = []
     for image in list(test_paths)[:6]:
         asked = [i for i, q in enumerate(test_questions) if q[0] == image][:4]
-        lines = [(test_questions[i][1], truth[i], from_dense[i], said_by_k[K][i]) for i in asked]
+        lines = [Answered(test_questions[i][1], truth[i], from_dense[i], said_by_k[K][i]) for i in asked]
         examples.append((test_paths[image], lines))
     write_html(work / "report.html", report, log, examples, ABOUT)
     return report

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.evaluation.tables import percent
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import json_line, read_any_json
-from llava_fwd2bot.training.data import read_records
 
 LETTERS = "ABCDEFGH"
 ASK = "Answer with the option's letter from the given choices directly."
@@ -115,7 +116,10 @@ def main() -> None:
                 shown = ", ".join(map(str, empty[:3]))
                 told = f"{len(empty)} of {len(lines)} answers are empty, and wrong; the first: records {shown}"
                 print(f"{parser.prog}: {told}", file=sys.stderr)
-            print("accuracy: the right answers are not public" if accuracy is None else f"accuracy: {accuracy:.4f}")
+            shown = "the right answers are not public"
+            if accuracy is not None:
+                shown = f"{percent(accuracy, len(lines))} % (n = {len(lines):,})"
+            print(f"accuracy: {shown}")
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 

@@ -12,7 +12,8 @@ from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 
-from .ablation import BASE, FEW, Claim, Study, done
+from .ablation import done
+from .ablation_study import BASE, FEW, Claim, Study
 
 ROUNDS = 2000
 

@@ -21,7 +21,8 @@ from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_folder, write_json, write_text
 
-from .ablation import BASE, Study, folder_of
+from .ablation import folder_of
+from .ablation_study import BASE, Study
 
 SHARED = ("kinds", "objects", "images")  # of the questions
 

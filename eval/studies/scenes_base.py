@@ -24,9 +24,10 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import LlavaProcessor
 
 from . import scenes
+from .scene import SIDE
 from .tiny_llava import Log, Rows, answer_loss, batches, build_model, build_processor, optimizer, write_base
 
-PATCH, ACROSS = 16, scenes.SIDE // 16
+PATCH, ACROSS = 16, SIDE // 16
 NOTHING = "nothing"
 # a patch is told by one word of each group; the words of an object by NOTHING where there is none
 PLACE_GROUPS = (("top", "middle", "bottom"), ("left", "center", "right"))
@@ -161,7 +162,7 @@ def build(output: Path, seed: int = 0, objects: tuple[int, int] = (1, 6), plan: 
         raise FileExistsError(17, "The folder exists and is not a base of scenes: choose another", str(output))
     torch.manual_seed(seed)
     # the ground is dark: half of the values near 0.15
-    processor = build_processor(vocabulary(), scenes.SIDE, PATCH, mean=0.2, std=0.25)
+    processor = build_processor(vocabulary(), SIDE, PATCH, mean=0.2, std=0.25)
     model = build_model(processor, vision_layers=3, text_layers=4).train()
     rows, words = Rows(processor), Words(model, processor)
     known = [scenes.make(seed, "train", i, objects) for i in range(plan.scenes)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation.tables import decimals
 
 OURS = "fwd2bot-short"
 ANSWERED, SEARCHED = ("caption", "exists", "daquar"), ("retrieval", "coco", "sugarcrepe")
@@ -72,7 +73,8 @@ def compare(results: Any, claim: Claim, images_of: Callable[[str], Sequence[Any]
                 else:
                     differences = [x - y for x, y in zip(a, b, strict=True)]
                     value, interval = sum(differences) / len(a), bootstrap(differences, groups=groups)
-                rows.append({"task": task, "against": other, "k": k, "value": value, "interval": interval})
+                row = {"task": task, "against": other, "k": k, "items": len(a)}
+                rows.append({**row, "value": value, "interval": interval})
     return rows
 
 
@@ -97,7 +99,9 @@ def markdown(entries: list[dict[str, Any]], titles: dict[str, str]) -> str:
         for task, other in dict.fromkeys((row["task"], row["against"]) for row in entry["rows"]):
             mine = [row for row in entry["rows"] if (row["task"], row["against"]) == (task, other)]
             cells = {row["k"]: _cell(row, entry["ratio"]) for row in mine}
-            if len(cells) > 1 and len(set(cells.values())) == 1:  # the vector of the first token: measured once
+            if (
+                len(mine) > 1 and len({row["value"] for row in mine}) == 1
+            ):  # the vector of the first token: measured once
                 cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
             lines.append(f"| {titles[task]} | `{other}` | " + " | ".join(cells.get(k, "") for k in ks) + " |")
         parts.append("\n".join(lines))
@@ -109,6 +113,8 @@ def _cell(row: dict[str, Any], ratio: bool) -> str:
     if ratio:
         text, certain = f"{row['value']:.2f} [{low:.2f}, {high:.2f}]", not low <= 1 <= high
     else:
-        text = f"{100 * row['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        places = decimals(row["items"])
+        value, lower, upper = (f"{100 * x:+.{places}f}" for x in (row["value"], low, high))
+        text = f"{value} [{lower}, {upper}]"
         certain = not low <= 0 <= high
     return f"**{text}**" if certain else text

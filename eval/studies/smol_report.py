@@ -15,6 +15,7 @@ import transformers
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.metrics import bootstrap
 from llava_fwd2bot.evaluation.results import with_ending
+from llava_fwd2bot.evaluation.tables import percent
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.version import __version__
@@ -34,8 +35,8 @@ TITLES = {
     "exists": "yes/no accuracy",
     "daquar": "DAQUAR, exact",
     "retrieval": "text→image R@1, Flickr8k dev",
-    "coco": "text→image R@1, COCO val2017 (283)",
-    "sugarcrepe": "SugarCrepe (426)",
+    "coco": "text→image R@1, COCO val2017",
+    "sugarcrepe": "SugarCrepe",
 }
 ORDER = ("base", "fwd2bot", "shared", "pool", "query", "kv", "prune", "mean", "last")
 STEPS = {"fwd2bot": 540, "prune": 0}  # of training; every other method had
@@ -53,8 +54,8 @@ HEAD = """# smol-llava: Fwd2Bot and other ways to make k tokens of an image
 - **The k outputs of the language model are nearly one vector.** In the packaged checkpoint, 0.14 of the variance of
   the language model's part between images differs from token to token; the averages that are added to it make up the
   rest.
-- **Two columns hardly measure vision.** Answering DAQUAR by a lookup of the question's text alone scores 18.4 %, and
-  the base 16.0 %. Answering yes/no questions with each text's most frequent answer scores 75.8 %, with a wrong image
+- **Two columns hardly measure vision.** Answering DAQUAR by a lookup of the question's text alone scores 18 %, and
+  the base 16 %. Answering yes/no questions with each text's most frequent answer scores 75.8 %, with a wrong image
   62.4 %, and the base 91.2 %. Averaging 49 tokens to 16 without any training keeps 97 % of the base's CIDEr.
 - **Equal schedules only.** `fwd2bot` is the packaged checkpoint and had 540 steps; every other trained method had 60.
   Compare them with `fwd2bot-short`.
@@ -84,9 +85,10 @@ The packaged checkpoint, `fwd2bot`, had 540 steps of 24 rows. The others had 60 
 
 ## Figures
 
-In brackets: the 95 % interval by bootstrap over the images, each with all its questions or captions. The percentage
-after it is the share of the base's figure. Retrieval by `fwd2bot` and its variants with the first token as the vector
-is the same at every k. Made by `python -m eval.studies.smol`.
+n is the number of images (CIDEr), questions or captions. In brackets: the 95 % interval by bootstrap over the images,
+each with all its questions or captions. The percentage after it is the share of the base's figure. Retrieval by
+`fwd2bot` and its variants with the first token as the vector is the same at every k. Made by
+`python -m eval.studies.smol`.
 
 """
 CLAIMS = """
@@ -130,7 +132,7 @@ def summarise(results: Results, images_of: Images) -> list[dict[str, Any]]:
         base = methods.get("base", {}).get(0)
         for method in sorted(methods, key=_place):
             for k, result in sorted(methods[method].items()):
-                row = {"task": task, "method": method, "k": k, **result["figures"]}
+                row = {"task": task, "method": method, "k": k, "items": len(result["items"]), **result["figures"]}
                 row["value"] = result["figures"][HEADLINE[task]]
                 row["interval"] = bootstrap(result["items"], groups=groups)
                 if base is not None and method != "base" and base["figures"][HEADLINE[task]]:
@@ -153,13 +155,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         ks = sorted({row["k"] for row in mine if row["k"]})
-        lines = [f"### {TITLES[task]}", "", "| method | " + " | ".join(f"k = {k}" for k in ks) + " |"]
+        lines = [
+            f"### {TITLES[task]} (n = {mine[0]['items']:,})",
+            "",
+            "| method | " + " | ".join(f"k = {k}" for k in ks) + " |",
+        ]
         lines.append("|---|" + "---|" * len(ks))
         for row in (r for r in mine if r["method"] == "base"):
             lines.insert(1, f"\nBase, all dense tokens: {_cell(row)}")
         for method in sorted({r["method"] for r in mine} - {"base"}, key=_place):
-            cells = {r["k"]: _cell(r) for r in mine if r["method"] == method}
-            if len(cells) > 1 and len(set(cells.values())) == 1:  # the vector of the first token: measured once
+            own = [r for r in mine if r["method"] == method]
+            cells = {r["k"]: _cell(r) for r in own}
+            if len(own) > 1 and len({r["value"] for r in own}) == 1:  # the vector of the first token: measured once
                 cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
             lines.append(f"| {method} | " + " | ".join(cells.get(k, "") for k in ks) + " |")
         parts.append("\n".join(lines))
@@ -167,9 +174,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    text = f"{100 * row['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    return text + (f", {100 * row['retention']:.1f} %" if "retention" in row else "")
+    value, low, high = (percent(x, row["items"]) for x in (row["value"], *row["interval"]))
+    share = f", {percent(row['retention'], row['items'])} %" if "retention" in row else ""
+    return f"{value} [{low}, {high}]{share}"
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:

@@ -11,7 +11,6 @@ from .format import FILES
 from .legacy import OldCache
 from .nearest import filtered
 from .reader import SummaryCache
-from .remembered import keep, state_of
 from .tables import ABOUT, OK
 
 
@@ -22,8 +21,18 @@ def open_cache(args: Namespace) -> SummaryCache:
     return cache
 
 
+CHANGE = ("migrate", "repair", "merge", "optimize", "import-metadata", "rm", "prune", "restore", "index")
+
+
 def run(args: Namespace) -> dict[str, Any]:
     """The figures of an action that changes or measures a cache."""
+    found = _run(args)
+    if args.action in CHANGE:
+        tools.keep_stats(open_cache(args))
+    return found
+
+
+def _run(args: Namespace) -> dict[str, Any]:
     if args.action == "migrate":
         from .migrate import migrate
 
@@ -64,10 +73,7 @@ def run(args: Namespace) -> dict[str, Any]:
         return build(cache, args.kind)
     if args.action == "verify":
         return tools.verify(cache)
-    before = state_of(args.cache)
-    figures = tools.stats(cache)
-    keep(args.cache, figures, before)
-    return figures
+    return tools.keep_stats(cache)
 
 
 def _restored(cache: SummaryCache, version: int | None) -> dict[str, Any]:

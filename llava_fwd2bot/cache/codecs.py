@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import BLOCK, bytes_per_token
+
 CHUNK = 2**17  # numbers worked on at once: they stay in the processor's cache, and bound the memory
-BLOCK = 64  # of the Hadamard transform; its square root is a power of two
 LARGEST = 65504.0  # of float16
 SCALE_BITS = 16
 # The best levels for a Gaussian (Lloyd, Max), in 1 / 46.47 of its deviation, where the uppermost of 16 is 127; positive
@@ -43,9 +44,9 @@ class Codec(ABC):
     name: str
     largest: float  # magnitude that can be kept
 
-    @abstractmethod
     def bytes_per_token(self, size: int) -> int:
         """B, where the model's width is `size`."""
+        return bytes_per_token(self.name, size)
 
     @torch.no_grad()
     def encode(self, summary: Tensor) -> Tensor:
@@ -95,9 +96,6 @@ class Float16(Codec):
 
     name, largest = "float16", LARGEST
 
-    def bytes_per_token(self, size: int) -> int:
-        return 2 * size
-
     def _encode(self, part: Tensor, most: Tensor, out: Tensor) -> None:
         out.copy_(part.half().view(torch.uint8))
 
@@ -115,9 +113,6 @@ class Int8(Codec):
     """
 
     name, largest = "int8", 127 * LARGEST
-
-    def bytes_per_token(self, size: int) -> int:
-        return size + 2
 
     def _encode(self, part: Tensor, most: Tensor, out: Tensor) -> None:
         exact = most / 127
@@ -162,9 +157,6 @@ class Rotated(Codec):
     def __init__(self, name: str, bits: int) -> None:
         self.name, self.bits, self.per_byte = name, bits, 8 // bits
         self.scale_bytes = SCALE_BITS // self.per_byte  # which hold the bits of the scale
-
-    def bytes_per_token(self, size: int) -> int:
-        return -(-size // BLOCK) * BLOCK // self.per_byte
 
     def _encode(self, part: Tensor, most: Tensor, out: Tensor) -> None:
         width, device = out.shape[-1] * self.per_byte, out.device

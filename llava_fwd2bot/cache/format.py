@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ..files.images import Reading
+from ..files.pixels import Reading
 from ..version import __version__
 
 FORMAT = 2  # of the tables; a later one is refused, an earlier one is read by legacy.py
 SUMMARIES, FILES, COMMITS, SETTINGS = "summaries", "files", "commits", b"llava_fwd2bot"
 TABLES = (SUMMARIES, FILES, COMMITS)  # in the order of their creation: with the last one it is a cache
 OLD_TABLES = ("images", "skipped")  # of format 1
+RESTORING = "restoring"  # the commit that is recorded before files are restored; "restore" is recorded after
 PATIENCE = 5.0  # seconds that a writer waits for another one in silence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -9,43 +10,53 @@ from typing import Any
 
 import numpy as np
 
-from .format import COMMITS, FILES, SUMMARIES, guarded, is_local, one_of, quoted
+from .format import COMMITS, FILES, RESTORING, SUMMARIES, guarded, is_local, one_of, quoted
 from .nearest import filtered
 from .plan import is_gone
 from .reader import SummaryCache
+from .remembered import keep, state_of
 from .repair import marked
 from .rows import vectors_in
+from .sizes import CODEC_NAMES, bytes_per_token
 from .store import MANY
 from .tables import ABOUT, OK, users_columns
+from .tidy import Tidy
 from .verify import verify  # noqa: F401  it is one of them
-from .writer import BACK, TIDY, TIDY_EVERY, prefixes
+from .writer import prefixes
 
 UNUSED = timedelta(hours=1)  # how old a summary without a file must be to be removed where there is no lock
 
 
 def stats(cache: SummaryCache) -> dict[str, Any]:
     """Rows, bytes on disk, and bytes per image: of the summary, of the vector, and of the image's own file."""
-    from .codecs import CODECS
+    import pyarrow.compute as pc
 
     rows, settings = len(cache), cache.settings
-    token = cache.codec.bytes_per_token(settings.size)
     total, sources = on_disk(cache), 0
     for batch in cache.batches(FILES, ["bytes", "status"], 65536):
-        own = batch.filter([status == OK for status in batch["status"].to_pylist()])
-        sources += sum(own["bytes"].to_pylist())
+        own = batch.filter(pc.equal(batch["status"], OK))["bytes"]
+        sources += pc.sum(own).as_py() or 0
     with guarded(cache.path):
         distinct, skipped = cache.table(SUMMARIES).count_rows(), cache.table(FILES).count_rows("reason IS NOT NULL")
     found: dict[str, Any] = {"rows": rows, "contents": distinct, "skipped": skipped}
     found |= {"k": settings.k, "dim": settings.size, "codec": settings.codec, "model": settings.model, "bytes": total}
     found |= {**settings.reading.as_settings(), "decoding": settings.decoding}
-    found["bytes_per_image"] = settings.k * token
+    found["bytes_per_image"] = settings.k * bytes_per_token(settings.codec, settings.size)
     found["bytes_per_vector"] = 2 * settings.size
     found["bytes_on_disk_per_image"] = None if total is None or not rows else round(total / rows, 1)
     found["bytes_per_source_image"] = round(sources / rows, 1) if rows else None
     found["bytes_per_image_by_codec"] = {
-        name: settings.k * codec.bytes_per_token(settings.size) for name, codec in CODECS.items()
+        name: settings.k * bytes_per_token(name, settings.size) for name in CODEC_NAMES
     }
     return found
+
+
+def keep_stats(cache: SummaryCache) -> dict[str, Any]:
+    """`stats`, kept beside a local cache: `cache stats` prints them without LanceDB until the cache changes."""
+    before = state_of(cache.path)
+    figures = stats(cache)
+    keep(cache.path, figures, before)
+    return figures
 
 
 def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
@@ -63,11 +74,11 @@ def merge(into: SummaryCache, other: SummaryCache) -> dict[str, Any]:
             if row["status"] == OK and theirs[row["source"]] not in (None, row["sha256"]):
                 raise ValueError(f"{row['source']} is one image in {into.path} and another in {other.path}.")
     before = len(into)
-    for number, rows in enumerate(other.batches(SUMMARIES, size=1024), 1):
+    tidy = Tidy(into)
+    for rows in other.batches(SUMMARIES, size=1024):
         other.check(rows)
         into.commit(rows.cast(into.table(SUMMARIES).schema), what="merge")
-        if number % TIDY_EVERY == 0:
-            into.optimize(TIDY, BACK)
+        tidy.after_commit()
     schema = into.table(FILES).schema
     for rows in other.batches(FILES):
         known = {row["source"] for row in into.files_of(rows["source"].to_pylist())}
@@ -156,22 +167,34 @@ def to_prune(cache: SummaryCache, missing_roots: bool = False) -> list[str]:
 
 
 def chosen(cache: SummaryCache, names: Sequence[str], where: str | None) -> list[str]:
-    """The sources of files by id, whole path, folder ("beach/"), or an SQL condition."""
+    """The sources of files by id, path, folder ("beach/"), or an SQL condition.
+
+    Args:
+        names: ids, or paths; a relative path that is no id is looked up in the working directory.
+
+    Raises:
+        ValueError: nothing has one of the names.
+    """
     found: dict[str, None] = {}
     if where is not None:
         known = [*ABOUT, *users_columns(cache.table(FILES).schema)]
         found.update(dict.fromkeys(row["source"] for row in filtered(cache, ["source"], "true", where, known)))
     for name in names:
-        if name.endswith("/"):
-            end = name[:-1] + "0"  # the character after "/"
-            parts = (f"({c} >= {quoted(name)} AND {c} < {quoted(end)})" for c in ("id", "source"))
-            rows = cache.rows(FILES, ["source"], " OR ".join(parts)).to_pylist()
-        else:
-            rows = cache.rows(FILES, ["source"], f"{one_of('id', [name])} OR {one_of('source', [name])}").to_pylist()
+        rows = _named(cache, name)
+        if not rows and "://" not in name:
+            rows = _named(cache, os.path.abspath(name) + "/" * name.endswith("/"))
         if not rows:
-            raise ValueError(f"{cache.path} has nothing by the name of {name}.")
+            raise ValueError(f"{cache.path} has no image {name}: neither an id nor a path.")
         found.update(dict.fromkeys(row["source"] for row in rows))
     return list(found)
+
+
+def _named(cache: SummaryCache, name: str) -> list[dict[str, Any]]:
+    if name.endswith("/"):
+        end = name[:-1] + "0"  # the character after "/"
+        parts = (f"({c} >= {quoted(name)} AND {c} < {quoted(end)})" for c in ("id", "source"))
+        return cache.rows(FILES, ["source"], " OR ".join(parts)).to_pylist()
+    return cache.rows(FILES, ["source"], f"{one_of('id', [name])} OR {one_of('source', [name])}").to_pylist()
 
 
 # ---------------------------------------------------------------------- the way back
@@ -183,7 +206,7 @@ def commits(cache: SummaryCache) -> list[dict[str, Any]]:
     return [
         {"version": row["files_version"], "at": str(row["at"]), "what": row["what"], "rows": row["files_rows"]}
         for row in rows
-        if row["files_version"] in there
+        if row["files_version"] in there and row["what"] != RESTORING
     ]
 
 
@@ -198,6 +221,7 @@ def restore(cache: SummaryCache, version: int) -> dict[str, Any]:
         shown = ", ".join(map(str, sorted(there, reverse=True)[:10]))
         raise ValueError(f"{cache.path} has no version {version} to go back to; there are {shown or 'none'}.")
     with cache.writing():
+        cache.record(RESTORING)  # a process that is killed now has still told others to read all keys again
         table = cache.table(FILES)
         table.checkout(version)
         table.restore()

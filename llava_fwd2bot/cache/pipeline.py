@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 from .claims import Claims
 from .entries import Entry
 from .feeder import Feeder, Item
+from .maintenance import keep_stats
 from .plan import Filled, Plan, blocks_of
 from .pool import Pool, Stopped
 from .reader import SummaryCache
 from .signals import Stop, stopping
 from .sink import CacheSink
-from .writer import BACK, TIDY
 
 if TYPE_CHECKING:
     from .compressor import Compressor
@@ -100,7 +100,9 @@ def fill(
             result.seconds += time.perf_counter() - started
         stop.raise_if_set()
         if sink.commits > 1:
-            cache.optimize(TIDY, BACK)
+            sink.tidy.finish()
+        if sink.commits:
+            keep_stats(cache)
     return result
 
 

@@ -91,6 +91,8 @@ class Plan:
         if self.empty or not entries:
             return None, nowhere
         sources = [entry.source for entry in entries]
+        if (seen := self.cache.seen(FILES, "source").may_have(sources)) is not None and not seen.any():
+            return None, nowhere
         low, high, most = min(sources), max(sources), WIDER * len(entries) + MANY
         table = self.cache.table(FILES)
         query = table.search().where(f"source >= {quoted(low)} AND source <= {quoted(high)}").select(columns)
@@ -108,6 +110,8 @@ class Plan:
         """The sources of files that are those of a folder that is no more: the same path below, size and time."""
         if self.empty or not entries:
             return set()
+        if (seen := self.cache.seen(FILES, "id").may_have([entry.id for entry in entries])) is not None:
+            entries = [entry for entry, known in zip(entries, seen, strict=True) if known]
         changes, gone = {}, {}
         for at in range(0, len(entries), MANY):
             part = {entry.id: entry for entry in entries[at : at + MANY]}

@@ -18,6 +18,7 @@ from .format import (
     TABLES,
     DamagedCache,
     first_line,
+    guarded,
     is_local,
     lancedb_module,
     lock,
@@ -39,7 +40,10 @@ def repair(path: str | os.PathLike) -> dict[str, Any]:
     text = os.fspath(path)
     with lock(text):
         mended = _openable(text)
-    cache = SummaryCache.open(text)
+        cache = SummaryCache.open(text)
+        if mended:  # a table may have gone back to an earlier version
+            with guarded(text):
+                cache.record("repair")
     found, removed = look(cache), 0
     mended += found.problems
     for name in (SUMMARIES, FILES):

@@ -17,7 +17,7 @@ from .plan import Filled, is_gone
 from .reader import SummaryCache
 from .rows import summary_rows
 from .tables import EXIF, OK, users_columns
-from .writer import BACK, INDEX_EVERY, TIDY, TIDY_EVERY
+from .tidy import Tidy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class CacheSink:
 
     def __init__(self, cache: SummaryCache, result: Filled, bar: tqdm) -> None:
         self.cache, self.result, self.bar = cache, result, bar
-        self.commits, self._unindexed = 0, 0
+        self.commits, self.tidy = 0, Tidy(cache)
         self._clear()
 
     def _clear(self) -> None:
@@ -118,7 +118,8 @@ class CacheSink:
             sizes, tokens, vectors = zip(*self._made.values(), strict=True)
             summaries = summary_rows(self.cache.settings, list(self._made), sizes, np.stack(tokens), np.stack(vectors))
         entries, gone = self._files()
-        if entries or summaries is not None:
+        stored = bool(entries) or summaries is not None
+        if stored:
             self.cache.commit(summaries, entries, gone)
             self.commits += 1
         for broken in (False, True):
@@ -134,25 +135,8 @@ class CacheSink:
         self._clear()
         for call in after:
             call()
-        self._tidy(len(entries))
-
-    def _tidy(self, rows: int) -> None:
-        """Brings the indexes that look-ups use up to date, and now and then joins small files."""
-        self._unindexed += rows
-        if self.commits and self.commits % TIDY_EVERY == 0:
-            self.cache.optimize(TIDY, BACK)
-        elif self._unindexed >= INDEX_EVERY and self._unindexed >= self._worth():
-            self.cache.optimize(TIDY, BACK, [FILES])
-        else:
-            return
-        self._unindexed = 0
-
-    def _worth(self) -> float:
-        """Rows after which an update of the indexes costs no more than the look-ups did for want of it.
-
-        An update takes time by all rows, a look-up by those that are not indexed: the sum is least by the square root.
-        """
-        return INDEX_EVERY * (self.cache.table(FILES).count_rows() / 1e6) ** 0.5
+        if stored:
+            self.tidy.after_commit()
 
     def _files(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The rows of `files`, and the sources that were moved to them."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from .format import FILES, SUMMARIES, CacheSettings, DamagedCache, blocks, guarded, is_local, one_of
 from .rows import wrong_summaries
-from .tables import ABOUT, LOST, OK, users_columns
+from .seen import Seen
+from .sizes import bytes_per_token
+from .tables import ABOUT, KEYS, LOST, OK, users_columns
 
 MANY = 1000  # names in one condition
 
@@ -21,12 +23,31 @@ class CacheStore:
         self.blocks = blocks(settings.k)
         self._tables = tables
         self.last_filter: Any = None  # nearest.Filter
+        self._seen = {
+            (SUMMARIES, "sha256"): Seen(self, SUMMARIES, "sha256"),
+            (FILES, "source"): Seen(self, FILES, "source"),
+            (FILES, "id"): Seen(self, FILES, "id", bits=32),  # no key: a wrong guess costs a look-up, no more
+        }
 
     @cached_property
     def codec(self) -> Any:
         from .codecs import get_codec  # late, as whatever decodes nothing need not wait for torch
 
         return get_codec(self.settings.codec)
+
+    @property
+    def bytes_of_row(self) -> int:
+        """Bytes of a row of `summaries` on disk, about: tokens, vector, key and checksums."""
+        size = self.settings.size
+        return self.settings.k * bytes_per_token(self.settings.codec, size) + 2 * size + 128
+
+    def seen(self, name: str, column: str | None = None) -> Seen:
+        """The hashes of a column of a table, by default of its key, that tell what is certainly not in it."""
+        return self._seen[name, column or KEYS[name]]
+
+    def all_seen(self, name: str) -> list[Seen]:
+        """Those of all columns of a table; of the commits there are none."""
+        return [seen for (table, _), seen in self._seen.items() if table == name]
 
     @property
     def local(self) -> bool:
@@ -77,7 +98,12 @@ class CacheStore:
         It asks the table of files: its rows are small, so that its index is brought up to date often. Where there are
         more summaries than files, of a run that was killed or of files that were taken out, it asks that table, too.
         """
-        condition = f"{one_of('sha256', list(dict.fromkeys(keys)))} AND status = '{OK}'"
+        keys = list(dict.fromkeys(keys))
+        if (seen := self.seen(SUMMARIES).may_have(keys)) is not None:
+            keys = [key for key, known in zip(keys, seen, strict=True) if known]
+        if not keys:
+            return {}
+        condition = f"{one_of('sha256', keys)} AND status = '{OK}'"
         names = ["sha256", "width", "height"]
         rows = self.rows(FILES, names, condition).to_pylist()
         found = {row["sha256"]: (row["width"], row["height"]) for row in rows}

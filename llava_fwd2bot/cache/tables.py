@@ -25,6 +25,7 @@ from .format import (
     guarded,
     lancedb_module,
 )
+from .sizes import bytes_per_token
 
 KEYS = {SUMMARIES: "sha256", FILES: "source"}
 INDEXED = {SUMMARIES: ("sha256",), FILES: ("source", "id", "sha256")}
@@ -35,9 +36,7 @@ _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 def summaries_schema(settings: CacheSettings) -> Any:
     import pyarrow as pa
 
-    from .codecs import get_codec
-
-    token, parts = get_codec(settings.codec).bytes_per_token(settings.size), blocks(settings.k)
+    token, parts = bytes_per_token(settings.codec, settings.size), blocks(settings.k)
     return pa.schema(
         [
             pa.field("sha256", pa.string(), nullable=False, metadata=_KEY),

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .format import COMMITS, FILES, SUMMARIES, first_line, of_engine, quoted
 from .reader import SummaryCache
 from .rows import decoded, tokens_in, wrong_files, wrong_summaries
+from .sizes import bytes_per_token
 from .store import MANY
 from .tables import INDEXED, LOST, OK
 from .writer import prefixes
@@ -79,7 +80,7 @@ def look(cache: SummaryCache) -> Findings:
 def _summaries(cache: SummaryCache, found: Findings, bar: tqdm) -> np.ndarray:
     """The first 64 bits of the contents whose summaries are whole, sorted."""
     settings, seen = cache.settings, []
-    row = settings.k * cache.codec.bytes_per_token(settings.size) + 2 * settings.size
+    row = settings.k * bytes_per_token(settings.codec, settings.size) + 2 * settings.size
     for ids, rows, error in windows(cache, SUMMARIES, max(16, min(WINDOW, MOST // row))):
         if rows is None:
             _unreadable(found, SUMMARIES, ids, error)

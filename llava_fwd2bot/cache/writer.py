@@ -17,15 +17,10 @@ import numpy as np
 from .format import COMMITS, FILES, SUMMARIES, again, first_line, free, in_conflict, lock, of_engine, one_of
 from .rows import file_rows, summary_rows
 from .store import MANY
-from .tables import BROKEN, KEYS, OK, users_columns
+from .tables import BROKEN, INDEXED, KEYS, OK, users_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TIDY = timedelta(hours=1)  # how old a version must be to be removed on the way
-BACK = timedelta(days=7)  # the same of the small table of files, whose versions are the way back after `rm`
-TIDY_EVERY = 64  # commits after which small files are joined
-INDEX_EVERY = 50_000  # rows of files, of a million, after which the indexes that look-ups use take them in
 
 
 class CacheWriter:
@@ -68,14 +63,14 @@ class CacheWriter:
                 first = {key: i for i, key in reversed(list(enumerate(keys)))}
                 if len(first) < len(keys):
                     summaries = summaries.take(sorted(first.values()))
-                added = self._merge(SUMMARIES, summaries, replace=False)
+                added = self._put(SUMMARIES, summaries, replace=False)
             if len(entries):
                 schema = self.table(FILES).schema
                 last = {entry["source"]: entry for entry in entries}
                 if own := users_columns(schema):  # they stay, whatever becomes of the file
                     for row in self.files_of(list(last)):
                         last[row["source"]] = {**{name: row[name] for name in own}, **last[row["source"]]}
-                self._merge(FILES, file_rows(self.settings, list(last.values()), schema))
+                self._put(FILES, file_rows(self.settings, list(last.values()), schema))
             for at in range(0, len(gone), MANY):
                 self._delete(FILES, one_of("source", gone[at : at + MANY]))
             self.record(what)
@@ -118,6 +113,31 @@ class CacheWriter:
             self.record(what)
 
     # ------------------------------------------------------------------ parts
+    def _put(self, name: str, rows: Any, replace: bool = True) -> int:
+        """Adds rows; of a key that is there the row is replaced, or stays. Returns how many are new.
+
+        Under the lock, rows whose keys are certainly new are appended, which takes as long in a large table as in a
+        small one. Without a lock every row is merged by its key, by which LanceDB finds two writers of the same one.
+        """
+        known = self.seen(name).may_have(rows[KEYS[name]].to_pylist()) if self.local else None
+        if known is None:
+            return self._merge(name, rows, replace)
+        with self._noting(name, rows):
+            added = self._merge(name, rows.filter(known), replace) if known.any() else 0
+            fresh = rows.filter(~known)
+            if fresh.num_rows:
+                self.table(name).add(fresh)
+        return added + fresh.num_rows
+
+    @contextmanager
+    def _noting(self, name: str, rows: Any = None) -> Iterator[None]:
+        """Tells the hashes of a table's columns that what is committed within adds these rows and no others."""
+        before = self.table(name).version
+        yield
+        if self.local:
+            for seen in self.all_seen(name):
+                seen.note(before, [] if rows is None else rows[seen.column].to_pylist())
+
     def _merge(self, name: str, rows: Any, replace: bool = True) -> int:
         table = self.table(name)
 
@@ -137,7 +157,8 @@ class CacheWriter:
             table.checkout_latest()
             table.delete(condition)
 
-        again(run)
+        with self._noting(name):
+            again(run)
 
     def record(self, what: str) -> None:
         """Versions and rows, as this process sees them; where there is no lock, of about this time."""
@@ -182,13 +203,27 @@ class CacheWriter:
                 table = self.table(name)
                 own = files_keep if name == FILES and files_keep is not None else keep
                 try:
-                    again(lambda table=table, own=own: _optimize(table, own), times=5)
+                    with self._noting(name):
+                        again(lambda table=table, own=own: _optimize(table, own), times=5)
                 except (RuntimeError, OSError) as error:
                     if self.local or not in_conflict(error):
                         raise
                     return False
             self.record("optimize")
         return True
+
+    def index_keys(self, name: str, most: int) -> None:
+        """Builds the indexes of a table's keys anew that lack more than `most` rows; joins no files."""
+        from lancedb.index import BTree
+
+        idle = free(self.path, ".indexing")
+        if idle is None:
+            return
+        with idle, self.writing():
+            table = self.table(name)
+            for index in table.list_indices():
+                if index.columns[0] in INDEXED[name] and table.index_stats(index.name).num_unindexed_rows > most:
+                    again(lambda index=index: table.create_index(index.columns[0], config=BTree(), replace=True))
 
 
 def _optimize(table: Any, keep: timedelta) -> None:

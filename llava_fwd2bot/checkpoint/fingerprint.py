@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from .gathering import full_shape, whole
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
+def fingerprint(model: nn.Module, gathered: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """Sizes of the base, and a few of its numbers, by which a checkpoint knows the base it was trained on.
 
     The numbers hold through a change of dtype; those of layers that may be quantised are compared where they are not.
+
+    Args:
+        gathered: the model's weights from all ranks, by their names in it; without them every rank must call.
     """
     language_model, embeddings = model._language_model(), model.get_input_embeddings().weight
     vocabulary, size = full_shape(embeddings)
@@ -33,12 +36,18 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     ):
         step = max(1, len(weights) // 16)  # about sixteen tensors of each part, spread over its depth
         probes.update({f"{prefix}.{n}": p for n, p in [*weights[::step], *weights[-1:]]})
+    names = {id(p): n for n, p in model.named_parameters()} if gathered else {}
+
+    def sample(weight: Tensor) -> list[float]:
+        name = names.get(id(weight))
+        return _numbers(gathered[name]) if gathered and name in gathered else _sample(weight)
+
     return {
         "class": type(model).base_class.__name__,
         "hidden_size": size,
         "vocabulary": vocabulary,
         "layers": language_model.config.num_hidden_layers,
-        "probes": {n: _sample(p) for n, p in probes.items() if _is_plain(p)},
+        "probes": {n: sample(p) for n, p in probes.items() if _is_plain(p)},
     }
 
 

@@ -1,4 +1,4 @@
-"""A Fwd2Bot checkpoint read and verified; what is in it is told in write.py."""
+"""A Fwd2Bot checkpoint read and verified; write.py describes what it holds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..config import CONFIG_NAME, Fwd2BotConfig
 from ..files.text import read_json
 from ..version import __version__
+from .adapter_names import unplaced
+from .gathering import fill, full_shape
 
 TENSORS_NAME = "fwd2bot.safetensors"
 ADAPTER_NAME = "adapter_model.safetensors"
@@ -88,8 +90,13 @@ def reload(model: nn.Module, directory: str | os.PathLike) -> None:
     if model.fwd2bot_config.adapters == "none":
         dtype = next(model._language_model().parameters()).dtype  # float32, whatever the rest of the model is
         trained = type(model).base_class.from_pretrained(Path(directory) / "base", dtype=dtype)
-        model._language_model().load_state_dict(type(model)._language_model(trained).state_dict())
-        model.get_output_embeddings().load_state_dict(trained.get_output_embeddings().state_dict())
+        for part, saved in (
+            (model._language_model(), type(model)._language_model(trained)),
+            (model.get_output_embeddings(), trained.get_output_embeddings()),
+        ):
+            weights = dict(saved.named_parameters())
+            for name, parameter in part.named_parameters():
+                fill(parameter, weights[name])
 
 
 def load_weights(
@@ -114,7 +121,8 @@ def load_weights(
     _copy(own, tensors, directory / TENSORS_NAME)
     for adapter in model._stages.names:
         path = directory / adapter / ADAPTER_NAME
-        _copy(model._stages.tensors(adapter), _read_tensors(path), path)
+        stored = {unplaced(name): tensor for name, tensor in _read_tensors(path).items()}
+        _copy(model._stages.tensors(adapter), stored, path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -130,9 +138,9 @@ def _copy(own: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> Non
         odd = sorted(own.keys() ^ tensors.keys())
         raise ValueError(f"{path} does not fit this model: {len(odd)} names differ, the first is {odd[0]}.")
     for name, parameter in own.items():
-        if tensors[name].dim() == 0 and parameter.shape == (1,):  # how temperature and gain were written before
+        if tensors[name].dim() == 0 and full_shape(parameter) == (1,):  # how temperature and gain were written before
             tensors[name] = tensors[name][None]
-        if parameter.shape != tensors[name].shape:
-            there, here = list(tensors[name].shape), list(parameter.shape)
+        if full_shape(parameter) != tensors[name].shape:
+            there, here = list(tensors[name].shape), list(full_shape(parameter))
             raise ValueError(f"{path} does not fit this model: {name} is {there} there, {here} here.")
-        parameter.copy_(tensors[name])
+        fill(parameter, tensors[name])

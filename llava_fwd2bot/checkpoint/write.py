@@ -2,7 +2,7 @@
 
 fwd2bot_config.json     settings, ids of the prompts, the base and its fingerprint, a hash of each file
 fwd2bot.safetensors     R, temperature, bridge, projector if it was trained
-compress/  answer/      two ordinary PEFT adapters of the language model ("shared/" alone with adapters="shared")
+compress/  answer/      two ordinary PEFT adapters of the base ("shared/" alone with adapters="shared")
 base/                   only with adapters="none": the language model was trained, so the whole model is here
 config.json             lets transformers' Auto classes open the folder
 modules.json, sentence_bert_config.json   let sentence-transformers open it
@@ -25,6 +25,7 @@ from ..config import CONFIG_NAME
 from ..files.outputs import refuse_overlap, refuse_whole_model
 from ..files.writing import as_other_files, write_json
 from ..version import __version__
+from .adapter_names import placed
 from .card import front_matter
 from .embedding_files import embedding_files
 from .fingerprint import fingerprint
@@ -101,7 +102,7 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
     base = _base_entry(model, directory)
     for adapter in model._stages.names:
         (staging / adapter).mkdir()
-        tensors = {name: tensor(p) for name, p in model._stages.tensors(adapter).items()}
+        tensors = {placed(name, model._stages.inside): tensor(p) for name, p in model._stages.tensors(adapter).items()}
         save_file(tensors, staging / adapter / ADAPTER_NAME, metadata={"format": "pt"})
         write_json(staging / adapter / "adapter_config.json", model._stages.peft_config(base["name_or_path"]))
     if model.fwd2bot_config.adapters == "none":
@@ -112,9 +113,10 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
             if not name.startswith("fwd2bot.") and not name.startswith(f"{_projector_name(model)}.copy.")
         }
         type(model).base_class.save_pretrained(model, staging / "base", state_dict=weights)
-        base.update(trained="base", fingerprint=fingerprint(model))
+        base.update(trained="base", fingerprint=fingerprint(model, state_dict))
     host = {**model.config.to_dict(), "model_type": type(model).config_class.model_type}
-    host["architectures"] = [type(model).__name__]
+    # FSDP makes a class of its own for the model
+    host["architectures"] = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     for name in ("quantization_config", "_name_or_path"):  # of this loading; the base is named in CONFIG_NAME
         host.pop(name, None)
     write_json(staging / "config.json", host)
@@ -153,10 +155,11 @@ def _base_entry(model: nn.Module, directory: Path) -> dict[str, Any]:
 
 
 def write_card(model: nn.Module, directory: str | os.PathLike, training: dict[str, Any]) -> None:
-    """Writes the model card again, with the figures of a training run."""
+    """Writes the model card again, with the figures of a training run, floats to three significant digits."""
     path = Path(directory) / "README.md"
     card = _card(model, _base_entry(model, Path(directory).absolute()))
-    rows = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in training.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
     path.write_text(f"{card}\n## Training\n\n| | |\n|---|---|\n{rows}\n", encoding="utf-8")
 
 

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .console import tell
@@ -28,6 +29,12 @@ from .search import model_of, search_options, summaries_for_answer
 def main(argv: Sequence[str]) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.interactive:
+        _check_interactive(args, parser)
+        from .ask_session import run
+
+        run(args, _one)
+        return
     _take_question(args)
     _check(args, parser)
     with json_alone(args.json):
@@ -49,11 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--cache", metavar="PATH", help="a cache of `fwd2bot compress --cache`, instead of --image")
     ask.add_argument("--id", action="append", metavar="ID", help="the image in --summaries or --cache; may be repeated")
     ask.add_argument("--search", metavar="TEXT", help="with --cache: ask about the images found by these words")
+    told = "read questions from stdin until /quit or Ctrl-D; /image, /search and /k choose what they are about"
+    ask.add_argument("--interactive", action="store_true", help=told)
     search_options(ask, count, top=5)
     ask.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     at_least_0 = number(float, 0, "a number")
     ask.add_argument("--temperature", type=at_least_0, default=0.0, metavar="T", help="0 (default): greedy decoding")
     exif_option(ask)
+    served = "answer by the vLLM server there; --model may be an export of `fwd2bot export --to vllm`"
+    ask.add_argument("--engine", metavar="URL", help=f"with --cache or --summaries: {served}")
+    ask.add_argument("--engine-key", metavar="KEY", help="the server's key; default: VLLM_API_KEY")
     return ask
 
 
@@ -61,6 +73,21 @@ def _take_question(args: argparse.Namespace) -> None:
     """`--image a.jpg "what is it?"`: argparse gives the last word to --image, whose it is not."""
     if args.question is None and args.image and len(args.image) > 1 and not os.path.isfile(args.image[-1]):
         args.question = args.image.pop()
+
+
+def _check_interactive(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.question is not None:
+        parser.error("--interactive reads the questions from stdin: leave out the question")
+    if sum(map(bool, (args.image, args.summaries, args.cache))) > 1:
+        parser.error("give at most one of --image, --summaries and --cache")
+    if not (args.model or args.cache):
+        parser.error("--model is missing")
+    if args.id and not (args.summaries or args.cache):
+        parser.error("--id goes with --summaries FILE or --cache PATH")
+    if args.search and (args.id or not args.cache):
+        parser.error("--search goes with --cache PATH, without --id")
+    if args.dense and (args.summaries or args.cache):
+        parser.error("--dense goes with images: the base reads the image, and no summary")
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -82,6 +109,10 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("--search goes with --cache PATH")
     if not args.search and (args.filter or args.rerank or args.exact):
         parser.error("--filter, --rerank and --exact go with --search")
+    if args.engine and args.image:
+        parser.error("--engine answers from stored summaries: give --cache PATH or --summaries FILE, not --image")
+    if args.engine_key and not args.engine:
+        parser.error("--engine-key goes with --engine URL")
     if args.dense and not args.image:
         parser.error("--dense goes with --image: the base reads the image, and no summary")
 
@@ -89,9 +120,12 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def _answers(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The answers, printed as they are generated unless --json is given."""
     from ..checkpoint.load import is_plain
-    from ..files.images import Reading, check_prepared, open_image
+    from ..files.images import check_prepared, open_image
+    from ..files.pixels import Reading
     from ..processing.images import prepared_size
 
+    if args.engine:
+        return _by_engine(args)
     if args.model is None:
         args.model = model_of(args.cache)
     path = folder_of(args.model)
@@ -124,6 +158,37 @@ def _answers(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def _by_engine(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """As `_answers`, by a vLLM server; a model is loaded for --search alone, whose words are compressed here."""
+    from ..checkpoint.export_manifest import is_export
+    from ..serving.vllm import VLLMAnswers
+
+    model = args.model or model_of(args.cache)
+    if args.search and is_export(model):
+        raise ValueError(f"--search compresses its words here, and {model} is an export: give --model CKPT.")
+    key = args.engine_key or os.environ.get("VLLM_API_KEY")
+    client = VLLMAnswers(args.engine, model, args.cache, api_key=key)
+    if args.summaries:
+        from ..cache.summary_file import read_summaries
+
+        names, summary = args.id, read_summaries(args.summaries, args.id, client.files.fingerprint, args.k)
+    elif args.search:
+        names, (summary, _) = summaries_for_answer(args, folder_of(model))
+        tell(f"asking about what was found for {args.search!r}: {', '.join(names)}")
+    else:
+        names, summary = args.id, client.cache.get(args.id, args.k)
+    if len(names) > 1 and not args.each:
+        tell(f"one question about all {len(names)} images; with --each, one answer for each")
+    options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    found = []
+    for part in ([i] for i in range(len(names))) if args.each else [list(range(len(names)))]:
+        ask, started = partial(client.answer, args.question, summary=summary[part], **options), time.perf_counter()
+        text = print_answer(args, ask, f"{names[part[0]]}: " if args.each else "")
+        entry = {"question": args.question, "images": [names[i] for i in part], "k": summary.shape[1], "answer": text}
+        found.append({**entry, "seconds": round(time.perf_counter() - started, 3)})
+    return found
+
+
 def _check_plain(args: argparse.Namespace) -> None:
     """What a LLaVA without Fwd2Bot cannot do is refused before it is loaded."""
     for name in ("k", "summaries", "cache", "dense"):
@@ -136,35 +201,33 @@ def _one(
     args: argparse.Namespace, model: Any, processor: Any, names: list[str], given: dict[str, Any]
 ) -> dict[str, Any]:
     """One answer, and with --dense the base's beside it."""
+    from ..processing.answer import answer
+
     k = None
     if hasattr(model, "fwd2bot"):
         stored = given["summary"].shape[1] if "summary" in given else model.fwd2bot_config.num_summary_tokens
         k = args.k or stored
     label = f"{names[0]}: " if args.each else ""
+    options: dict[str, Any] = {**given, "max_new_tokens": args.max_new_tokens}
+    if args.temperature > 0:
+        options |= {"do_sample": True, "temperature": args.temperature}
+    ask = partial(answer, model, processor, args.question, **options)
     started = time.perf_counter()
-    text = _print_answer(
-        args, model, processor, given, f"{label}{k} summary tokens: " if args.dense else label, k=args.k
-    )
+    text = print_answer(args, partial(ask, k=args.k), f"{label}{k} summary tokens: " if args.dense else label)
     found = {"question": args.question, "images": names, "k": k, "answer": text}
     found["seconds"] = round(time.perf_counter() - started, 3)
     if args.dense:
-        found["dense"] = _print_answer(args, model, processor, given, f"{label}dense tokens: ", base=True)
+        found["dense"] = print_answer(args, partial(ask, base=True), f"{label}dense tokens: ")
     return found
 
 
-def _print_answer(
-    args: argparse.Namespace, model: Any, processor: Any, given: dict[str, Any], label: str, **options: Any
-) -> str:
-    from ..processing.answer import answer
-
-    options |= {"max_new_tokens": args.max_new_tokens}
-    if args.temperature > 0:
-        options |= {"do_sample": True, "temperature": args.temperature}
+def print_answer(args: argparse.Namespace, ask: Callable[..., Any], label: str) -> str:
+    """What `ask` answers; printed after `label` as it comes, by its `stream`, unless --json is given."""
     if args.json:
-        return answer(model, processor, args.question, **given, **options)
+        return ask()
     print(label, end="", flush=True)
     pieces = []
-    for piece in answer(model, processor, args.question, **given, **options, stream=True):
+    for piece in ask(stream=True):
         print(piece if pieces or not label else piece.lstrip(), end="", flush=True)
         pieces.append(piece)
     print()

@@ -45,7 +45,7 @@ def add_cache(commands: Any) -> None:
         "--older-than", type=number(float, 0, "a number", 1e6), default=1.0, metavar="HOURS", help=hours
     )
     rm = action("rm", "remove images by id, path, folder/ or --filter; their files stay")
-    rm.add_argument("names", nargs="*", metavar="ID")
+    rm.add_argument("names", nargs="*", metavar="ID", help="an id or a path as `cache ls` prints it, or a path here")
     rm.add_argument("--filter", metavar="SQL", help="images that match a condition")
     prune = action("prune", "remove images whose file no longer exists")
     prune.add_argument("--missing-roots", action="store_true", help="also where the whole folder is missing")
@@ -53,7 +53,7 @@ def add_cache(commands: Any) -> None:
         parser.add_argument("--yes", action="store_true", help="do not ask")
         parser.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     restore = action("restore", "undo rm or prune: restore an earlier version; without --version: list the versions")
-    restore.add_argument("--version", type=int, metavar="N")
+    restore.add_argument("--version", type=int, metavar="N", help="the version to restore")
     dedup = action("dedup", "list files of the same bytes; with --near also similar images")
     dedup.add_argument("--near", type=float, metavar="COSINE", help="also pairs of at least this cosine, e.g. 0.97")
     export = action("export", "to a file for other programs")
@@ -78,6 +78,9 @@ def run_cache(args: argparse.Namespace) -> int:
 
     if args.action in ("ls", "skipped", "dedup"):
         return _list(args)
+    if args.action == "restore" and args.version is None and not args.json:
+        print("\n".join(actions.run(args)["versions"]) or "There is no earlier version.")
+        return 0
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
@@ -107,7 +110,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _agreed(args: argparse.Namespace) -> bool:
-    """Shows what would go, and asks; without a terminal to ask on, --yes must be given."""
+    """Lists what would be removed and asks for confirmation; without a terminal, --yes is required."""
     from ..cache import actions
     from ..cache.naming import escaped
 
@@ -116,12 +119,12 @@ def _agreed(args: argparse.Namespace) -> bool:
         for source in args.chosen[:20]:
             print(escaped(source), file=sys.stderr)
         more = len(args.chosen) - 20
-        print(f"{f'and {more:,} more: ' if more > 0 else ''}{len(args.chosen):,} would go", file=sys.stderr)
+        print(f"{f'and {more:,} more: ' if more > 0 else ''}{len(args.chosen):,} would be removed", file=sys.stderr)
     if args.yes or not args.chosen or args.dry_run:
         return True
     if not (sys.stdin and sys.stdin.isatty()):
-        args.parser.error("nobody is there to ask: pass --yes, or --dry-run to see what would go")
-    return input("Take them out? [y/N] ").strip().lower() in ("y", "yes")
+        args.parser.error("no terminal to confirm on: pass --yes, or --dry-run to list what would be removed")
+    return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _compress_again(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .fill import fill_options, run_fill
-from .options import checked, count, exif_option, json_alone, load_model, model_options, warn_untrained
+from .options import checked, count, exif_option, json_alone, load_model, model_folders, model_options, warn_untrained
 from .parser import Parser
 
 STORE_DTYPES = ("float16", "bfloat16", "float32")
@@ -55,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
     from ..cache.summary_file import check_output, compress_images, fingerprint_of
     from ..files.folders import find_images, format_counts
-    from ..files.images import Reading
     from ..files.outputs import refuse_overlap
+    from ..files.pixels import Reading
 
     left_out: Counter[str] = Counter()
     images, skipped = find_images(args.images, left_out=left_out)
     alike = {f"--images {path}": path for path in images.values() if path.name == Path(args.output).name}
-    refuse_overlap("--output", args.output, models={"--model": args.model, "--base": args.base}, files=alike)
+    refuse_overlap("--output", args.output, models=model_folders(args), files=alike)
     output = check_output(args.output, args.overwrite)  # what can fail fails before the work
     path, _ = checked(args.model, args.k)
     warn_untrained(path, args.k)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..files.outputs import refuse_overlap
 from ..files.writing import write_json
-from .options import checked, count, load_model, model_options, quantisation
+from .options import checked, count, load_model, model_folders, model_options, quantisation
 from .parser import Parser
 from .score import add_score, stamp
 
@@ -97,7 +97,7 @@ def _keep_inputs(args: argparse.Namespace, name: str, output: Path) -> None:
     """Refuses an output in the place of what is read, or of another output."""
     written = [output.with_name(output.name + end) for end in _REPORT] if args.run is _report else [output]
     for target in written:
-        refuse_overlap(f"--{name}", target, models={"--model": getattr(args, "model", None)})
+        refuse_overlap(f"--{name}", target, models=model_folders(args))
         for other, value in vars(args).items():
             for file in value if isinstance(value, list) else [value]:
                 if other != name and isinstance(file, Path) and (file.is_file() or file.resolve() == target.resolve()):
@@ -148,7 +148,7 @@ def _evaluate(
     """
     from ..cache.summary_file import fingerprint_of
     from ..evaluation.encode import Encoder
-    from ..evaluation.retrieval import table
+    from ..evaluation.tables import results_table
 
     with ExitStack() as stack:
         if args.json:
@@ -168,7 +168,7 @@ def _evaluate(
     if args.json:
         print(json.dumps(result))
     else:
-        print(show(found) if show else table(found["rows"]))
+        print((show or results_table)(found))
 
 
 def _retrieval(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def _captioning(args: argparse.Namespace) -> None:
 
 def _codec(args: argparse.Namespace) -> None:
     from ..cache.codecs import CODECS
-    from ..evaluation import codec
+    from ..evaluation import codec, retrieval
     from ..evaluation.answers import Answerer
     from ..evaluation.datasets import read_captioned
 
@@ -218,7 +218,10 @@ def _codec(args: argparse.Namespace) -> None:
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
         rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
-        return {"evaluator": "codec", "dataset": data and data.name, "rows": rows}, items
+        about = {} if data is None else retrieval.about(data)
+        if args.questions:
+            about["questions"] = len(next(values for name, values in items.items() if name.startswith("accuracy")))
+        return {"evaluator": "codec", **about, "rows": rows}, items
 
     _evaluate(args, run, codec.table)
 

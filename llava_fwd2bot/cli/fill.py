@@ -10,11 +10,11 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import checked, load_model, number, quantisation, warn_untrained
+from .options import checked, load_model, model_folders, number, quantisation, warn_untrained
 
 if TYPE_CHECKING:
     from ..cache.format import CacheSettings
-    from ..files.images import Reading
+    from ..files.pixels import Reading
 
 DEFAULT_CODEC = "int4"  # a quarter of float16's bytes; it costs no answers (eval/results/cache.md)
 LOOKED_AT = 1000  # entries of a new cache's source, of which one must be there
@@ -72,9 +72,8 @@ class Run:
         from ..cache.sources import Source
         from ..files.outputs import refuse_overlap
 
-        models = {"--model": args.model, "--base": args.base}
         folders = {f"--images {name}": name for name in args.images if Path(name).is_dir()}
-        refuse_overlap("--cache", args.cache, models=models, images=folders, inside_images=True)
+        refuse_overlap("--cache", args.cache, models=model_folders(args), images=folders, inside_images=True)
         self.args, self.total, self.source = args, Filled(), Source(args.images, args.shard)
         known = SummaryCache.open(args.cache) if is_cache(args.cache) else None
         if known is None and not args.model:
@@ -224,7 +223,7 @@ def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading
     Raises:
         ValueError: --exif-orientation is not the cache's.
     """
-    from ..files.images import Reading
+    from ..files.pixels import Reading
 
     asked = Reading(args.exif_orientation != "off", on_white=True)
     if known is None:

@@ -20,10 +20,13 @@ COMMANDS = {
     "ask": "ask about images, or about stored summaries",
     "compress": "store the summaries of many images",
     "search": "find images of a cache by words or by an image",
+    "serve": "an OpenAI-compatible server of a model and its caches, with a page",
     "cache": "ls, stats, verify, repair, optimize, prune, rm, restore, export, merge, index, …",
+    "compressors": "the ways to make a summary that `train --fwd2bot_compressor` takes",
     "info": "what a checkpoint or a cache is, without loading the model",
     "eval": "answer, score, retrieval, captioning, cost, report, …",
     "convert": "to the other layout: original LLaVA's or transformers'",
+    "export": "for vLLM or PEFT, or merged into a plain causal LM",
     "llava": "the original LLaVA's own programs: llava train …, llava eval …",
 }
 MODULES = {"eval": "evaluate"}

@@ -36,8 +36,12 @@ def number(kind: Callable[[str], Any], least: float, name: str, most: float = 2*
 count = number(int, 1, "a whole number")
 
 
-def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentParser:
-    """The options of every command that loads a model; `k`: with --k J; `required`: a cache cannot tell the model."""
+def model_options(k: bool = True, required: bool = True, json: bool = True) -> argparse.ArgumentParser:
+    """The options of every command that loads a model.
+
+    Args:
+        k: with --k J. required: a cache cannot tell the model. json: with --json.
+    """
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
     told = "the Fwd2Bot checkpoint: a folder, a hub name or smol-llava"
@@ -51,7 +55,8 @@ def model_options(k: bool = True, required: bool = True) -> argparse.ArgumentPar
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="precision; auto: the base's own")
     if k:
         group.add_argument("--k", type=count, metavar="J", help="use the first J summary tokens; default: all")
-    options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    if json:
+        options.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     return options
 
 
@@ -64,12 +69,15 @@ def exif_option(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_of(name: str) -> Path:
+    """The checkpoint's folder: `name` itself, smol-llava's, or a snapshot of the hub."""
     from ..hosts.opening import local_folder
 
-    try:
-        return local_folder(name, {})
-    except (ValueError, OSError) as error:  # the hub's own words leave out that no such folder is here
-        raise OSError(f"There is no folder {name} here, and on the hub: {error}") from error
+    return local_folder(name, {})
+
+
+def model_folders(args: argparse.Namespace) -> dict[str, str | None]:
+    """What --model and --base name, for `refuse_overlap`: no output may overwrite them."""
+    return {f"--{name}": getattr(args, name, None) for name in ("model", "base")}
 
 
 def checked(name: str, *ks: int | None) -> tuple[Path, int]:

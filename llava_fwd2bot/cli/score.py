@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..evaluation import scorers
+from ..evaluation.tables import decimals
 from ..files.text import json_line
 from ..files.writing import write_json, write_text
 from ..version import __version__
@@ -82,6 +84,7 @@ def _score(args: argparse.Namespace) -> None:
         "benchmark": args.benchmark,
         "figures": found.figures,
         "items": len(found.per_item),
+        "items_of_figure": found.counts,
         "model": next(iter(answers.values())).get("model_id"),
         "k": k or args.k,
         "answers": [str(path) for path in args.answers],
@@ -103,6 +106,13 @@ def _score(args: argparse.Namespace) -> None:
     elif not found.figures:
         print(f"{args.benchmark}: no figure can be had offline" + "; see --submission" * (args.submission is None))
     else:
-        width = max(map(len, found.figures))
-        for name, value in found.figures.items():
-            print(f"{name:<{width}}  {value:.4f}" if args.benchmark == "pope" else f"{name:<{width}}  {value:.2f}")
+        print("\n".join(_figures(found, args.benchmark)))
+
+
+def _figures(found: scorers.Score, benchmark: str) -> Iterator[str]:
+    """A line per figure: percentages with as many decimals as their items support; POPE has shares, MME points."""
+    width = max(map(len, found.figures))
+    for name, value in found.figures.items():
+        count = found.counts.get(name, len(found.per_item))
+        places = 1 if benchmark == "mme" else decimals(count) + 2 * (benchmark == "pope")
+        yield f"{name:<{width}}  {value:>6.{places}f}  (n = {count:,})"

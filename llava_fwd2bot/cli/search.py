@@ -161,7 +161,6 @@ def model_of(path: str) -> str:
 
 def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str], Any]:
     """`fwd2bot ask --cache`: the ids that are asked about, their summaries [M, k, D], the model if it was needed."""
-    from ..cache import search as finder
     from ..cache.naming import fingerprint_of
     from ..cache.reader import SummaryCache
 
@@ -170,11 +169,19 @@ def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str
     if args.id:
         return args.id, (cache.get(args.id, args.k), None)
     loaded = load_model(path, args)
-    query = finder.summary_of_text(*loaded, args.search, cache.settings.k)
-    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim", ["sha256"])
-    if not hits:
-        raise ValueError(
-            f"{args.cache}: nothing was found for {args.search!r}; is the cache empty, or --filter too strict?"
-        )
-    ids = [hit["id"] for hit in hits]
+    ids = [hit["id"] for hit in hits_for_answer(args, cache, *loaded, args.search)]
     return ids, (cache.get(ids, args.k), loaded)
+
+
+def hits_for_answer(
+    args: argparse.Namespace, cache: Any, model: Any, processor: Any, words: str
+) -> list[dict[str, Any]]:
+    """The images that `ask` is about after a search; ValueError where nothing is found."""
+    from ..cache import search as finder
+
+    query = finder.summary_of_text(model, processor, words, cache.settings.k)
+    columns = ["sha256", "source", "width", "height"]
+    hits = finder.search(cache, query, args.top, args.filter, args.exact or None, args.rerank == "maxsim", columns)
+    if not hits:
+        raise ValueError(f"{args.cache}: nothing was found for {words!r}; is the cache empty, or --filter too strict?")
+    return hits

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..files.records import read_records
 from ..files.text import json_line
 from ..processing.conversation import ConversationFormatter
 from ..processing.generate import from_base, from_summaries
 from ..processing.images import open_image, prepared_size
-from ..training.data import read_records
 from .encode import Encoder, whole_lines
 
 DENSE = 0  # the k that stands for the base and all its dense tokens
@@ -133,6 +133,22 @@ def answer_questions(
     return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
 
 
+# what an answers file records of its run → how a message calls it
+_SETTINGS = {"k": "k", "max_new_tokens": "max_new_tokens", "dtype": "dtype", "fingerprint": "checkpoint"}
+
+
+def _difference(line: dict[str, Any], about: dict[str, Any]) -> str:
+    """How the answer on `line` was made otherwise than this run's `about`, as the rest of a sentence."""
+    there = line.get("metadata")
+    if "question_id" not in line or not isinstance(there, dict):
+        return "was not written by `fwd2bot eval answer`"
+    pairs = [("model", line.get("model_id"), about["model_id"])]
+    pairs += [(name, there.get(key), about["metadata"].get(key)) for key, name in _SETTINGS.items()]
+    told = [f"{name} = {before}, not {now}" for name, before, now in pairs if before != now]
+    other = "another image processor, tokenizer or model configuration"
+    return f"was made with {'; '.join(told) or other}"
+
+
 def _done(
     answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]], contents: Sequence[str] = ()
 ) -> set[int]:
@@ -148,10 +164,7 @@ def _done(
 
     def ours(line: dict[str, Any]) -> None:
         if "question_id" not in line or any(line.get(name) != value for name, value in about.items()):
-            raise ValueError(
-                f"{answers} holds answers of {line.get('model_id')} with {line.get('metadata')}, not of "
-                f"{about['model_id']} with {about['metadata']}: name another file by --answers."
-            )
+            raise ValueError(f"{answers} {_difference(line, about)}. Choose another file with --answers.")
 
     done, places = set(), {}
     for i, line in enumerate(asked):

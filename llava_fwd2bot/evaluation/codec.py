@@ -23,6 +23,7 @@ from .datasets import Captioned
 from .encode import Encoder
 from .metrics import exact
 from .search import ranks, recalls
+from .tables import markdown, percent, title
 
 REFERENCE = "float16"
 CHUNK = 64  # images decoded at once
@@ -176,11 +177,29 @@ def _answer(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The rows as Markdown: bytes, and all else in percent."""
+    """The result as Markdown: bytes per image, errors, and percentages with the number of items below.
+
+    Args:
+        found: the result of `fwd2bot eval codec`. `images`, `captions` and `questions` are missing in older ones, whose
+            items are then counted in `per_item`.
+    """
+    items = {name: found[name] for name in ("images", "captions", "questions") if found.get(name)}
+    for kind, name in (("rank", "captions"), ("accuracy", "questions")):
+        own = (values for key, values in found.get("per_item", {}).items() if key.startswith(kind))
+        if name not in items and (values := next(own, None)):
+            items[name] = len(values)
     names = [name for name, value in found["rows"][0].items() if isinstance(value, float)]
-    heads = [name.replace("_r", " R@").replace("2", "→") if "2" in name else name.replace("_", " ") for name in names]
-    lines = ["| k | by | bytes | " + " | ".join(heads) + " |", "|---" * (len(names) + 3) + "|"]
-    for row in found["rows"]:
-        cells = [str(row["k"]), row["by"], f"{row['bytes_per_image']:,}", *(f"{100 * row[n]:.2f}" for n in names)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(name: str, value: float) -> str:
+        if name in ("relative_error", "cosine"):  # means over tokens and vectors, not shares of items
+            return f"{100 * value:.2f}"
+        kind = "captions" if name.startswith("t2i") else "images" if name.startswith("i2t") else "questions"
+        return percent(value, items.get(kind, 0))
+
+    rows = [
+        [str(row["k"]), row["by"], f"{row['bytes_per_image']:,}", *(cell(n, row[n]) for n in names)]
+        for row in found["rows"]
+    ]
+    counts = ", ".join(f"{count:,} {name}" for name, count in items.items())
+    below = "Percentages, apart from k and the bytes." + f" n = {counts}." * bool(counts)
+    return f"{markdown(['k', 'codec', 'bytes per image', *map(title, names)], rows)}\n\n{below}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from statistics import median_high
 from typing import Any
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from ..processing.conversation import ConversationFormatter, prompt_ids
 from ..processing.images import join_pixels, prepare_pixels
 from .measure import PeakMemory, environment, in_turn, ratio, summarize
+from .tables import markdown
 
 QUESTION = "What is in the picture, and where?"
 
@@ -170,21 +172,54 @@ def _memory(runs: dict[str, Callable[[], Any]], device: torch.device) -> dict[st
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    first = found["rows"][0]
-    columns = [name for name in first if name not in ("by",)]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for row in found["rows"]:
-        cells = [
-            "never" if row[c] is None else f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c])
-            for c in columns
+    """The result as Markdown: costs over the base's, why a break-even is never reached, and each measured run."""
+    columns = [name for name in found["rows"][0] if name != "by"]
+    rows = [[_cell(row[name]) for name in columns] for row in found["rows"]]
+    lines = [markdown([_title(name) for name in columns], rows), *_never(found)]
+    measured = [
+        [
+            re.sub(r"(\d+) at once", r"batch of \1", name),
+            f"{operations / 1e9:.2f}",
+            f"{found['milliseconds'][name]['median']:.1f}",
+            f"{found['peak_memory']['bytes'][name] / 1e6:.0f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| what | GFLOP | ms, median | peak MB |", "|---|---|---|---|"]
-    for name, operations in found["flops"].items():
-        time, memory = found["milliseconds"][name]["median"], found["peak_memory"]["bytes"][name]
-        lines.append(f"| {name} | {operations / 1e9:.2f} | {time:.1f} | {memory / 1e6:.0f} |")
+        for name, operations in found["flops"].items()
+    ]
+    lines.append(markdown(["run", "GFLOP", "median time, ms", "peak memory, MB"], measured))
     kept = ", ".join(f"{name} {size:,}" for name, size in found["bytes_per_image"].items())
-    lines += ["", f"{found['parameters']['fwd2bot']:,} of {found['parameters']['all']:,} parameters are Fwd2Bot's."]
-    lines.append(f"Bytes per image, float16: {kept}.")
-    return "\n".join(lines)
+    own, every = found["parameters"]["fwd2bot"], found["parameters"]["all"]
+    lines.append(f"{own:,} of {every:,} parameters are Fwd2Bot's.\nBytes per image, float16: {kept}.")
+    return "\n\n".join(lines)
+
+
+def _cell(value: float | int | None) -> str:
+    return "never" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _title(name: str) -> str:
+    """The column title of a row's figure; the names in the file are read by programs."""
+    if found := re.fullmatch(r"(\d+) questions, over base", name):
+        return f"time of {found[1]} question{'s' * (found[1] != '1')}, Fwd2Bot / base"
+    titles = {
+        "first token, base over answer": "time to first token, base / Fwd2Bot",
+        "break_even": "break-even by time, questions per image",
+        "break_even_flops": "break-even by operations, questions per image",
+    }
+    return titles.get(name, name)
+
+
+def _never(found: dict[str, Any]) -> list[str]:
+    """A sentence for each break-even that is not reached."""
+    told = []
+    for row in found["rows"]:
+        for name, what, of in (
+            ("break_even", "time", lambda run: f"{found['milliseconds'][run]['median']:.1f} ms"),
+            ("break_even_flops", "operations", lambda run: f"{found['flops'][run] / 1e9:.2f} GFLOP"),
+        ):
+            if row[name] is None:
+                answer = of(f"answer, k={row['k']}")
+                told.append(
+                    f"Never, by {what}, at k = {row['k']}: one answer from the summary takes {answer}, one by the base "
+                    f"from the image {of('base')}. No number of questions makes up for compressing."
+                )
+    return told

@@ -1,20 +1,27 @@
-"""`fwd2bot eval report`: base against Fwd2Bot, per benchmark and k, with intervals, beside what others published."""
+"""`fwd2bot eval report`: Fwd2Bot against its base, per benchmark and k, with intervals and published figures.
+
+Results of `eval cost` and `eval codec` follow as tables of their own.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files.writing import write_bytes, write_json, write_text
+from . import codec, cost
 from .drawing import png, pyplot
 from .metrics import bootstrap
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
+from .tables import decimals, markdown, percent
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -48,6 +55,7 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
             reference = by_limit.get(result.limit, alone)
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
+            row["items"] = len(result.items)
             if result.is_mean:
                 drawn = bootstrap(list(result.items.values()), groups=result.groups)
                 row["interval"] = [result.scale * x for x in drawn]
@@ -85,46 +93,56 @@ def sign_flips(
     return (1 + sum(total >= seen for total in flips)) / (draws + 1)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table per benchmark; what others published on it below."""
-    told = (
-        "Intervals: 95 %, by bootstrap over items, all items of an image drawn together. Retention compares the same "
-        "items. p: how often a difference this large comes up by chance."
-    )
-    parts = ["# Retention report", f"{date.today()}. {told}"]
+INTRO = (
+    "n: number of items. Intervals: 95 %, by bootstrap over items, all items of an image drawn together. Retention: "
+    "the score as a share of the base's on the same items. p: the chance of a difference this large if there were none."
+)
+COLUMNS = ["model", "k", "n", "score", "95 % interval", "retention", "95 % interval", "p"]
+
+
+def report_markdown(rows: Sequence[dict[str, Any]], tables: Sequence[dict[str, Any]] = ()) -> str:
+    """A table per benchmark with what others published on it, then one per result of `cost` and `codec`."""
+    parts = ["# Evaluation report", f"{date.today()}." + f" {INTRO}" * bool(rows)]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
-        lines = [
-            f"## {name}",
-            "",
-            "| model | k | value | interval | retention | interval | p |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in own:
-            mark = f"**{row['model']}** (base)" if row["base"] else row["model"]
-            mark += f", the first {row['limit']} items alone" if row["limit"] else ""
-            cells = [mark, str(row["k"]), _number(row["value"]), _interval(row.get("interval"))]
-            share = row.get("retention")
-            cells += ["" if share is None else f"{100 * share:.1f} %", _interval(row.get("retention_interval"), 100)]
-            cells.append(f"{row['p']:.4f}" if "p" in row else "")
-            lines.append("| " + " | ".join(cells) + " |")
+        parts += [f"## {name}", markdown(COLUMNS, [_cells(row) for row in own])]
         others, source = published_of(name)
         if others and not any(row["limit"] for row in own):
-            told = [f"{m} {_number(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
-            lines += ["", f"Published by others: {'; '.join(told)}. Source: {source}."]
-        parts.append("\n".join(lines))
+            told = [f"{m} {_published(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
+            parts.append(f"Published by others: {'; '.join(told)}. Source: {source}.")
+    for found in tables:
+        kind, show = ("Cost", cost.table) if found["evaluator"] == "cost" else ("Codecs", codec.table)
+        of = f"{found.get('model')}, {found['dataset']}" if found.get("dataset") else found.get("model")
+        parts += [f"## {kind}: {of}", show(found)]
     return "\n\n".join(parts) + "\n"
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) > 2 else f"{value:.4f}"
+def _cells(row: dict[str, Any]) -> list[str]:
+    name = f"**{row['model']}** (base)" if row["base"] else row["model"]
+    name += f", first {row['limit']} items" if row["limit"] else ""
+    score = partial(_score, whole=row["value"], count=row["items"])
+    cells = [name, str(row["k"]), f"{row['items']:,}", score(row["value"]), _interval(row.get("interval"), score)]
+    if "retention" in row:
+        share = partial(percent, count=row["items"])
+        cells += [f"{share(row['retention'])} %", _interval(row.get("retention_interval"), share)]
+    else:
+        cells += ["", ""]
+    return [*cells, f"{row['p']:.4f}" if "p" in row else ""]
 
 
-def _interval(values: Sequence[float] | None, scale: float = 1.0) -> str:
-    if values is None:
-        return ""
-    low, high = (scale * x for x in values)
-    return f"[{low:.1f}, {high:.1f}]" if scale > 1 else f"[{_number(low)}, {_number(high)}]"
+def _score(value: float, whole: float, count: int) -> str:
+    """A figure or a bound of its interval: points, a percentage, or a share in [0, 1], by the size of the figure."""
+    if abs(whole) >= 1000:
+        return f"{value:.1f}"
+    return f"{value:.{decimals(count) + (0 if abs(whole) > 2 else 2)}f}"
+
+
+def _published(value: float) -> str:
+    return f"{value:.1f}" if abs(value) > 2 else f"{value:.3f}"
+
+
+def _interval(values: Sequence[float] | None, show: Callable[[float], str]) -> str:
+    return "" if values is None else f"[{show(values[0])}, {show(values[1])}]"
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -172,11 +190,11 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     return png(figure)
 
 
-def page(rows: Sequence[dict[str, Any]], png: bytes | None) -> str:
-    """One HTML file that needs nothing else."""
+def page(text: str, png: bytes | None) -> str:
+    """The Markdown and the picture as one HTML file that needs nothing else."""
     drawn = "" if png is None else f'<img alt="retention" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     parts = []
-    for block in markdown(rows).split("\n\n"):
+    for block in text.split("\n\n"):
         if block.startswith("#"):
             level = len(block.split(" ")[0])
             parts.append(f"<h{level}>{html.escape(block.splitlines()[0].lstrip('# '))}</h{level}>")
@@ -194,21 +212,29 @@ def page(rows: Sequence[dict[str, Any]], png: bytes | None) -> str:
         "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
         "img{max-width:100%}p{color:#555}"
     )
-    text = "\n".join(parts[:2]) + drawn + "\n".join(parts[2:])
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Retention report</title>'
-    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{text}</body></html>\n"
+    body = "\n".join(parts[:2]) + drawn + "\n".join(parts[2:])
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Evaluation report</title>'
+    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>\n"
 
 
 def report(paths: Sequence[Path], output: Path | None, base: str | None = None) -> str:
-    """The Markdown; with `output`, also OUTPUT.json, .md, .png and .html."""
-    rows = compare(read_results(paths), base)
-    text = markdown(rows)
+    """The Markdown; with `output`, also OUTPUT.json, .md and .html, and .png if a result has its base's beside it.
+
+    Files of another kind in a folder are named on stderr. Errors as of `read_results` and `compare`.
+    """
+    found = read_results(paths)
+    if found.skipped:
+        shown = ", ".join(map(str, found.skipped[:5])) + (" …" if len(found.skipped) > 5 else "")
+        print(f"fwd2bot: skipped {len(found.skipped)} file(s) without results: {shown}", file=sys.stderr)
+    rows = compare(found.results, base)
+    text = report_markdown(rows, found.tables)
     if output is not None:
         png = picture(rows) if any("retention" in row for row in rows) else None
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows})
+        tables = [{name: value for name, value in table.items() if name != "per_item"} for table in found.tables]
+        write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows, "tables": tables})
         write_text(with_ending(output, ".md"), text)
-        write_text(with_ending(output, ".html"), page(rows, png))
+        write_text(with_ending(output, ".html"), page(text, png))
         if png is not None:
             write_bytes(with_ending(output, ".png"), png)
     return text

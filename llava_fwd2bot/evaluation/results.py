@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..files.text import read_any_json, read_json
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
+WITH_TABLE = ("cost", "codec")  # evaluators of one model: the report shows their own table
 HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # others: the first figure
 DENSE = "dense"
 
@@ -37,11 +38,22 @@ class Result:
         return f"{self.benchmark} ({self.metric})"
 
 
-def read_results(paths: Sequence[Path]) -> list[Result]:
+@dataclass
+class Found:
+    """What result files hold: figures to compare, tables of `cost` and `codec`, and the files of neither kind."""
+
+    results: list[Result] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+
+
+def read_results(paths: Sequence[Path]) -> Found:
     """The results in files, and in folders and all below them.
 
+    A file of another kind is an error if `paths` names it, and is skipped in a folder.
+
     Raises:
-        FileNotFoundError, ValueError: there is none; a file is half-written; the same figure is there twice.
+        FileNotFoundError, ValueError: there is no result; a file is half-written; two files hold the same figure.
     """
     files: list[Path] = []
     for path in paths:
@@ -49,20 +61,24 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
             raise FileNotFoundError(2, "There is no such result file or folder", str(path))
         files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
     files = list({file.resolve(): file for file in files}.values())
-    found: list[Result] = []
+    found = Found()
     for file in files:
         content = read_any_json(file)
-        if isinstance(content, dict) and content.get("per_item"):
-            try:
-                found += _of_file(content, file)  # what compares no models (codec, say) gives none
-            except (AttributeError, IndexError, KeyError, TypeError) as error:
-                raise ValueError(f"{file} is no result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
-        elif file in paths:
-            raise ValueError(f"{file} holds no result with its items: write them by --output.")
-    if not found:
+        try:
+            if isinstance(content, dict) and content.get("evaluator") in WITH_TABLE and content.get("rows"):
+                found.tables.append({**content, "file": str(file)})
+            elif isinstance(content, dict) and content.get("per_item"):
+                found.results += _of_file(content, file)
+            elif file in paths:
+                raise ValueError(f"{file} holds no result with its items: write it by --output of `fwd2bot eval`.")
+            else:
+                found.skipped.append(file)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
+    if not found.results and not found.tables:
         raise ValueError(f"There is no result with its items in {', '.join(map(str, paths))}: write them by --output.")
     seen: dict[tuple, Path] = {}
-    for result in found:
+    for result in found.results:
         key = (result.name, result.model, result.k, result.limit)
         if key in seen:
             raise ValueError(f"{result.name} of {result.model}, k = {result.k}, is in {seen[key]} and {result.source}.")

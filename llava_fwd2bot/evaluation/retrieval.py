@@ -56,16 +56,3 @@ def about(data: Captioned) -> dict[str, Any]:
     told = json.dumps([[path.name, *said] for path, said in zip(data.paths, data.captions, strict=True)])
     found = {"dataset": data.name, "images": len(data), "captions": sum(map(len, data.captions))}
     return {**found, "of": hashlib.sha256(told.encode()).hexdigest()[:16]}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown; shares in percent."""
-    columns = dict.fromkeys(n for row in rows for n, value in row.items() if isinstance(value, float))
-    shares = [name for name in columns if name != "seconds" and not name.endswith("median_rank")]
-    heads = [name.replace("_r", " R@").replace("2", "→") if name[:4] in ("t2i_", "i2t_") else name for name in shares]
-    lines = ["| k | by | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (len(shares) + 2) + "|")
-    for row in rows:
-        cells = " | ".join(f"{100 * row[name]:.1f}" if name in row else "" for name in shares)  # not all have all
-        lines.append(f"| {row['k']} | {row['by']} | {cells} |")
-    return "\n".join(lines)

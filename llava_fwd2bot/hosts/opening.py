@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.fingerprint import check_base
 from ..checkpoint.read import load_weights, read_checkpoint
-from ..config import CONFIG_NAME
+from ..config import CONFIG_NAME, STAGES
 from ..smol import base_folder, checkpoint_folder, is_smol
 from . import host_class, install
+
+if TYPE_CHECKING:
+    from ..mixin import Fwd2BotMixin
 
 # names that belong to the checkpoint's own place on a hub, not to its base
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -24,8 +25,9 @@ def open_checkpoint(
     base: str | os.PathLike | None = None,
     host: type | None = None,
     trainable: bool = False,
+    merge: str | None = None,
     **loading: Any,
-) -> nn.Module:
+) -> Fwd2BotMixin:
     """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
     path = local_folder(path, loading)
     for name in ("revision", *_AUTO):
@@ -35,6 +37,8 @@ def open_checkpoint(
     source = str(path / trained) if trained else base_of(path, base, settings)
     host = host or host_class(settings["base"]["fingerprint"]["class"])
     quantization = loading.get("quantization_config")
+    if merge is not None:
+        _check_merge(merge, settings["fwd2bot"].adapters, trainable, quantization)
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
         quantization.llm_int8_skip_modules = list(host.quantization_skip)
     model = host.load_base(source, **loading)
@@ -44,9 +48,26 @@ def open_checkpoint(
     check_base(settings["base"]["fingerprint"], model._base_fingerprint, str(source))
     load_weights(model, path)
     model.adopt_settings(path)
-    if not trainable:
+    if merge is not None:  # of the adapters as they were trained, before they are rounded
+        model._merge_adapter(merge)
+    elif not trainable:
         model._stages.cast(model.get_input_embeddings().weight.dtype)
     return model.eval()
+
+
+def _check_merge(merge: str, adapters: str, trainable: bool, quantization: Any) -> None:
+    """What merging cannot do is refused before the base is loaded."""
+    if merge not in STAGES:
+        raise ValueError(f"merge must be one of {', '.join(STAGES)}, got {merge!r}.")
+    if adapters == "none":
+        raise ValueError('This checkpoint has adapters="none", so there is nothing to merge: leave merge out.')
+    if trainable:
+        raise ValueError("merge and trainable=True exclude each other: a merged adapter cannot be trained.")
+    if quantization is not None:
+        raise ValueError(
+            "merge needs a float base: merging into quantised weights would round them a second time. Leave out merge, "
+            "or load_in_4bit and load_in_8bit."
+        )
 
 
 def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:

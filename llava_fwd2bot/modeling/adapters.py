@@ -21,10 +21,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..checkpoint.adapter_names import PEFT_PREFIX
 from ..config import STAGES, Fwd2BotConfig
 
-PEFT_PREFIX = "base_model.model."
-# before transformers 5 it is filled in where nobody asked for it
+# before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -40,18 +40,24 @@ class StageAdapters:
         language_model: the bare decoder; LoRA goes into its blocks (`layers.N.…`) and nowhere else, so that a vision
             tower with layers of the same names stays as it is.
         config: rank, alpha, dropout, targets, and which adapters there are.
+        inside: the name of the language model in its host, for the adapters' files.
+        stages: those that run the language model; ("answer",) for a compressor that does not.
 
     Raises:
         ValueError: no linear layer of the language model has one of the names in `config.lora_targets`.
     """
 
-    def __init__(self, language_model: nn.Module, config: Fwd2BotConfig) -> None:
+    def __init__(
+        self, language_model: nn.Module, config: Fwd2BotConfig, inside: str = "", stages: Sequence[str] = STAGES
+    ) -> None:
         self.adapter_of = {
-            "stage": {stage: stage for stage in STAGES},
-            "shared": dict.fromkeys(STAGES, "shared"),
+            "stage": {stage: stage for stage in stages},
+            "shared": dict.fromkeys(stages, "shared"),
             "none": {},
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)
+        self.language_model, self.inside = language_model, inside
+        self.merged: str | None = None  # the stage whose adapter is part of the weights
         self.stage: str | None = "answer"  # the stage at rest; None is the base
         self.recomputes = False  # within a pass that is checkpointed as a whole
         # the original LLaVA hangs its vision tower, with layers of the same names, into its language model
@@ -61,6 +67,7 @@ class StageAdapters:
                 f"No layer of {type(language_model).__name__} is called {', '.join(config.lora_targets)}: "
                 "set lora_targets to names of its linear layers."
             )
+        self.targets = list(config.lora_targets)
         self.lora_config = LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=target
         )
@@ -84,12 +91,58 @@ class StageAdapters:
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 
+    @torch.no_grad()
+    def merge(self, stage: str) -> None:
+        """Adds a stage's adapter to the weights, and takes all adapters away; the other stage and the base are gone.
+
+        The sum is made in float32 at least, and rounded once to the weight's dtype.
+
+        Raises:
+            ValueError: there are no adapters; or the weights are quantised, and would be rounded anew.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"merge must be one of {', '.join(STAGES)}, got {stage!r}.")
+        if not self.names:
+            raise ValueError('With adapters="none" there is no adapter to merge: leave merge out.')
+        adapter = self.adapter_of[stage]
+        weights = {name: layer.get_base_layer().weight for name, layer in self.layers.items()}
+        whole = next((name for name, weight in weights.items() if not weight.is_floating_point()), None)
+        if whole is not None:
+            raise ValueError(
+                f"The base is quantised ({whole} is {weights[whole].dtype}), and merging would round its weights a "
+                "second time: leave merge out, or merge into the float base."
+            )
+        away = next((name for name, weight in weights.items() if weight.device.type == "meta"), None)
+        if away is not None:
+            raise ValueError(
+                f"{away} is offloaded, so that nothing can be added to it: leave merge out, or offload less."
+            )
+        for name, layer in self.layers.items():
+            delta, weight = layer.get_delta_weight(adapter), weights[name]
+            wide = torch.promote_types(torch.promote_types(weight.dtype, delta.dtype), torch.float32)
+            weight.copy_(weight.to(wide) + delta.to(wide))
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.language_model.get_submodule(parent), leaf, layer.get_base_layer())
+        if hasattr(self.language_model, "peft_config"):  # PEFT leaves it there
+            del self.language_model.peft_config
+        self.layers, self.names, self.merged, self.stage = {}, [], stage, stage
+
+    def refuse_other_than_merged(self, stage: str | None) -> None:
+        """Raises ValueError where a stage, or the base (None), is asked for that merging has taken away."""
+        if self.merged is None or (stage is not None and self.adapter_of[stage] == self.adapter_of[self.merged]):
+            return
+        wanted = "the base's own weights" if stage is None else f'the "{stage}" stage'
+        raise ValueError(
+            f'This model was opened with merge="{self.merged}", which leaves that stage alone; this needs {wanted}: '
+            "open the checkpoint without merge."
+        )
+
     def parameters(self) -> Iterator[nn.Parameter]:
         for name in self.names:
             yield from self.tensors(name).values()
 
     def tensors(self, name: str) -> dict[str, nn.Parameter]:
-        """One adapter's parameters under the names of an ordinary PEFT adapter of the language model."""
+        """One adapter's parameters under the names of a PEFT adapter of the language model."""
         return {
             f"{PEFT_PREFIX}{layer_name}.{side}.weight": getattr(layer, side)[name].weight
             for layer_name, layer in self.layers.items()
@@ -97,9 +150,14 @@ class StageAdapters:
         }
 
     def peft_config(self, base: str | None) -> dict[str, Any]:
-        """What `adapter_config.json` beside the tensors says."""
+        """What `adapter_config.json` beside the tensors says.
+
+        vLLM takes a list of names, not a pattern. The vision tower, whose layers have the same names, is left out by a
+        setting of its own, which vLLM passes over.
+        """
         values = self.lora_config.to_dict()
         values.update(base_model_name_or_path=base, inference_mode=True)
+        values.update(target_modules=self.targets, exclude_modules=r".*\bvision_tower\..*")
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
     @contextmanager
@@ -124,6 +182,7 @@ class StageAdapters:
     def _activate(self, stage: str | None) -> None:
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)} or None, got {stage!r}.")
+        self.refuse_other_than_merged(stage)
         self.stage = stage
         # private attributes of PEFT, held by tests/test_adapters.py: the public setters also change requires_grad
         for layer in self.layers.values():

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ..bottleneck import SummaryTokens
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.gathering import whole
-from ..config import Fwd2BotConfig
+from ..compressors import check_compressor, compressor_of
+from ..config import STAGES, Fwd2BotConfig
 from .adapters import SafeSwitch, StageAdapters, TrainedCopy
 
 
@@ -26,8 +27,10 @@ class Fwd2BotAttachMixin:
         text_prompt_ids: list[int],
         train_projector: bool = False,
     ) -> None:
+        self._compressor = compressor_of(config.compressor)
+        check_compressor(self._compressor, config)
         self._base_fingerprint = fingerprint(self)
-        if getattr(self, "_require_grads_hook", None) is not None:  # asked for before
+        if getattr(self, "_require_grads_hook", None) is not None:  # enabled before
             super().disable_input_require_grads()
         self.requires_grad_(False)
         self.fwd2bot_config = config
@@ -37,7 +40,17 @@ class Fwd2BotAttachMixin:
             self.fwd2bot = SummaryTokens(config, words, image_prompt_ids, text_prompt_ids)
         if embeddings.dtype == torch.float64:
             self.fwd2bot.double()
-        self._stages = StageAdapters(self._language_model(), config)
+        compressor = self._compressor
+        self.fwd2bot.compressor = compressor.build(embeddings.shape[-1], config.num_summary_tokens)
+        if self.fwd2bot.compressor is not None:
+            self.fwd2bot.compressor.to(self.fwd2bot.tokens)
+        if not compressor.runs_language_model:  # neither R nor the temperature is used
+            self.fwd2bot.tokens.requires_grad_(False)
+            self.fwd2bot.logit_scale.requires_grad_(False)
+        stages = STAGES if compressor.runs_language_model else ("answer",)
+        language_model = self._language_model()
+        inside = next(name for name, module in self.named_modules() if module is language_model)
+        self._stages = StageAdapters(language_model, config, inside, stages)
         if config.adapters == "none":
             self._language_model().requires_grad_(True)
             self.get_output_embeddings().requires_grad_(True)
@@ -51,6 +64,26 @@ class Fwd2BotAttachMixin:
             # checkpointing that was on before
             if getattr(module, "gradient_checkpointing", False):
                 module._gradient_checkpointing_func = self._stages.checkpoint_safe(module._gradient_checkpointing_func)
+
+    def _merge_adapter(self, stage: str) -> None:
+        """Makes one stage's adapter part of the weights, to run that stage at the base's own cost.
+
+        Whatever needs the other stage or the base raises ValueError from then on.
+        """
+        self._stages.merge(stage)
+        stages = self._stages
+        if stages.adapter_of["answer"] != stages.adapter_of[stage]:
+            # the compress pass never runs the head, and no answer comes without it, whichever way it is asked for
+            self.get_output_embeddings().register_forward_pre_hook(lambda *_: stages.refuse_other_than_merged("answer"))
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any module. Raises ValueError for a model whose adapter is merged: there is nothing left to train."""
+        if mode and getattr(self, "_stages", None) is not None and self._stages.merged is not None:
+            raise ValueError(
+                f'This model was opened with merge="{self._stages.merged}", and its adapters cannot be trained: open '
+                "the checkpoint with trainable=True and without merge."
+            )
+        return super().train(mode)
 
     def _train_projector(self) -> None:
         parent, name = self._projector_slot()

@@ -50,14 +50,19 @@ class Fwd2BotSavingMixin:
             max_shard_size, save_function: known, for programs that pass them; the files are small, and safetensors.
 
         Raises:
-            ValueError: `safe_serialization=False` or a `variant` is asked for, which there is not; `card` holds what no
-                card takes.
+            ValueError: `safe_serialization=False` or a `variant` is requested, which does not exist; or an adapter is
+                merged; or `card` holds what no card takes.
             OSError: it cannot be written, and what was there is as it was; or it cannot be pushed.
         """
         if not safe_serialization:
             raise ValueError("Fwd2Bot checkpoints are safetensors only: leave safe_serialization=False out.")
         if variant is not None:
             raise ValueError("A Fwd2Bot checkpoint has no variants: leave variant out, and choose dtype on loading.")
+        if self._stages.merged is not None:
+            raise ValueError(
+                f'This model was opened with merge="{self._stages.merged}": its adapters are part of the weights, and '
+                "cannot be written apart. Copy the checkpoint, or use `fwd2bot export --to merged`."
+            )
         if not is_main_process:
             return
         check_facts(card or {})

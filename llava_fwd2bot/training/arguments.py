@@ -43,6 +43,12 @@ class ModelArguments:
 class DataArguments:
     data_path: str | None = _help("LLaVA's conversations: a .json list or .jsonl.")
     image_folder: str | None = _help("Where the images of the records are.")
+    eval_data_path: str | None = _help("Conversations to evaluate on while training, in any layout of --data_path.")
+    eval_caption_data: str | None = _help("Captions of the evaluation's images, as --fwd2bot_caption_data.")
+    eval_image_folder: str | None = _help("Where the evaluation's images are; default: --image_folder.")
+    early_stopping_patience: int | None = _help(
+        "Ends the run after so many evaluations in which --metric_for_best_model was no better."
+    )
     on_bad_image: Literal["raise", "skip"] = _help(
         "Images that are missing or damaged. raise: an error, for missing files before anything is loaded; skip: their "
         "records are left out, each image is named once, and the model card counts them.",
@@ -194,6 +200,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
         raise ValueError("--freeze_mm_mlp_adapter and --mm_projector_lr contradict each other: drop one.")
     if training.bits != 16 and not training.lora_enable:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train.")
-    check_command(training)
+    check_command(training, data)
     check_arguments(training, fwd2bot.fwd2bot is not None)
     return model, data, training, fwd2bot

@@ -41,10 +41,9 @@ def check_arguments(args: Any, fwd2bot: bool) -> None:
             "leave it out; each process then reads its own rows."
         )
     strategy = getattr(args, "train_sampling_strategy", "random")
-    if getattr(args, "group_by_modality_length", False) and strategy != "random":
-        raise ValueError(
-            f"--group_by_modality_length and --train_sampling_strategy {strategy} both order the data: drop one."
-        )
+    for name in ("group_by_modality_length", "group_by_image"):
+        if getattr(args, name, False) and strategy != "random":
+            raise ValueError(f"--{name} and --train_sampling_strategy {strategy} both order the data: drop one.")
     if fwd2bot:
         _check_with_fwd2bot(args)
 
@@ -74,16 +73,6 @@ def _check_with_fwd2bot(args: Any) -> None:
                 f"Fwd2Bot needs non-reentrant gradient checkpointing: pass {kind} with use_reentrant false, or leave "
                 "it out."
             )
-    if zero_stage(getattr(args, "deepspeed", None)) == 3:
-        raise ValueError(
-            f"{args.deepspeed} is ZeRO-3, which splits the base's weights: take ZeRO-2, such as LLaVA's "
-            "scripts/zero2.json. What trains is small, two LoRA adapters and k tokens."
-        )
-    if getattr(args, "fsdp", None):
-        raise ValueError(
-            "fsdp is not supported with Fwd2Bot: it splits the base's weights. Leave it out (DistributedDataParallel), "
-            "or use ZeRO-2. What trains is small, two LoRA adapters and k tokens."
-        )
 
 
 def zero_stage(deepspeed: Any) -> int | None:
@@ -94,19 +83,38 @@ def zero_stage(deepspeed: Any) -> int | None:
     return settings.get("zero_optimization", {}).get("stage")
 
 
-def check_command(args: Any) -> None:
+def check_command(args: Any, data: Any) -> None:
     """What the training command has no use for, or could not train with.
+
+    Args:
+        data: its DataArguments.
 
     Raises:
         ValueError: as of `check_arguments`.
     """
-    evaluates = args.eval_strategy != "no" or args.eval_on_start or args.do_eval or args.do_predict
-    if evaluates or args.load_best_model_at_end or args.save_strategy == "best":
+    evaluates = args.eval_strategy != "no" or args.eval_on_start or args.load_best_model_at_end
+    evaluates = evaluates or args.save_strategy == "best"
+    given = data.eval_data_path or data.eval_caption_data
+    if args.do_predict or ((evaluates or args.do_eval) and not given):
         raise ValueError(
-            "--eval_strategy, --eval_on_start, --do_eval, --do_predict, --load_best_model_at_end and --save_strategy "
-            "best need evaluation data, which this command does not take: evaluate by `fwd2bot eval`, or use "
-            "Fwd2BotTrainer in a script."
+            "--eval_strategy, --eval_on_start, --do_eval, --load_best_model_at_end and --save_strategy best need "
+            "evaluation data: name it by --eval_data_path or --eval_caption_data. --do_predict is not for training: "
+            "use `fwd2bot eval`."
         )
+    if given and args.eval_strategy == "no" and not args.eval_on_start:
+        raise ValueError(
+            "Evaluation data are given, and --eval_strategy is no: say when to evaluate, as by --eval_strategy steps "
+            "--eval_steps 500."
+        )
+    if data.early_stopping_patience is not None and (
+        data.early_stopping_patience < 1 or not args.load_best_model_at_end or args.eval_strategy == "no"
+    ):
+        raise ValueError(
+            "--early_stopping_patience is a number of evaluations, at least 1, and needs --eval_strategy and "
+            "--load_best_model_at_end True, with --metric_for_best_model such as eval_loss."
+        )
+    if args.eval_pool < 2:
+        raise ValueError(f"--eval_pool must be at least 2 pairs, got {args.eval_pool}.")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, set_seed
+from transformers import AutoProcessor, EarlyStoppingCallback, set_seed
 
 from ..checkpoint.load import (
     base_source,
@@ -77,17 +77,19 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     processor = AutoProcessor.from_pretrained(processor_source(name) if is_checkpoint(name) else base_source(name))
     if data_args.image_aspect_ratio == "pad":
         _pad_to_square(processor)
-    dataset = LlavaDataset(
-        data_args.data_path,
-        processor,
-        image_folder=data_args.image_folder,
-        caption_data=fwd2bot_args.fwd2bot_caption_data,
-        version=model_args.version,
-        model_max_length=args.model_max_length,
-        seed=args.seed,
-        image_input_names=None if host is None else host.image_input_names,
-        on_bad_image=data_args.on_bad_image,
-    )
+    reading = {
+        "version": model_args.version,
+        "model_max_length": args.model_max_length,
+        "seed": args.seed,
+        "image_input_names": None if host is None else host.image_input_names,
+        "on_bad_image": data_args.on_bad_image,
+    }
+    captions = fwd2bot_args.fwd2bot_caption_data
+    dataset = LlavaDataset(data_args.data_path, processor, data_args.image_folder, captions, **reading)
+    asked = None
+    if data_args.eval_data_path or data_args.eval_caption_data:
+        folder = data_args.eval_image_folder or data_args.image_folder
+        asked = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
     run = {
         "data": data_of(data_path=data_args.data_path, caption_data=fwd2bot_args.fwd2bot_caption_data),
         "settings": settings_of(args, **_more_settings(model_args, data_args, config)),
@@ -99,21 +101,27 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     if checkpoint is not None:
         check_same_run(checkpoint, run, args.resume_from_checkpoint is not None)
     dataset.check_files()
+    if asked is not None:
+        asked.check_files()
     _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
-        # saved with the model: it is asked in the words it was trained in
+        # saved with the model: prompts are to have the words of training
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
     model = load_for_training(name, args, given, processor, model_args.tune_mm_mlp_adapter, host)
+    planner = None if config is None else model.planner()
     trainer = Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
-        data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id),
+        eval_dataset=asked,
+        data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id, planner=planner),
         processing_class=processor,
     )
     trainer.run = run
     interrupt = SaveOnSignal()
     trainer.add_callback(interrupt)
+    if data_args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
     if trainer.is_world_process_zero():
         counts = (len(dataset), dataset.num_images, dataset.num_captioned)
         print(header(model, args, *counts, checkpoint), file=sys.stderr)
@@ -153,10 +161,11 @@ def _keep_inputs(name: str, data_args: Any, args: Any, fwd2bot_args: Any, fwd2bo
     if is_checkpoint(name):
         try:
             models["the base of --model_name_or_path"] = base_of(name)
-        except (OSError, ValueError):  # told, with its remedy, where it is opened
+        except (OSError, ValueError):  # reported, with its remedy, where it is opened
             pass
     files = {"--data_path": data_args.data_path, "--fwd2bot_caption_data": fwd2bot_args.fwd2bot_caption_data}
-    images = {"--image_folder": data_args.image_folder}
+    files |= {f"--{name}": getattr(data_args, name) for name in ("eval_data_path", "eval_caption_data")}
+    images = {f"--{name}": getattr(data_args, name) for name in ("image_folder", "eval_image_folder")}
     refuse_overlap("--output_dir", args.output_dir, models=models, files=files, images=images)
     if fwd2bot:
         refuse_whole_model("--output_dir", args.output_dir)

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..files.check import ON_BAD_IMAGE, refuse_unusable, unusable
-from ..files.text import decode_text, parse_json
+from ..files.records import read_records
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .collator import IGNORE_INDEX, first_names
@@ -29,32 +29,6 @@ from .records import Row, images_of, row_of, strings
 from .tokenized import QuotingTokenizer, with_labels
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
-
-
-def read_records(path: str | Path, lines: bool | None = None) -> list[dict]:
-    """The records of a .json list or a .jsonl (`lines`, whatever its name is); errors name the file and the place."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data file")
-    return parse_records(path.read_bytes(), path, path.suffix == ".jsonl" if lines is None else lines)
-
-
-def parse_records(content: bytes, path: Path, lines: bool) -> list[dict]:
-    """The records in the `content` of `path`, or in a part of it; ValueError that names `path` and the place."""
-    text = decode_text(content, path)
-    records: Any = []
-    if lines:
-        # Not splitlines(): a string may hold U+2028 and its like, which are no line ends in JSON.
-        for number, part in enumerate(text.split("\n"), start=1):
-            part = part.removeprefix("\ufeff")  # files with marks may have been joined
-            records += [parse_json(part, path, number)] if part.strip() else []
-    elif text.strip():
-        records = parse_json(text, path)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path}: should be a list of records (JSON objects)")
-    if not records:
-        raise ValueError(f"{path}: no records")
-    return records
 
 
 class LlavaDataset(Dataset):
@@ -105,6 +79,7 @@ class LlavaDataset(Dataset):
         self.model_max_length = model_max_length
         self.caption_max_length = caption_max_length
         self.seed = seed
+        self._read: dict[tuple[str, ...], Any] | None = None  # pictures of the batch that is being read
         # Shared memory: workers that outlive an epoch (persistent_workers) see set_epoch too.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.rows = self._conversation_rows(data_path) if data_path is not None else []
@@ -223,6 +198,13 @@ class LlavaDataset(Dataset):
         """`lengths`, negative for rows without a picture."""
         return [n if row.images else -n for n, row in zip(self.lengths, self.rows, strict=True)]
 
+    @property
+    def image_groups(self) -> list[int]:
+        """A number for each row, which rows of the same images share; rows of text have one of their own."""
+        numbers: dict[Any, int] = {}
+        keys = (tuple(row.images) or i for i, row in enumerate(self.rows))
+        return [numbers.setdefault(key, len(numbers)) for key in keys]
+
     def set_epoch(self, epoch: int) -> None:
         """Choose this epoch's captions: by (seed, epoch, index) alone, so a resumed run sees the same ones."""
         self._epoch.fill_(epoch)
@@ -249,19 +231,35 @@ class LlavaDataset(Dataset):
                 self._skip(getattr(error, "image", self.rows[at].images[0]), str(error))
         raise ImageError("not one row is left: none of the pictures can be used")
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of a batch, as PyTorch's loader asks for them; pictures that several show are read once."""
+        self._read = {}
+        try:
+            return [self[i] for i in indices]
+        finally:
+            self._read = None
+
+    def _images_of(self, row: Row) -> tuple[dict[str, torch.Tensor], list[int]]:
+        names = tuple(row.images)
+        if self._read is None:
+            return self.reader(names)
+        if names not in self._read:
+            self._read[names] = self.reader(names)
+        return self._read[names]
+
     def _item(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         item: dict[str, Any] = {"record": row.name}
         counts: list[int] = []
         if row.images:
             try:
-                pixels, counts = self.reader(row.images)
+                pixels, counts = self._images_of(row)
             except ImageError as error:
                 error.args = (f"{row.name}: {error}",)
                 raise
             except ValueError as error:
                 raise ValueError(f"{row.name}: {error}") from error
-            item.update(pixels)
+            item.update(pixels, images=row.images, image_lengths=counts)
         text, spans = self.reader.image_token * len(counts), []
         if row.turns:
             text, spans = self.formatter(row.turns, row.name, bool(row.images))

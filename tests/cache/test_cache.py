@@ -21,7 +21,8 @@ from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 
 SCRIPTS = str(Path(__file__).parents[2] / "scripts")
 sys.path.insert(0, SCRIPTS)
-from torture_cache import SETTINGS, D, K, about, content, kills, rows, together  # noqa: E402
+from torture_cache import kills, together  # noqa: E402
+from torture_rows import SETTINGS, D, K, about, content, rows  # noqa: E402
 
 
 @pytest.fixture
@@ -284,7 +285,7 @@ def test_several_writers_are_as_one(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from torture_cache import SETTINGS, about, rows
+from torture_rows import SETTINGS, about, rows
 from llava_fwd2bot.cache.reader import SummaryCache
 cache = SummaryCache.create(sys.argv[1], SETTINGS)
 cache.add(*rows(16), about(rows(16)[0]))

@@ -26,7 +26,8 @@ from llava_fwd2bot.cache.verify import verify  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from cache_toys import loaded, made, picture  # noqa: E402, F401
-from torture_cache import SETTINGS, about, rows, together  # noqa: E402
+from torture_cache import together  # noqa: E402
+from torture_rows import SETTINGS, about, rows  # noqa: E402
 
 
 def flip(cache: SummaryCache, number: int, block: int = 0) -> str:

@@ -116,10 +116,10 @@ def test_auto_classes_open_it(on_disk, saved, processor):
 
 
 def test_each_stage_is_an_ordinary_peft_adapter(on_disk, saved, base_dir):
-    """Anyone with PEFT alone can load one, on the language model."""
-    base = LlavaForConditionalGeneration.from_pretrained(base_dir).model.language_model
+    """Anyone with PEFT alone can load one, on the base."""
+    base = LlavaForConditionalGeneration.from_pretrained(base_dir)
     rows = torch.randn(1, 5, 64)
-    peft = PeftModel.from_pretrained(base, str(saved / "compress"))
+    peft = PeftModel.from_pretrained(base, str(saved / "compress")).model.model.language_model
     with on_disk._stages.use("compress"):
         expected = on_disk.model.language_model(inputs_embeds=rows).last_hidden_state
     torch.testing.assert_close(peft(inputs_embeds=rows).last_hidden_state, expected)

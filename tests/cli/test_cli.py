@@ -126,7 +126,8 @@ def test_a_mistyped_folder_that_looks_like_a_hub_name(run, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     code, _, err = run("info", "runs/chekpoint")
-    assert code == 1 and "no folder runs/chekpoint here" in err and "the hub cannot be reached" in err
+    assert code == 1 and "There is no such folder here" in err and "the hub cannot be reached" in err
+    assert err.count("runs/chekpoint") == 1  # it was told twice, and so was what is missing
 
 
 def test_a_device_that_is_not_there(run, checkpoint, photos):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def place(tmp_path_factory, checkpoint, own_base, processor):
         patch.setattr("llava_fwd2bot.cli.evaluate.load_model", stop)
         patch.setattr("llava_fwd2bot.training.command.load_for_training", stop)
         patch.setattr("webbrowser.open", lambda url: True)
+        if find_spec("fastapi") and find_spec("uvicorn"):
+            patch.setattr("llava_fwd2bot.serving.listen.run", stop)
         shutil.copytree(checkpoint, folder / "model")
         for name in ("a.png", "b.jpg"):
             Image.new("RGB", (9, 7), (200, 30, 30)).save(folder / name)
@@ -145,6 +148,7 @@ SOUND = (
     "cache merge photos.cache photos.cache",
     "cache vacuum photos.cache --older-than 1",
     "cache index photos.cache",
+    "serve --model model --cache photos.cache --port 0 --device cpu",
     "convert model --base base --output converted",
     "eval score pope --answers records.jsonl --questions records.jsonl --ground-truth .",
     "eval score mme --answers records.jsonl --ground-truth .",

@@ -19,6 +19,8 @@ LAYERS = (
     ("config",),
     ("processing",),
     ("bottleneck", "losses"),
+    ("checkpoint.adapter_names",),
+    ("compressors",),
     (
         "checkpoint.read",
         "checkpoint.write",

@@ -30,6 +30,7 @@ for needed in ("gguf", "lancedb", "skimage"):  # smol-llava, the cache, photogra
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = ("python", "bash", "json", "yaml", "toml", "text", "bibtex")
 BLOCK = re.compile(r"(<!-- test: (\w+) -->\s*\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PHOTOS = {"beach.jpg": "coffee.png", "cat.jpg": "chelsea.png", "rocket.jpg": "rocket.jpg"}
 
@@ -141,7 +142,7 @@ def test_blocks_of(page, files, loaded_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__docs__"}
     for language, marker, text in blocks(page):
-        assert marker in (None, "arguments") and language in ("python", "bash", "json", "yaml", "text", "bibtex")
+        assert marker in (None, "arguments") and language in LANGUAGES
         if language == "python" and marker is None:
             exec(compile(text, str(page), "exec"), names)
         elif language == "python":

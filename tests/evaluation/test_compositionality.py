@@ -139,8 +139,10 @@ def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
 
 def test_two_ways_with_figures_of_their_own_are_one_table():
     """SugarCrepe++ by likelihood has no text-only figure; the table came after the whole run, and failed."""
-    from llava_fwd2bot.evaluation.retrieval import table
+    from llava_fwd2bot.evaluation.tables import results_table
 
     rows = [{"k": 4, "by": "embedding", "itt": 0.5, "tot": 0.25, "replace_rel (2)": 1.0}]
     rows += [{"k": 4, "by": "likelihood", "itt": 0.75, "replace_rel (2)": 1.0}]
-    assert "| itt | tot | replace_rel (2) |" in table(rows) and "| likelihood | 75.0 |  | 100.0 |" in table(rows)
+    text = results_table({"rows": rows, "tests": 4})
+    assert "| image-to-text accuracy | text-only accuracy | replace rel (2) |" in text and "n = 4 tests" in text
+    assert "| 4 | likelihood | 75 |  | 100 |" in text

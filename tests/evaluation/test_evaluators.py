@@ -174,7 +174,8 @@ def test_answers_go_on_where_they_were(run, checkpoint, captioned):
     )[1]
     assert json.loads(out)["answer"] == first["text"]
     code, _, err = run(*argv, "--k", 4)
-    assert code == 1 and "name another file by --answers" in err
+    assert code == 1 and f"{answers} was made with k = 2, not 4. Choose another file with --answers." in err
+    assert "{" not in err  # two raw dicts stood here
     answers.unlink()
     assert run(*argv, "--from-base")[0] == 0
     dense = [json.loads(line) for line in answers.read_text().splitlines()]
@@ -214,14 +215,15 @@ def test_empty_captions_are_counted_and_named(run, checkpoint, captioned):
             line["text"] = "" if line["question_id"] < empty else "a red picture"
         kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
         code, out, err = run(*argv)
-        assert code == 0 and "| k | by | cider | bleu4 |" in out
+        assert code == 0 and "| k | scored by | CIDEr × 100 | BLEU-4 × 100 |" in out
+        assert "n = 6 images, 12 captions" in out
         row = json.loads((captioned / "r.json").read_text())["rows"][0]
         assert row.get("empty") == (empty or None)
         told = "k=4: 2 of 6 captions are empty, and count in the figures; the first: 0.png, 1.png"
         assert (told in err) == bool(empty)
     from llava_fwd2bot.evaluation.results import read_results
 
-    assert read_results([captioned / "r.json"])[0].metric == "cider"
+    assert read_results([captioned / "r.json"]).results[0].metric == "cider"
 
 
 def test_what_captions_are_scored_by_is_looked_for_first(monkeypatch):
@@ -323,7 +325,7 @@ def test_cost_against_the_base(run, checkpoint, captioned):
     argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
     code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
     assert code == 0, err
-    assert "parameters are Fwd2Bot's" in out and "first token, base over answer" in out
+    assert "parameters are Fwd2Bot's" in out and "time to first token, base / Fwd2Bot" in out
     found = json.loads((captioned / "cost.json").read_text())
     work = found["flops"]
     assert work["answer, k=1"] < work["answer, k=4"] < work["base"]

@@ -32,6 +32,14 @@ def test_each_way_to_compare(files, capsys, match, texts, right, expected):
     assert score(capsys, *files(texts, right), "--match", match)["accuracy"] == pytest.approx(expected)
 
 
+def test_figures_are_printed_with_their_items(files, capsys):
+    """24 questions gave "66.67": no decimal of that is known, and nothing said of how many questions it was."""
+    for count, shown in ((24, "accuracy      67  (n = 24)"), (1200, "accuracy    66.7  (n = 1,200)")):
+        argv = files(["yes", "yes", "no"] * (count // 3), ["yes"] * count)
+        assert main(["eval", "score", *map(str, argv)]) == 0
+        assert capsys.readouterr().out == f"{shown}\n"
+
+
 def test_what_does_not_fit_is_refused(files, capsys):
     """A truth of another kind would count every answer as wrong."""
     for texts, right, message in ((["yes"], ["red"], "is not yes or no"), (["yes"], ["yes", "no"], "no answer")):

@@ -66,11 +66,14 @@ def test_qbench_by_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     answers.write_text('{"question_id": 0, "text": "A. Good\u2028."}\n', encoding="utf-8")
     main()
-    assert capsys.readouterr().out == "accuracy: 1.0000\n"
+    assert capsys.readouterr().out == "accuracy: 100 % (n = 1)\n"
     answers.write_text('{"question_id": 0, "text": " "}\n', encoding="utf-8")
     main()  # greedy decoding would say nothing again: it counts as LLaVA's own scorers count it, and is told
     told = capsys.readouterr()
-    assert told.out == "accuracy: 0.0000\n" and "1 of 1 answers are empty, and wrong; the first: records 0" in told.err
+    assert (
+        told.out == "accuracy: 0 % (n = 1)\n"
+        and "1 of 1 answers are empty, and wrong; the first: records 0" in told.err
+    )
     answers.write_text('{"question_id": 0, "te')
     with pytest.raises(SystemExit):
         main()

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from llava_fwd2bot.cli.main import main
-from llava_fwd2bot.evaluation.report import compare, markdown, sign_flips
+from llava_fwd2bot.evaluation.report import compare, report_markdown, sign_flips
 from llava_fwd2bot.evaluation.results import published, published_of, read_results
+from llava_fwd2bot.evaluation.tables import percent
 
 
 def write(folder, name, **content):
@@ -26,7 +27,7 @@ def test_retention_by_hand(tmp_path):
     """8 of 10 right against 9 of 10: 88.9 %; the paired interval knows that they are the same items."""
     scored(tmp_path, "base", "llava", "dense", [1] * 9 + [0])
     scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
-    rows = compare(read_results([tmp_path]))
+    rows = compare(read_results([tmp_path]).results)
     assert [row["base"] for row in rows] == [True, False]
     assert rows[1]["retention"] == pytest.approx(80 / 90) and rows[1]["value"] == 80
     low, high = rows[1]["retention_interval"]
@@ -52,7 +53,7 @@ def test_every_evaluator_s_file_is_read(tmp_path):
     content = json.loads((tmp_path / "s.json").read_text())
     (tmp_path / "s.json").write_text(json.dumps({**content, "per_item": {"likelihood k=4": [1.0, 0.0]}}))
     (tmp_path / "other.json").write_text('{"not": "a result"}')
-    found = {(r.name, r.k): r for r in read_results([tmp_path])}
+    found = {(r.name, r.k): r for r in read_results([tmp_path]).results}
     assert {name for name, _ in found} == {
         "retrieval coco (t2i_r1)",
         "captioning nocaps (cider)",
@@ -66,7 +67,7 @@ def test_every_evaluator_s_file_is_read(tmp_path):
 def test_points_and_f1_get_no_interval(tmp_path):
     """They are no mean of items; an interval made of items would be of something else."""
     write(tmp_path, "p", benchmark="pope", figures={"f1": 0.8}, per_item={"0": 1.0, "1": 0.0}, model="m", k=4)
-    assert "interval" not in compare(read_results([tmp_path]))[0]
+    assert "interval" not in compare(read_results([tmp_path]).results)[0]
 
 
 def test_a_named_base_is_its_dense_row(tmp_path):
@@ -74,10 +75,10 @@ def test_a_named_base_is_its_dense_row(tmp_path):
     scored(tmp_path, "m-base", "m", "dense", [1] * 9 + [0])
     scored(tmp_path, "n-base", "n", "dense", [1] * 10)
     scored(tmp_path, "ours", "m", 8, [1] * 8 + [0, 0])
-    rows = compare(read_results([tmp_path]), "m")
+    rows = compare(read_results([tmp_path]).results, "m")
     assert [row["model"] for row in rows if row["base"]] == ["m"] and len(rows) == 3
     scored(tmp_path, "four", "m", 8, [1] * 8 + [0, 0], quantised="4bit")  # another width is another model
-    assert len(compare(read_results([tmp_path]), "m")) == 4
+    assert len(compare(read_results([tmp_path]).results, "m")) == 4
 
 
 def test_a_base_of_the_first_items_stands_beside_the_whole_one(tmp_path):
@@ -86,12 +87,12 @@ def test_a_base_of_the_first_items_stands_beside_the_whole_one(tmp_path):
         scored(tmp_path, f"base{limit}", "m", "dense", [1] * (limit or 10), limit=limit)
         scored(tmp_path, f"ours{limit}", "m", 8, [0] + [1] * ((limit or 10) - 1), limit=limit)
     twice = tmp_path / ".." / tmp_path.name / "ours5.json"
-    rows = compare(read_results([tmp_path, twice]))
+    rows = compare(read_results([tmp_path, twice]).results)
     assert [(row["limit"], row.get("retention")) for row in rows if not row["base"]] == [(5, 0.8), (None, 0.9)]
     assert [row["base"] for row in rows] == [True, True, False, False]
     scored(tmp_path, "again", "n", "dense", [1] * 10)
     with pytest.raises(ValueError, match="several bases"):
-        compare(read_results([tmp_path]))
+        compare(read_results([tmp_path]).results)
 
 
 def test_images_are_known_by_names(tmp_path):
@@ -99,7 +100,7 @@ def test_images_are_known_by_names(tmp_path):
     images = [f"n{i}" for i in range(4) for _ in range(3)]
     scored(tmp_path, "base", "m", "dense", [1] * 12, image_of_item=images)
     scored(tmp_path, "ours", "m", 8, [0] * 12, image_of_item=images)
-    assert compare(read_results([tmp_path]))[1]["p"] == pytest.approx(1 / 8, abs=0.02)
+    assert compare(read_results([tmp_path]).results)[1]["p"] == pytest.approx(1 / 8, abs=0.02)
 
 
 def test_captions_of_one_image_are_drawn_together(tmp_path):
@@ -110,16 +111,59 @@ def test_captions_of_one_image_are_drawn_together(tmp_path):
     widths = []
     for groups in (None, [i for i in range(40) for _ in range(5)]):
         write(tmp_path, "r", image_of_item=groups, **more)
-        low, high = compare(read_results([tmp_path]))[0]["interval"]
+        low, high = compare(read_results([tmp_path]).results)[0]["interval"]
         widths.append(high - low)
     assert widths[1] > 1.8 * widths[0]
 
 
-def test_what_compares_no_models_is_left_alone(tmp_path):
-    scored(tmp_path, "ours", "m", 8, [1, 0])
-    rows, items = [{"k": 8, "by": "int4", "accuracy": 0.5}], {"accuracy int4 k=8": [1.0, 0.0]}
-    write(tmp_path, "codec", evaluator="codec", rows=rows, per_item=items, model="m")
-    assert len(read_results([tmp_path])) == 1
+COST = {
+    "evaluator": "cost",
+    "model": "m",
+    "parameters": {"all": 1000, "fwd2bot": 10},
+    "bytes_per_image": {"dense": 64},
+    "flops": {"base": 4e9, "answer, k=8": 5e9, "compress, k=8, 4 at once": 9e9},
+    "milliseconds": {name: {"median": t} for name, t in (("base", 20.0), ("answer, k=8", 30.0))},
+    "rows": [{"k": 8, "by": "time", "2 questions, over base": 1.5, "break_even": None, "break_even_flops": None}],
+}
+COST["milliseconds"]["compress, k=8, 4 at once"] = {"median": 40.0}
+COST["peak_memory"] = {"bytes": dict.fromkeys(COST["flops"], 1e6)}
+
+
+def test_cost_and_codecs_have_tables_of_their_own(tmp_path, capsys):
+    """They compare no models, and were left out of the report without a word; now only other files are, by name."""
+    scored(tmp_path / "in", "ours", "m", 8, [1, 0])
+    rows = [{"k": 8, "by": "int4", "bytes_per_image": 32, "cosine": 0.98765, "accuracy": 0.5}]
+    codec = {"evaluator": "codec", "model": "m", "rows": rows, "per_item": {"accuracy int4 k=8": [1.0, 0.0]}}
+    write(tmp_path / "in", "codec", **codec)
+    write(tmp_path / "in", "cost", **COST, per_item={})
+    write(tmp_path / "in", "answered", evaluator="answer", questions=3)
+    found = read_results([tmp_path / "in"])
+    assert len(found.results) == 1 and len(found.tables) == 2 and [p.stem for p in found.skipped] == ["answered"]
+    assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "r")]) == 0
+    out, err = capsys.readouterr()
+    assert "skipped 1 file(s) without results" in err and "answered.json" in err and "cost.json" not in err
+    assert (
+        "## Cost: m" in out and "| 8 | 1.50 | never | never |" in out and "| compress, k=8, batch of 4 | 9.00 |" in out
+    )
+    assert "time of 2 questions, Fwd2Bot / base" in out and "n = 2 questions" in out
+    assert "| 8 | int4 | 32 | 98.77 | 50 |" in out  # the error is a mean over tokens; two questions bear no decimals
+    assert out.count("Never, by ") == 2 and "one answer from the summary takes 30.0 ms, one by the base" in out
+    assert "5.00 GFLOP" in out and "<td>never</td>" in (tmp_path / "r.html").read_text()
+    assert main(["eval", "report", str(tmp_path / "in" / "cost.json")]) == 0  # by itself, too
+    assert "# Evaluation report" in capsys.readouterr().out
+    assert main(["eval", "report", str(tmp_path / "in" / "answered.json")]) == 1
+    assert "answered.json holds no result with its items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "shown"), [(24, "67"), (1200, "66.7"), (120_000, "66.67")])
+def test_a_percentage_has_as_many_decimals_as_its_items_bear(tmp_path, count, shown):
+    """Twenty-four questions gave 66.67 % and a retention of 66.7 %: the error is ten points."""
+    assert percent(2 / 3, count) == shown
+    scored(tmp_path, "base", "llava", "dense", [1] * count, limit=None)
+    scored(tmp_path, "ours", "m", 8, [1, 1, 0] * (count // 3))
+    if count < 100_000:  # each of 2,000 draws is of all items
+        text = report_markdown(compare(read_results([tmp_path]).results))
+        assert f"| m | 8 | {count:,} | {shown} |" in text and f"| {shown} % |" in text
 
 
 @pytest.mark.parametrize("fault", ["cut", "twice", "items", "limit", "bases", "nothing", "tokens", "split", "others"])
@@ -172,12 +216,12 @@ def test_the_report_by_command(tmp_path, capsys):
         scored(tmp_path / "in", f"ours{k}", "m", k, [1] * k + [0] * (10 - k))
     assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "out" / "r")]) == 0
     said = capsys.readouterr().out
-    assert "| m | 8 | 80.00 |" in said and "88.9 %" in said and "QueCC 59.00 (16 tokens)" in said
+    assert "| m | 8 | 10 | 80 |" in said and "89 %" in said and "QueCC 59.0 (16 tokens)" in said
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".png", ".html"}
     assert (tmp_path / "out" / "r.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "r.html").read_text()
     assert "data:image/png;base64" in text and "http" not in text.split("base64,")[1][:100]
-    assert "<td>88.9 %</td>" in text
+    assert "<td>89 %</td>" in text
     (tmp_path / "report").mkdir()  # NAME is how the files' names begin: a folder may have it
     assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "report")]) == 0
     assert (tmp_path / "report.md").is_file()
@@ -191,10 +235,10 @@ def test_what_others_published_stands_beside_the_same_metric_alone(tmp_path):
     assert published_of("retrieval coco (t2i_r1)")[0][0] == ("CLIP ViT-L", None, pytest.approx(0.37))
     assert published_of("retrieval coco-val (t2i_r1)")[0] == []
     scored(tmp_path, "whole", "m", 8, [1] * 4)
-    assert "TokenPacker" in markdown(compare(read_results([tmp_path])))
+    assert "TokenPacker" in report_markdown(compare(read_results([tmp_path]).results))
     scored(tmp_path, "part", "m", 4, [1] * 2, limit=2)  # in one table with the whole: each row says what it is of
-    said = markdown(compare(read_results([tmp_path])))
-    assert "| m | 8 |" in said and "| m, the first 2 items alone | 4 |" in said and "TokenPacker" not in said
+    said = report_markdown(compare(read_results([tmp_path]).results))
+    assert "| m | 8 |" in said and "| m, first 2 items | 4 |" in said and "TokenPacker" not in said
 
 
 @pytest.mark.parametrize(

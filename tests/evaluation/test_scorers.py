@@ -17,7 +17,7 @@ from score_toys import score, toy_score, write
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.evaluation import scorers
 from llava_fwd2bot.evaluation.scorers import choices, mme, pope, vqa
-from llava_fwd2bot.training.data import read_records
+from llava_fwd2bot.files.records import read_records
 
 NO_LLAVA = "the original LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
 WORDS = (
@@ -74,6 +74,7 @@ def test_vqav2_leaves_unanimous_answers_as_they_are(tmp_path):
     found = vqa.vqav2({1: {"text": "the cat"}, 2: {"text": "two"}, 3: {"text": "Red"}}, truth)
     assert found.per_item == pytest.approx({"1": 0.0, "2": 1.0, "3": 0.9})
     assert found.figures == pytest.approx({"accuracy": 190 / 3, "number": 100.0, "other": 45.0})
+    assert found.counts == {"number": 1, "other": 2}  # a percentage is printed with its number of items
 
 
 def test_vqav2_is_submitted_without_ground_truth(tmp_path, capsys):
@@ -202,7 +203,9 @@ def test_mme_sums_whole_groups_alone(tmp_path):
         (tmp_path / task).mkdir()
         (tmp_path / task / "1.txt").write_text("Red?\tYes\nBlue?\tNo \n")
         said |= {(f"{task}/1.png", "Red?"): {"text": "Yes"}, (f"{task}/1.png", "Blue?"): {"text": "Yes"}}
-    assert mme.mme(said, tmp_path).figures == {"cognition": 200.0, **dict.fromkeys(mme.COGNITION, 50.0)}
+    found = mme.mme(said, tmp_path)
+    assert found.figures == {"cognition": 200.0, **dict.fromkeys(mme.COGNITION, 50.0)}
+    assert found.counts == {"cognition": 8, **dict.fromkeys(mme.COGNITION, 2)}
     twice = {("code_reasoning/1.png", f"Red?\n{mme.SUFFIXES[0]}"): {"text": "No"}}
     with pytest.raises(ValueError, match="'Red\\?'\\) is there twice"):
         mme.mme(said | twice, tmp_path)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import json_line, one_line, read_any_json, read_lines, read_table, read_text
-from llava_fwd2bot.training.data import read_records
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 RECORDS = [{"id": 1, "text": "für Élise\u2028 日本"}, {"id": 2, "text": "b"}]
@@ -66,7 +66,7 @@ def test_errors_name_file_and_line(tmp_path, name, content, told):
 
 def test_studies_too(tmp_path):
     """A YAML that does not parse ended in a traceback, and named no file."""
-    ablation = pytest.importorskip("eval.studies.ablation")
+    ablation = pytest.importorskip("eval.studies.ablation_study")
     (tmp_path / "s.yaml").write_text("rows: [\n")
     with pytest.raises(ValueError, match=r"s.yaml is not YAML: (.|\n)*line 2"):
         ablation.Study.read(tmp_path / "s.yaml")

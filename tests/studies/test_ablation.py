@@ -13,8 +13,9 @@ import torch
 from filelock import FileLock
 
 from eval.studies import ablation, scenes, scenes_base
-from eval.studies.ablation import Claim, Study
 from eval.studies.ablation_report import interval, judge, report
+from eval.studies.ablation_study import Claim, Study
+from eval.studies.scene import SIDE
 
 STUDY = """
 scenes: {train: 24, test: 8, objects: [1, 3], seed: 0}
@@ -195,7 +196,7 @@ def test_the_words_of_a_patch_are_those_of_its_cell():
 
 def test_the_vocabulary_has_every_word():
     """A word that the tokenizer does not know would be answered as <unk>, in silence."""
-    processor = scenes_base.build_processor(scenes_base.vocabulary(), scenes.SIDE, scenes_base.PATCH, 0.2, 0.25)
+    processor = scenes_base.build_processor(scenes_base.vocabulary(), SIDE, scenes_base.PATCH, 0.2, 0.25)
     unknown = processor.tokenizer.unk_token_id
     for item in scenes.items(1, "test", 300, (1, 9)):
         said = [item["caption"], item["short"] or "", *item["negatives"].values()]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eval.studies import scenes
+from eval.studies.scene import GROUND
 from llava_fwd2bot.evaluation.compositionality import read_items
 from llava_fwd2bot.evaluation.datasets import read_captioned
 
@@ -45,7 +46,7 @@ def test_pixels_show_what_the_scene_says():
         taken = {thing.place: thing for thing in item["scene"].things}
         for place in range(9):
             cell = pixels[32 * (place // 3) :, 32 * (place % 3) :][:32, :32]
-            shown = (cell != scenes.GROUND).any(-1)
+            shown = (cell != GROUND).any(-1)
             if place not in taken:
                 assert not shown.any()
                 continue

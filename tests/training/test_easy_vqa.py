@@ -10,7 +10,7 @@ pytest.importorskip("easy_vqa")
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import easy_vqa_data  # noqa: E402
-from report_page import table, write_html  # noqa: E402
+from report_page import Answered, table, write_html  # noqa: E402
 
 from eval.studies.tiny_llava import Rows  # noqa: E402
 from llava_fwd2bot.processing.conversation import ConversationFormatter  # noqa: E402
@@ -84,6 +84,6 @@ def test_the_report_is_one_page_with_the_figures(tmp_path):
     pytest.importorskip("matplotlib")
     about = dict.fromkeys(("title", "intro", "note", "heading"), "About")
     log = [{"step": 1, "answer_loss": 1.0, "contrastive_loss": 2.0, "retrieval_accuracy": 0.1}]
-    write_html(tmp_path / "r.html", report, log, [(picture, [("is it <b>?", "yes", "no", "yes")])], about)
+    write_html(tmp_path / "r.html", report, log, [(picture, [Answered("is it <b>?", "yes", "no", "yes")])], about)
     page = (tmp_path / "r.html").read_text()
     assert "<td>99%</td>" in page and "is it &lt;b&gt;?" in page and "http" not in page

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...files.records import read_records
+
 # name → (module, function, what --ground-truth is (None: it takes none), whether --questions is needed)
 SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "pope": ("pope", "pope", "the folder of coco_pope_*.json", True),
@@ -32,10 +34,11 @@ MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to questions of o
 
 @dataclass
 class Score:
-    """Figures as the official script prints them, the main one first, and what each item adds to that one."""
+    """Figures as the official script computes them, the main one first, and what each item adds to that one."""
 
     figures: dict[str, float]
     per_item: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # items of a figure, where they are not those of `per_item`
     groups: list[Any] | None = None  # of each item, its image, where an image has several: they are not independent
     submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
     submission_lines: bool = False  # whether it takes JSON lines, not one JSON
@@ -81,8 +84,6 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
         ValueError: a line cut off, no line, an id twice, an answer without text or a part of `key`, empty answers,
             answers of several models, numbers of tokens or checkpoints.
     """
-    from ...training.data import read_records  # which imports torch; the command line's parser need not
-
     found: Answers = {}
     told: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
     empty: list[Any] = []
@@ -156,15 +157,20 @@ def once(names: Iterable[Any], source: str) -> None:
 
 def with_groups(
     figures: dict[str, float], groupings: Sequence[dict[str, list[float]]], source: str
-) -> dict[str, float]:
-    """The figures, and those of each group; ValueError where a group has the name of a figure or of another group."""
-    taken = {"accuracy", "circular", *figures}
+) -> tuple[dict[str, float], dict[str, int]]:
+    """The figures and those of each group in percent, and the number of items of each group.
+
+    Raises:
+        ValueError: a group has the name of a figure or of another group.
+    """
+    taken, counts = {"accuracy", "circular", *figures}, {}
     for groups in groupings:
         if both := taken & groups.keys():
             raise ValueError(f"{source} has a group named {min(both)!r}, as another figure is. Rename it there.")
         taken |= groups.keys()
         figures = figures | {name: 100 * mean(groups[name]) for name in groups}
-    return figures
+        counts |= {name: len(groups[name]) for name in groups}
+    return figures, counts
 
 
 def answered(name: Any, answers: Answers, source: str) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
         if "<image>" in record["prompt"] or record.get("image"):
             with_image[name] = per_item[name]
     figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
-    return Score(figures | {"accuracy": 100 * mean(list(per_item.values()))}, with_image or per_item)
+    figures["accuracy"] = 100 * mean(list(per_item.values()))
+    return Score(figures, with_image or per_item, {"accuracy": len(per_item)})
 
 
 def seed(answers: Answers, ground_truth: Path) -> Score:
@@ -81,7 +82,8 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
         by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     groups = [str(question.get("data_id", name)) for name, question in asked.items()]
-    return Score(with_groups(figures, (by_data, by_kind), source), per_item, groups, submission, submission_lines=True)
+    figures, counts = with_groups(figures, (by_data, by_kind), source)
+    return Score(figures, per_item, counts, groups, submission, submission_lines=True)
 
 
 def _id(name: Any) -> int | str:
@@ -173,8 +175,8 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
     turned = len(circles) < len(rows)
     figures = {"circular": 100 * mean(list(circular.values()))} if turned else {}
     figures["accuracy"] = 100 * mean(list(rows.values()))
-    figures = with_groups(figures, (by_group, by_category), source)
-    return Score(figures, circular if turned else rows, submission=submission)
+    figures, counts = with_groups(figures, (by_group, by_category), source)
+    return Score(figures, circular if turned else rows, counts | {"accuracy": len(rows)}, submission=submission)
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

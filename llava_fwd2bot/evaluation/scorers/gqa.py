@@ -35,4 +35,5 @@ def gqa(answers: Answers, ground_truth: Path) -> Score:
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     figures |= {kind: 100 * mean(values) for kind, values in by_kind.items() if values}
     groups = [balanced[name].get("imageId", name) for name in per_item]
-    return Score(figures, per_item, groups, submission)
+    counts = {kind: len(values) for kind, values in by_kind.items()}
+    return Score(figures, per_item, counts, groups, submission)

@@ -35,7 +35,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
     once(keys, "The answers by image and question")
     said = dict(zip(keys, answers.values(), strict=True))
-    figures, per_item, asked = {}, {}, set()
+    figures, per_item, counts, asked = {}, {}, {}, set()
     for task in (*PERCEPTION, *COGNITION):
         folder = ground_truth / task
         texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
@@ -51,13 +51,14 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
                 per_item[" ".join(key)] = right[-1]
             hits += right
             pairs.append(float(sum(right) == 2))
-        figures[task] = 100 * (mean(hits) + mean(pairs))
+        figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of a task of MME's: {', '.join((*PERCEPTION, *COGNITION))}.")
     strangers(said, asked, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
-    return Score(sums | figures, per_item)
+    counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}
+    return Score(sums | figures, per_item, counts)
 
 
 def _pair(text: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files.records import read_records
 from . import Answers, Score, answered, blank, mean, once, strangers
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
@@ -26,8 +27,6 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
         ValueError: a question without an answer, or twice, or answers to other questions; a right answer that is
             neither yes nor no, or no letter.
     """
-    from ...training.data import read_records  # which imports torch; the command line's parser need not
-
     records = read_records(ground_truth)
     for number, record in enumerate(records):
         if "question_id" not in record or "answer" not in record:
@@ -43,7 +42,7 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
         name = str(record["question_id"])
         scores[name] = 0.0 if blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
     groups = [record.get("image") for record in records]
-    return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups if any(groups) else None)
+    return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups=groups if any(groups) else None)
 
 
 def _score(text: str, right: Sequence[str], match: str, name: str, source: Path) -> float:

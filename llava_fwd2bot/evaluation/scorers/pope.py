@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...training.data import read_records
+from ...files.records import read_records
 from . import Answers, Score, answered, blank, once, strangers
 
 MOST_ASKED = 0.9  # LLaVA's question file lacks 90 of the 3,000 of POPE's category random
@@ -89,6 +89,8 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     by_category = {category: figures_of(said[category], truth[category]) for category in sorted(said)}
     for name in ("f1", "accuracy"):
         figures[name] = sum(own[name] for own in by_category.values()) / len(by_category)
+    counts = {}
     for category, own in by_category.items():
-        figures.update({f"{category}_{name}": value for name, value in own.items()})
-    return Score(figures, per_item)
+        figures |= {f"{category}_{name}": value for name, value in own.items()}
+        counts |= {f"{category}_{name}": len(said[category]) for name in own}
+    return Score(figures, per_item, counts)

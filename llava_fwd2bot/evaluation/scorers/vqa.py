@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files.records import read_records
 from ...files.text import read_any_json, read_json
-from ...training.data import read_records
 from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
@@ -90,7 +90,7 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
         groups.append(image)
     if len(per_item) < len(truth):
         raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
-    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item, groups)
+    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item, groups=groups)
 
 
 def _ten(people: list[Any], what: str, source: Path) -> list[Any]:
@@ -149,8 +149,8 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
         by_type.setdefault(entry["answer_type"], []).append(score)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
     groups = [entry.get("image_id", name) for name, entry in zip(names, entries, strict=True)]
-    figures = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
-    return Score(figures, per_item, groups, submission)
+    figures, counts = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
+    return Score(figures, per_item, counts, groups, submission)
 
 
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
@@ -199,5 +199,5 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     if not per_item:
         return Score({}, submission=submission)
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    figures = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
-    return Score(figures, per_item, submission=submission)
+    figures, counts = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
+    return Score(figures, per_item, counts, submission=submission)

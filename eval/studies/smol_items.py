@@ -1,0 +1,106 @@
+"""The items of each task on smol-llava: images, questions, captions, and what is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_fwd2bot.files.records import read_records
+from llava_fwd2bot.files.regular import file_digest
+from llava_fwd2bot.files.text import read_json
+from llava_fwd2bot.smol import instructions as make
+
+from . import smol_splits
+
+ANSWERED = ("caption", "exists", "daquar")
+SEARCHED = ("retrieval", "coco", "sugarcrepe")
+
+
+@dataclass
+class Split:
+    """Images of one data set, and what is asked or said of them."""
+
+    paths: list[Path]
+    captions: list[list[str]]
+
+    @classmethod
+    def of(cls, entries: list[dict[str, Any]], images: Path) -> Split:
+        return cls([images / e["image"] for e in entries], [e["captions"] for e in entries])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which items: all of the reported split, the first `limit`, or those that settings are chosen by."""
+
+    data: Path
+    limit: int | None = None
+    tuning: bool = False
+
+    def flickr(self) -> Split:
+        folder = self.data / "flickr8k"
+        entries = smol_splits.flickr(self.data)[0] if self.tuning else read_records(folder / "dev.jsonl")
+        return Split.of(entries[: self.limit], folder / "images")
+
+    def coco(self) -> Split:
+        folder = self.data / "coco_val2017"
+        return Split.of(read_records(folder / "captions.jsonl")[: self.limit], folder / "images")
+
+    def daquar(self) -> list[dict[str, Any]]:
+        return smol_splits.daquar(self.data)[self.tuning][: self.limit]
+
+
+def questions_of(task: str, asked_of: Asked) -> tuple[list[Path], list[int], list[str], list[Any]]:
+    """Images, the image of each question, the questions, and what is right."""
+    if task == "daquar":
+        asked = asked_of.daquar()
+        names = sorted({q["image"] for q in asked})
+        paths = [asked_of.data / "daquar" / "images" / name for name in names]
+        truth = [make.spoken(q["answer"]) for q in asked]
+        return paths, [names.index(q["image"]) for q in asked], [q["question"] for q in asked], truth
+    dev = asked_of.flickr()
+    if task == "caption":
+        count = len(dev.paths)
+        return dev.paths, list(range(count)), [make.DESCRIBE] * count, dev.captions
+    entries = [{"image": i, "captions": captions} for i, captions in enumerate(dev.captions[:300])]
+    asked = [q for kind in ("random", "popular", "adversarial") for q in make.pope_questions(entries, kind, 1)]
+    return dev.paths, [q["image"] for q in asked], [q["question"] for q in asked], [q["answer"] for q in asked]
+
+
+def sugarcrepe_items(asked_of: Asked) -> tuple[list[tuple[Path, str, str]], list[str]]:
+    """(image, true caption, false caption) of each pair whose image is there, and its kind."""
+    paths = {path.name: path for path in asked_of.coco().paths}
+    rows, kinds = [], []
+    for file in sorted((asked_of.data / "bench" / "sugarcrepe").glob("*.json")):
+        for item in read_json(file).values():
+            name = item["filename"].rsplit("_", 1)[-1]
+            if name in paths:
+                rows.append((paths[name], item["caption"], item["negative_caption"]))
+                kinds.append(file.stem)
+    return rows, kinds
+
+
+def images_of_items(task: str, asked_of: Asked) -> list[Any]:
+    """The image of each item of a task, in order: what is drawn together for an interval."""
+    if task in ANSWERED:
+        return questions_of(task, asked_of)[1]
+    if task == "sugarcrepe":
+        return [path.name for path, *_ in sugarcrepe_items(asked_of)[0]]
+    split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
+    return [i for i, said in enumerate(split.captions) for _ in said]
+
+
+def contents_of(task: str, asked_of: Asked) -> str:
+    """A digest of a task's images, questions and right answers: a result is of these, whatever their names."""
+    if task in ANSWERED:
+        paths, *told = questions_of(task, asked_of)
+    elif task == "sugarcrepe":
+        rows, kinds = sugarcrepe_items(asked_of)
+        paths, told = [path for path, *_ in rows], [[row[1:] for row in rows], kinds]
+    else:
+        split = asked_of.flickr() if task == "retrieval" else asked_of.coco()
+        paths, told = split.paths, [split.captions]
+    images = {path: file_digest(path) for path in dict.fromkeys(paths)}
+    return hashlib.sha256(json.dumps([[images[path] for path in paths], *told]).encode()).hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""Adapters for vLLM and for PEFT, written from a checkpoint's files; the base is not loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from ..files.text import read_json
+from ..files.writing import write_json
+from ..smol.tower import EfficientNetLiteConfig
+from .adapter_names import placed, unplaced
+from .export_manifest import CLIENT
+from .load import ORIGINAL
+from .read import ADAPTER_NAME, TENSORS_NAME
+
+# what vLLM 0.32 and 0.33 take for --max-lora-rank
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# the classes that take both image embeddings and LoRA there
+VLLM_CLASSES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
+# where the language model is: in transformers' LLaVA, which vLLM renames by itself, and in a plain causal LM
+_INSIDE = {"vllm": "model.language_model", "peft": "model"}
+
+
+def check_vllm(checkpoint: Path, settings: dict[str, Any], host: dict[str, Any], stages: list[str]) -> None:
+    """Raises ValueError where vLLM cannot serve the checkpoint; the message says what can be done instead."""
+    from safetensors import safe_open
+
+    kind, config = settings["base"]["fingerprint"]["class"], settings["fwd2bot"]
+    merged = "use --to merged --stage answer"
+    if kind in ORIGINAL.values():
+        raise ValueError(
+            f"{checkpoint} is in the original LLaVA's layout ({kind}), which vLLM does not open: `fwd2bot convert` it "
+            "to transformers' layout first, and export that."
+        )
+    if kind not in VLLM_CLASSES:
+        raise ValueError(f"vLLM has no LoRA for {kind}, only for {' and '.join(VLLM_CLASSES)}: {merged}.")
+    if (host.get("vision_config") or {}).get("model_type") == EfficientNetLiteConfig.model_type:
+        raise ValueError(f"The base's vision tower is smol-llava's, which vLLM does not know: {merged}.")
+    if config.lora_r > VLLM_RANKS[-1]:
+        raise ValueError(f"vLLM takes LoRA up to rank {VLLM_RANKS[-1]}, and this one has {config.lora_r}: {merged}.")
+    with safe_open(checkpoint / TENSORS_NAME, "pt") as file:
+        projector = any(name.startswith("projector.") for name in file.keys())  # noqa: SIM118
+    if projector and "compress" in stages:
+        raise ValueError(
+            "The projector was trained, and vLLM would compress images with the base's own. Give --stage answer, and "
+            "compress with `fwd2bot compress`: stored summaries hold all that the projector did."
+        )
+
+
+def write_adapters(
+    checkpoint: Path, settings: dict[str, Any], to: str, folder: Path, stages: list[str], base: str
+) -> dict[str, Any]:
+    """Writes one folder for each stage; gives what the manifest says of them."""
+    config, written = settings["fwd2bot"], {}
+    for stage in stages:
+        source = checkpoint / ("shared" if config.adapters == "shared" else stage)
+        tensors = {placed(unplaced(name), _INSIDE[to]): t for name, t in load_file(source / ADAPTER_NAME).items()}
+        (folder / stage).mkdir()
+        save_file(tensors, folder / stage / ADAPTER_NAME, metadata={"format": "pt"})
+        values = read_json(source / "adapter_config.json")
+        values.update(target_modules=list(config.lora_targets), base_model_name_or_path=base)
+        if to == "peft":  # of a causal LM, which has no vision tower
+            values.update(task_type="CAUSAL_LM", exclude_modules=None)
+        else:
+            values.update(exclude_modules=r".*\bvision_tower\..*")
+        write_json(folder / stage / "adapter_config.json", values)
+        written[stage] = {"folder": stage, "rank": config.lora_r}
+    return written
+
+
+def vllm_command(manifest: dict[str, Any], output: Path) -> list[str]:
+    """The command that serves the export at `output`.
+
+    No image is let in as pixels: the base would answer about it from its dense tokens, through the adapter. Then vLLM
+    loads no vision tower either.
+    """
+    modules = [f"{stage}={output / about['folder']}" for stage, about in manifest["adapters"].items()]
+    command = ["vllm", "serve", manifest["base"]["name_or_path"], "--enable-mm-embeds"]
+    command += ["--limit-mm-per-prompt", json.dumps({"image": 0})]
+    command += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(manifest["max_lora_rank"])]
+    command += ["--lora-modules", *modules]
+    template = output / CLIENT / manifest["template"]["file"]
+    return [*command, "--chat-template", str(template), "--chat-template-content-format", "openai"]

@@ -1,0 +1,71 @@
+"""Results as Markdown tables: plain column titles, and percentages with as many decimals as their items support."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# figure of a result → column title; `title` makes those of R@n
+TITLES = {
+    "accuracy": "accuracy",
+    "bleu4": "BLEU-4 × 100",
+    "cider": "CIDEr × 100",
+    "spice": "SPICE × 100",
+    "cosine": "cosine to the original",
+    "group": "group score",
+    "image": "image score",
+    "itt": "image-to-text accuracy",
+    "relative_error": "relative error",
+    "same_answers": "same answers as float16",
+    "text": "text score",
+    "tot": "text-only accuracy",
+}
+DIRECTIONS = {"t2i": "text→image", "i2t": "image→text"}
+
+
+def decimals(count: int) -> int:
+    """Decimals of a percentage over `count` items: its standard error, at most 50 / √count, is below 16 of the last.
+
+    None below 1,000 items, one below 100,000, two from there on.
+    """
+    return 0 if count < 1000 else 1 if count < 100_000 else 2
+
+
+def percent(share: float, count: int) -> str:
+    """A share in [0, 1] of `count` items as a percentage, without the sign."""
+    return f"{100 * share:.{decimals(count)}f}"
+
+
+def title(name: str) -> str:
+    """The column title of a figure: `t2i_r1` → "text→image R@1"."""
+    if found := re.fullmatch(r"(t2i|i2t)_r(\d+)", name):
+        return f"{DIRECTIONS[found[1]]} R@{found[2]}"
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(titles), "|".join(["---"] * len(titles)), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines)
+
+
+def results_table(found: Mapping[str, Any]) -> str:
+    """The rows of a retrieval, captioning or compositionality result as Markdown, with the number of items below.
+
+    Args:
+        found: the result of `fwd2bot eval`: `rows`, and `images` and `captions`, or `tests`.
+    """
+    rows, items = found["rows"], {name: found[name] for name in ("images", "captions", "tests") if found.get(name)}
+    names = dict.fromkeys(n for row in rows for n, value in row.items() if isinstance(value, float))
+    names = [name for name in names if name != "seconds" and not name.endswith("median_rank")]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        if name not in row:  # not every row has every figure
+            return ""
+        own = re.search(r"\((\d+)\)$", name)  # a kind of test with its number of tests
+        group = items.get("captions" if name.startswith("t2i") else "images", items.get("tests", 0))
+        return percent(row[name], int(own[1]) if own else group)
+
+    cells = [[str(row["k"]), row["by"], *(cell(row, name) for name in names)] for row in rows]
+    told = ", ".join(f"{count:,} {name}" for name, count in items.items())
+    return markdown(["k", "scored by", *map(title, names)], cells) + f"\n\nPercentages. n = {told}." * bool(told)

@@ -1,0 +1,134 @@
+"""`create_app`: the server as an ASGI application.
+
+model, processor = load_fwd2bot("my-fwd2bot")
+app = create_app(model, processor, "my-fwd2bot", caches=Caches(["photos.cache"], fingerprint))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from torch import nn
+
+from ..version import __version__
+from . import chat, collection, embedding
+from .caches import Caches
+from .engine import AnswerEngine
+from .errors import APIError, install
+from .guards import LOCAL, Guard
+from .limits import Limits
+from .metrics import Counted
+from .pictures import Fetcher
+from .schemas import ErrorBody
+from .service import Service
+
+PAGE = Path(__file__).with_name("page.html")
+# the page brings all that it needs; nothing else is loaded, and nothing of it stands in a frame of another
+POLICY = "default-src 'none'; connect-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'"
+
+
+def create_app(
+    model: nn.Module,
+    processor: Any,
+    name: str,
+    *,
+    caches: Caches | None = None,
+    limits: Limits | None = None,
+    engine: AnswerEngine | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] = LOCAL,
+    fetch_hosts: Sequence[str] = (),
+) -> FastAPI:
+    """The application; its `state.service` is the Service, which is closed when the application ends.
+
+    Args:
+        model, processor: of `load_fwd2bot`.
+        name: of the model, in requests.
+        engine: that answers in the place of the model, from the model's summaries.
+        token: that requests must bring; None: none is needed, and requests must name one of `hosts`.
+        fetch_hosts: from which URLs of images are fetched; with none, no URL is.
+    """
+    limits = limits or Limits()
+    caches = Caches([], "") if caches is None else caches
+    service = Service(model, processor, name, limits, caches, Fetcher(limits, fetch_hosts), engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    errors = {"4XX": {"model": ErrorBody, "description": "The request was refused"}}
+    errors |= {"5XX": {"model": ErrorBody, "description": "The server failed"}}
+    app = FastAPI(
+        title="Fwd2Bot", version=__version__, lifespan=lifespan, responses=errors, docs_url=None, redoc_url=None
+    )
+    app.state.service = service
+    install(app)
+    for routes in (chat.routes, embedding.routes, collection.routes, _routes):
+        app.include_router(routes(service))
+    app.add_middleware(Guard, token=token, hosts=tuple(hosts), most=limits.body_bytes)
+    app.add_middleware(Counted, metrics=service.metrics)
+    return app
+
+
+def _routes(service: Service) -> APIRouter:
+    router = APIRouter()
+    page = PAGE.read_text(encoding="utf-8")
+    policy = POLICY + "".join(f"; {kind} '{digest}'" for kind, digest in _digests(page))
+
+    @router.get("/v1/models", summary="The models, and what they are")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(service, name) for name in service.names]}
+
+    @router.get("/v1/models/{name:path}", summary="One model")
+    async def model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return _model(service, name)
+
+    @router.get("/health", summary="Whether the server can answer")
+    async def health() -> dict[str, Any]:
+        if not service.model.batcher.alive:
+            raise APIError(503, "The model's thread has ended: restart the server.", "model_gone")
+        counts = await asyncio.to_thread(service.caches.counts)
+        return {"status": "ok", "model": service.name, "images": counts, "waiting": service.model.batcher.waiting()}
+
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    return router
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    own = {"id": name, "object": "model", "created": service.created, "owned_by": "llava_fwd2bot"}
+    if name != service.name:
+        return {**own, "fwd2bot": None}
+    size = service.model.like.shape[1]
+    trained = sorted(service.config.nested_k or [service.k])
+    limits = service.limits
+    told = {"k": service.k, "trained_k": trained, "hidden_size": size, "caches": list(service.caches.counts())}
+    return {**own, "fwd2bot": {**told, "max_images": limits.images, "max_tokens": limits.new_tokens}}
+
+
+def _digests(page: str) -> list[tuple[str, str]]:
+    """By which the policy knows the page's own style and script."""
+    import base64
+
+    found = []
+    for tag, kind in (("style", "style-src"), ("script", "script-src")):
+        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        found.append((kind, f"sha256-{digest}"))
+    return found
