@@ -152,8 +152,13 @@ def wups(said: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -> l
 
 
 def yes_no(said: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
-    """POPE's figures, "yes" being the positive, answers read as by its script; and `per_item`."""
-    answers, wanted = [not says_no(text) for text in said], [label == "yes" for label in truth]
+    """POPE's figures, "yes" being the positive, answers read as by its script; and `per_item`.
+
+    An empty answer is wrong, whatever is right, as in `eval score`: the script reads it as yes.
+    """
+    wanted = [label == "yes" for label in truth]
+    pairs = zip(said, wanted, strict=True)
+    answers = [not says_no(text) if text.strip() else not right for text, right in pairs]
     hits = [float(a == b) for a, b in zip(answers, wanted, strict=True)]
     return {**figures_of(answers, wanted), "per_item": hits}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.text import read_any_json, read_json
+from .resample import Counts, counts
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
 WITH_TABLE = ("cost", "codec")  # evaluators of one model: the report shows their own table
@@ -32,6 +33,7 @@ class Result:
     groups: list[Any] | None  # of each item, in their order, what it belongs to: its image
     of: str | None  # a digest of the items, where they are known by their number alone
     source: Path
+    counts: Counts | None = None  # of a figure that is no mean of items
 
     @property
     def name(self) -> str:
@@ -115,7 +117,7 @@ def _result(
 ) -> Result:
     average = sum(items.values()) / len(items)
     scale = value / average if average else 1.0
-    # points, F1 and their like are no mean of items, and get no interval
+    # points, F1 and their like are no mean of items; their interval is made of counts, where the file holds them
     plain = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
     model = str(content.get("model"))
     if k is None:  # LLaVA's own programs do not write it
@@ -132,7 +134,8 @@ def _result(
     if content.get("quantised"):
         model += f" ({content['quantised']})"
     groups = content.get("image_of_item")
-    own = (content.get("limit"), groups, content.get("of"), file)
+    parts = content.get("parts")
+    own = (content.get("limit"), groups, content.get("of"), file, None if parts is None else counts(parts))
     return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
 
 

@@ -34,6 +34,10 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextmanager
 def running(refuse: int | None = None) -> Iterator[Hub]:
     with Hub(refuse) as hub:
@@ -94,10 +98,16 @@ class _Handler(BaseHTTPRequestHandler):
             told = json.loads(body)["objects"]
             told = [{**o, "actions": {"upload": {"href": f"{hub.url}/large/{o['oid']}"}}} for o in told]
             self._send({"transfer": "basic", "objects": told}, Content_Type="application/vnd.git-lfs+json")
+        elif parts[:2] == ["api", "models"] and parts[4] == "paths-info":
+            self._paths("/".join(parts[2:4]), body)
         elif parts[:2] == ["api", "models"] and parts[4] == "commit":
             self._commit("/".join(parts[2:4]), [json.loads(line) for line in body.splitlines()])
         else:
             self._send({"error": f"no {self.path}"}, 404)
+
+    def _paths(self, name: str, body: bytes) -> None:
+        files, asked = self.server.files[name], json.loads(body)["paths"]
+        self._send([{"type": "file", "path": n, "size": len(files[n]), "oid": _digest(files[n])} for n in asked])
 
     def _commit(self, name: str, lines: list[dict]) -> None:
         files = self.server.files[name]
@@ -115,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = self._asked()
         if parts is not None:
             content = self._body()
-            assert parts == ["large", hashlib.sha256(content).hexdigest()]
+            assert parts == ["large", _digest(content)]
             self.server.large[parts[1]] = content
             self._send({})
 
@@ -125,6 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if parts[:2] == ["api", "models"] and "/".join(parts[2:4]) in self.server.files:
             name = "/".join(parts[2:4])
+            if parts[4:5] == ["tree"]:
+                files = self.server.files[name].items()
+                self._send([{"type": "file", "path": n, "size": len(f), "oid": _digest(f)} for n, f in files])
+                return
             siblings = [{"rfilename": file} for file in self.server.files[name]]
             self._send({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
         elif len(parts) > 4 and parts[2] == "resolve":
@@ -132,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             if content is None:
                 self._send({"error": "no such file"}, 404, X_Error_Code="EntryNotFound")
             else:
-                self._send(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
+                self._send(content, ETag=f'"{_digest(content)}"')
         else:
             self._send({"error": f"no {self.path}"}, 404)
 

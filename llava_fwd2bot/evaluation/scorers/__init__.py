@@ -43,6 +43,7 @@ class Score:
     submission: Any = None  # what the benchmark's server or own scorer takes, where there is such a thing
     submission_lines: bool = False  # whether it takes JSON lines, not one JSON
     note: str | None = None  # what whoever sends the submission should know
+    parts: dict[str, Any] | None = None  # of a first figure that is no mean of items, what `resample.counts` takes
 
 
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
