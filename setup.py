@@ -42,6 +42,8 @@ setup(
         "ray": ["lancedb>=0.40", "filelock>=3.12", "ray[data]>=2.40"],
         # the server; caches are a part of it
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "lancedb>=0.40", "filelock>=3.12"],
+        "sentence-transformers": ["sentence-transformers>=6"],
+        "mteb": ["mteb>=2"],
         "lmms": ["lmms-eval>=0.6", "filelock>=3.12,<4"],  # lmms-eval 0.7.3 uses filelock._api, which 4 has no more
         "quickstart": ["gguf>=0.10", "matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
         # what the README's examples use: smol-llava, the cache, 4 and 8 bit, the evaluators
@@ -70,6 +72,7 @@ setup(
             *"datasets evaluate httpx jsonlines loguru numexpr python-dotenv pytablewriter sacrebleu".split(),
             *"scikit-learn sympy tenacity".split(),
             "scikit-image>=0.22",  # photographs
+            "sentence-transformers>=6",
             # the server, and the client that its tests use
             *["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "openai>=1.50"],
         ],

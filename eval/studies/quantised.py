@@ -208,7 +208,7 @@ def cell(parts: dict[str, Any], task: str, first: str, second: str) -> str:
     if own is None or base is None:
         return ""
     value = f"{100 * own['value']:.1f}"
-    if own is base:
+    if own is base or not base["value"]:  # of 0 there is no share
         return value
     low, high = bootstrap(own["items"], base["items"], groups=own["groups"])
     return f"{value}: {100 * own['value'] / base['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
@@ -277,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder with flickr8k, coco_val2017 and bench")
     parser.add_argument("--output", type=Path, required=True, help="NAME.json; NAME.md is written beside it")
     parser.add_argument("--work", type=Path, help="where summaries are kept; default: NAME.work beside the output")
+    parser.add_argument("--model", default="smol-llava", help="the checkpoint; default: smol-llava")
     parser.add_argument("--images", type=int, default=60, help="of Flickr8k's dev split; default: 60")
     parser.add_argument("--pairs", type=int, default=142, help="of SugarCrepe's 426 with an image; default: 142")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
@@ -286,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     work = arguments.work or arguments.output.with_suffix(".work")
-    study = Study(arguments.data, arguments.output, work, arguments.images, arguments.pairs)
+    study = Study(arguments.data, arguments.output, work, arguments.images, arguments.pairs, arguments.model)
     study.found["shapes"] = shapes()
     study.run(arguments.precisions)
     write_text(arguments.output.with_suffix(".md"), document(study.found))

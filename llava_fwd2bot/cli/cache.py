@@ -12,6 +12,7 @@ from typing import Any
 from ..cache.remembered import recall
 from .options import checked, load_model, model_options, number
 from .parser import Parser
+from .precision import check_precision
 
 KINDS = ("safetensors", "parquet", "numpy", "faiss")
 
@@ -139,6 +140,7 @@ def _compress_again(args: argparse.Namespace) -> dict[str, Any]:
     path, _ = checked(args.model or model_of(args.cache))
     cache = SummaryCache.open(args.cache, fingerprint_of(path))
     settings = cache.settings
+    check_precision(args, settings)
     own = {"reading": settings.reading, "fast": settings.decoding == "fast"}
     later = Later(lambda: Compressor(*load_model(path, args), settings.k, **own), 8)
     done = fill(cache, lost_entries(cache), later)

@@ -100,7 +100,8 @@ def _score(args: argparse.Namespace) -> None:
         else:
             write_json(args.submission, found.submission)
     if args.output:
-        write_json(args.output, {**result, "per_item": found.per_item, "image_of_item": found.groups})
+        kept = {"per_item": found.per_item, "image_of_item": found.groups, "parts": found.parts}
+        write_json(args.output, {**result, **kept})
     if args.json:
         print(json.dumps(result))
     elif not found.figures:

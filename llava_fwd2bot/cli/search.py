@@ -12,6 +12,7 @@ from typing import Any
 
 from .options import checked, count, load_model, model_options
 from .parser import Parser
+from .precision import check_precision, precision_option
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,6 +43,7 @@ def search_options(parser: argparse.ArgumentParser, count: Any, top: int) -> Non
         "--filter", metavar="SQL", help="a condition on the columns, e.g. \"width > 1000 AND id LIKE 'a/%%'\""
     )
     parser.add_argument("--exact", action="store_true", help="compare with every image, without the index")
+    precision_option(parser)
 
 
 def run_search(args: argparse.Namespace) -> None:
@@ -64,6 +66,7 @@ def run_search(args: argparse.Namespace) -> None:
         if args.id is None:
             path, _ = checked(args.model or model_of(args.cache))
             cache = SummaryCache.open(args.cache, fingerprint_of(path))
+            check_precision(args, cache.settings)
             loaded = load_model(path, args)
         else:
             loaded = None
@@ -161,6 +164,7 @@ def summaries_for_answer(args: argparse.Namespace, path: Path) -> tuple[list[str
     from ..cache.reader import SummaryCache
 
     cache = SummaryCache.open(args.cache, fingerprint_of(path))
+    check_precision(args, cache.settings)
     if args.id:
         return args.id, (cache.get(args.id, args.k), None)
     loaded = load_model(path, args)

@@ -166,6 +166,11 @@ def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tenso
             file_out = stack.enter_context(file.open("a", encoding="utf-8"))
         for item, state in list(zip(items, states, strict=True))[len(found) :]:
             scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
+            if not scores.isfinite().all():
+                raise ValueError(
+                    f"The likelihood of a text about {item.images[0]} is {scores.flatten().tolist()}: the checkpoint "
+                    "is damaged or its training diverged. Try --dtype float32."
+                )
             found.append(scores)
             if file is not None:
                 file_out.write(json.dumps({"scores": scores.tolist()}) + "\n")

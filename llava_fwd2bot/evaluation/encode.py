@@ -68,6 +68,22 @@ def _read(file: Path) -> Tensor:
         raise ValueError(f"{file} is damaged ({error}): remove it, and it will be made again.") from error
 
 
+def _finite(summaries: Tensor, kind: str, at: int, items: Sequence[Any]) -> Tensor:
+    """`summaries` [C, k, D] of the items from `at` on; every comparison with NaN is false, and would count as a miss.
+
+    Raises:
+        ValueError: one is not finite in float16, as it is kept.
+    """
+    wrong = (~summaries.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        first = str(items[at + wrong[0]])
+        raise ValueError(
+            f"{len(wrong)} of {len(summaries)} summaries of {kind} hold NaN or overflow float16, the first that of "
+            f"{first[:200]!r}: the checkpoint is damaged or its training diverged. Try --dtype float32."
+        )
+    return summaries
+
+
 def _settings(config: Any) -> Any:
     """A model's configuration without its source, library versions and dtype."""
     if not isinstance(config, dict):
@@ -147,7 +163,7 @@ class Encoder:
                 chunk = items[at : at + CHUNK]
                 file = self.file(kind, names_of(chunk)) if self.work is not None else None
                 if file is not None and file.is_file():
-                    parts.append(_read(file))
+                    parts.append(_finite(_read(file), kind, at, items))
                 else:
                     batches = [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
                     found, names, waiting = [], [], prefetch.submit(prepare, batches[0])
@@ -156,7 +172,7 @@ class Encoder:
                         names += read
                         waiting = prefetch.submit(prepare, following) if following is not None else None
                         found.append(run(ready).to("cpu", torch.float16))
-                    parts.append(torch.cat(found))
+                    parts.append(_finite(torch.cat(found), kind, at, items))
                     if (file := self.file(kind, names)) is not None:
                         file.parent.mkdir(parents=True, exist_ok=True)
                         write_tensors({"summary": parts[-1]}, file)

@@ -152,10 +152,15 @@ def wups(answers: Sequence[str], truth: Sequence[str], threshold: float = 0.9) -
 
 
 def yes_no(answers: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
-    """POPE's figures, with "yes" as the positive class and answers read as by its script; and `per_item`."""
-    said_yes, wanted = [not says_no(text) for text in answers], [label == "yes" for label in truth]
-    hits = [float(a == b) for a, b in zip(said_yes, wanted, strict=True)]
-    return {**figures_of(said_yes, wanted), "per_item": hits}
+    """POPE's figures, with "yes" as the positive class and answers read as by its script; and `per_item`.
+
+    An empty answer is wrong whatever the label, as in `eval score`; the script reads it as yes.
+    """
+    wanted = [label == "yes" for label in truth]
+    pairs = zip(answers, wanted, strict=True)
+    predicted = [not says_no(text) if text.strip() else not right for text, right in pairs]
+    hits = [float(a == b) for a, b in zip(predicted, wanted, strict=True)]
+    return {**figures_of(predicted, wanted), "per_item": hits}
 
 
 def bootstrap(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files.writing import write_bytes, write_json, write_text
-from . import codec, cost
+from . import codec, cost, resample
 from .drawing import png, pyplot
 from .metrics import bootstrap
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
@@ -59,12 +59,16 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
             if result.is_mean:
                 drawn = bootstrap(list(result.items.values()), groups=result.groups)
                 row["interval"] = [result.scale * x for x in drawn]
+            elif result.counts is not None:
+                row["interval"] = list(resample.interval(result.counts))
             if reference is not None and result is not reference and reference.value:
                 ours, theirs = pair(result, reference)
                 row["retention"] = result.value / reference.value
                 if result.is_mean and reference.is_mean:
                     row["retention_interval"] = list(bootstrap(ours, theirs, groups=reference.groups))
                     row["p"] = sign_flips(ours, theirs, reference.groups)
+                elif result.counts is not None and reference.counts is not None:
+                    row["retention_interval"] = list(resample.interval(result.counts, reference.counts))
             rows.append(row)
     return rows
 

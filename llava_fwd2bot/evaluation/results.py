@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.text import read_any_json, read_json
+from .resample import Counts, counts
 
 EVALUATORS = ("retrieval", "captioning", "compositionality")
 WITH_TABLE = ("cost", "codec")  # evaluators of one model: the report shows their own table
@@ -32,6 +33,7 @@ class Result:
     groups: list[Any] | None  # the image of each item, in order
     of: str | None  # a digest of the items, if their keys are only numbers
     source: Path
+    counts: Counts | None = None  # of a score that is not a mean of items
 
     @property
     def name(self) -> str:
@@ -116,7 +118,7 @@ def _result(
 ) -> Result:
     average = sum(items.values()) / len(items)
     scale = value / average if average else 1.0
-    # points, F1 and similar scores are not a mean of items, and get no interval
+    # points, F1 and similar scores are not a mean of items; their interval comes from counts, where the file holds them
     plain = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
     model = str(content.get("model"))
     if k is None:  # not written by LLaVA's own programs
@@ -133,7 +135,8 @@ def _result(
     if content.get("quantised"):
         model += f" ({content['quantised']})"
     groups = content.get("image_of_item")
-    own = (content.get("limit"), groups, content.get("of"), file)
+    parts = content.get("parts")
+    own = (content.get("limit"), groups, content.get("of"), file, None if parts is None else counts(parts))
     return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
 
 

@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ModelMeta, ScoringFunction
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint.load import load_for_inference
+from ..extras import require
 from ..processing.generate import summaries_of
+
+require("mteb", "mteb", "Fwd2BotEncoder")
+from mteb.models.abs_encoder import AbsEncoder  # noqa: E402
+from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402
 
 MODALITIES = ("text", "image")
 

@@ -43,6 +43,7 @@ class Score:
     submission: Any = None  # the file for the benchmark's server or scorer, if there is one
     submission_lines: bool = False  # whether the submission is JSON lines
     note: str | None = None  # a note on the submission
+    parts: dict[str, Any] | None = None  # what `resample.counts` takes, if the first score is not a mean of items
 
 
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record

@@ -35,7 +35,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
     check_unique(keys, "The answers by image and question")
     answer_by_key = dict(zip(keys, answers.values(), strict=True))
-    figures, per_item, counts, asked = {}, {}, {}, set()
+    figures, per_item, counts, parts, asked = {}, {}, {}, [], set()
     for task in (*PERCEPTION, *COGNITION):
         folder = ground_truth / task
         texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
@@ -49,6 +49,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
                 asked.add(key)
                 right.append(float(parse_yes_no(answer_to(key, answer_by_key, str(ground_truth))["text"]) == truth))
                 per_item[" ".join(key)] = right[-1]
+                parts.append([key[0], task, int(right[-1])])
             hits += right
             pairs.append(float(sum(right) == 2))
         figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
@@ -58,7 +59,10 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}
-    return Score(sums | figures, per_item, counts)
+    shown = sums | figures
+    first = groups.get(next(iter(shown)), [next(iter(shown))])  # the tasks that the first figure is made of
+    own = {"kind": "mme", "items": [part for part in parts if part[1] in first]}
+    return Score(shown, per_item, counts, parts=own)
 
 
 def _pair(text: Path) -> list[tuple[str, str]]:

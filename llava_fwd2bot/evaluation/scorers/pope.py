@@ -63,7 +63,7 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
                 )
     predicted: dict[str, list[bool]] = {}
     truth: dict[str, list[bool]] = {}
-    figures, per_item = {}, {}
+    figures, per_item, parts = {}, {}, []
     asked = read_records(questions, lines=True)
     check_unique([line["question_id"] for line in asked], str(questions))
     check_known(answers, {line["question_id"] for line in asked}, str(questions))
@@ -79,6 +79,7 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         predicted.setdefault(category, []).append(yes)
         truth.setdefault(category, []).append(right)
         per_item[str(line["question_id"])] = float(yes == right)
+        parts.append([line["image"], category, int(yes), int(right)])
     for category in sorted({key[0] for key in labels}):
         known, own = sum(key[0] == category for key in labels), len(predicted.get(category, ()))
         if own < MIN_ASKED * known:
@@ -93,4 +94,4 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     for category, own in by_category.items():
         figures |= {f"{category}_{name}": value for name, value in own.items()}
         counts |= {f"{category}_{name}": len(predicted[category]) for name in own}
-    return Score(figures, per_item, counts)
+    return Score(figures, per_item, counts, parts={"kind": "pope", "items": parts})
