@@ -139,6 +139,13 @@ def test_other_bad_requests(server, path, body, status):
     assert server.http.get("/health").json()["images"] == {"pets.cache": 4}
 
 
+def test_methods_that_a_path_has(server):
+    """All of them, where several routes share the path."""
+    found = server.http.post("/v1/images/a.png")
+    refused(found, 405)
+    assert found.headers["allow"] == "DELETE, GET"
+
+
 def test_what_is_no_json(server):
     """Also bytes that are no text at all."""
     for content in (b"{", b"\xff\xfe", b"[]", b"", b'{"messages": NaN}'):
