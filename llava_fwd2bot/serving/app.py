@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from torch import nn
@@ -73,42 +73,39 @@ def create_app(
     app.state.service = service
     install(app)
     for routes in (chat.routes, embedding.routes, collection.routes, _routes):
-        app.include_router(routes(service))
+        routes(app, service)
     app.add_middleware(Guard, token=token, hosts=tuple(hosts), most=limits.body_bytes)
     app.add_middleware(Counted, metrics=service.metrics)
     return app
 
 
-def _routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def _routes(app: FastAPI, service: Service) -> None:
     page = PAGE.read_text(encoding="utf-8")
     policy = POLICY + "".join(f"; {kind} '{digest}'" for kind, digest in _digests(page))
 
-    @router.get("/v1/models", summary="The models, and what they are")
+    @app.get("/v1/models", summary="The models, and what they are")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service, name) for name in service.names]}
 
-    @router.get("/v1/models/{name:path}", summary="One model")
+    @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return _model(service, name)
 
-    @router.get("/health", summary="Whether the server can answer")
+    @app.get("/health", summary="Whether the server can answer")
     async def health() -> dict[str, Any]:
         if not service.model.batcher.alive:
             raise APIError(503, "The model's thread has ended: restart the server.", "model_gone")
         counts = await asyncio.to_thread(service.caches.counts)
         return {"status": "ok", "model": service.name, "images": counts, "waiting": service.model.batcher.waiting()}
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
-
-    return router
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -346,8 +346,8 @@ class Dying:
         self.words, self.closed = words, closed if closed is not None else []
         self.asked: list = []
 
-    def answer(self, question, summaries, **options):
-        self.asked.append((question, [tuple(s.shape) for s in summaries], options))
+    def answer(self, question, *, summary, stream, **options):
+        self.asked.append((question, None if summary is None else tuple(summary.shape), options))
         try:
             for i in range(self.words):
                 yield f"word{i} "
@@ -368,8 +368,8 @@ def test_an_engine_that_dies(loaded, checkpoint, cached):
         refused(server.http.post(CHAT, json=body), 502, "engine_failed")
         text = server.http.post(CHAT, json={**body, "stream": True}).text
         assert "word2" in text and '"engine_failed"' in text and "[DONE]" not in text
-        question, shapes, options = engine.asked[-1]
-        assert (question, shapes) == (QUESTION, [(4, 64)]) and options["max_new_tokens"] == 2
+        question, shape, options = engine.asked[-1]
+        assert (question, shape) == (QUESTION, (1, 4, 64)) and options["max_new_tokens"] == 2
         assert server.http.get("/health").status_code == 200
         assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == ["toy"]
 
@@ -378,7 +378,7 @@ def test_an_engine_answers(loaded, checkpoint, cached):
     """Its pieces are the answer; a client that goes away closes them."""
 
     class Good:
-        def answer(self, question, summaries, **options):
+        def answer(self, question, *, summary, stream, **options):
             yield from ("two ", "dogs")
 
     with listening(app_of(loaded, checkpoint, cached, engine=Good())) as server:
