@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from ..cache.decode import Preparer
 from ..cache.format import is_local
 from ..cache.search import thumbnail
 from ..files.images import ImageError
+from .caches import Stored
 from .errors import APIError, invalid
 from .lifecycle import Deadline, result_of, within
 from .pictures import SCHEME
@@ -72,8 +74,15 @@ async def _search(service: Service, body: SearchRequest) -> dict[str, Any]:
     if len(query) < k:
         raise invalid(f"The image has {len(query)} summary tokens, but {name} compares {k}.", given[0], "k_too_small")
     hits = await asyncio.to_thread(service.caches.search, name, query[:k], body.top, body.filter, body.rerank)
-    data = [{**image.about(), "score": score, "url": f"{SCHEME}{name}/{image.row['id']}"} for image, score in hits]
+    data = await asyncio.to_thread(lambda: [_hit(name, image, score) for image, score in hits])
     return {"object": "list", "cache": name, "data": data}
+
+
+def _hit(cache: str, image: Stored, score: float) -> dict[str, Any]:
+    """`file`: whether there is a thumbnail."""
+    source = image.row["source"]
+    there = is_local(source) and os.path.isfile(source)
+    return {**image.about(), "score": score, "url": f"{SCHEME}{cache}/{image.row['id']}", "file": there}
 
 
 async def _add(service: Service, body: ImageRequest) -> JSONResponse:
