@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,12 +44,18 @@ class Server:
             list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
         )
         said = []
-        while not (said and "serving" in said[-1]):
+        while not (said and (found := re.search(r"serving .* on (http://\S+)", said[-1]))):
             said.append(self.process.stderr.readline())
             if not said[-1]:
                 raise RuntimeError(f"the server did not start: {''.join(said)}")
-        self.url = re.search(r"http://\S+", said[-1])[0]
+        self.url = found[1]
+        # what it says later must be read, or it waits for its reader
+        threading.Thread(target=self._read, daemon=True).start()
         self.seconds_to_start = time.perf_counter() - started
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            print(line, end="", file=sys.stderr)
 
     @property
     def resident(self) -> int:
@@ -59,9 +66,7 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stderr.close()
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(60)
-        self.process.stderr.close()

@@ -28,7 +28,9 @@ def routes(app: FastAPI, service: Service) -> None:
     async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
         return await within(request, _search(service, body), Deadline(service.limits.seconds))
 
-    @app.post("/v1/images", summary="Compress an image and store its summary", status_code=201)
+    replaced = {200: {"description": "The image is in the place of an earlier one of this id"}}
+
+    @app.post("/v1/images", summary="Compress an image and store its summary", status_code=201, responses=replaced)
     async def add(body: ImageRequest, request: Request) -> JSONResponse:
         return await within(request, _add(service, body), Deadline(service.limits.seconds))
 

@@ -18,7 +18,7 @@ PIXEL = (
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: 0 is not false, "1" is not 1
 
 
 class ErrorDetail(BaseModel):
