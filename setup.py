@@ -19,7 +19,7 @@ setup(
         "llava_fwd2bot": ["py.typed"],
         "llava_fwd2bot.smol": ["weights/**/*"],
         "llava_fwd2bot.evaluation": ["published.json"],
-        "llava_fwd2bot.serving": ["page.html"],
+        "llava_fwd2bot.serving": ["page/*"],
     },
     python_requires=">=3.10",
     install_requires=[

@@ -112,7 +112,7 @@ def _app(args: argparse.Namespace, limits: Any, token: str | None, hosts: tuple[
     if args.engine_url:
         from ..serving.vllm import VLLMAnswers
 
-        engine = VLLMAnswers(args.engine_url)
+        engine = VLLMAnswers(args.engine_url, path)
     model, processor = load_model(path, args)
     name = args.name or Path(args.model).name
     return create_app(

@@ -7,14 +7,13 @@ app = create_app(model, processor, "my-fwd2bot", caches=Caches(["photos.cache"],
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from torch import nn
 
@@ -30,9 +29,13 @@ from .pictures import Fetcher
 from .schemas import ErrorBody
 from .service import Service
 
-PAGE = Path(__file__).with_name("page.html")
-# the page brings all that it needs; nothing else is loaded, and nothing of it stands in a frame of another
-POLICY = "default-src 'none'; connect-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'"
+PAGE = Path(__file__).with_name("page")
+FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": "text/javascript"}
+# the page brings all that it needs: nothing of others is loaded, nothing but this server is asked, no frame holds it
+POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 def create_app(
@@ -73,42 +76,48 @@ def create_app(
     app.state.service = service
     install(app)
     for routes in (chat.routes, embedding.routes, collection.routes, _routes):
-        app.include_router(routes(service))
+        routes(app, service)
     app.add_middleware(Guard, token=token, hosts=tuple(hosts), most=limits.body_bytes)
     app.add_middleware(Counted, metrics=service.metrics)
     return app
 
 
-def _routes(service: Service) -> APIRouter:
-    router = APIRouter()
-    page = PAGE.read_text(encoding="utf-8")
-    policy = POLICY + "".join(f"; {kind} '{digest}'" for kind, digest in _digests(page))
-
-    @router.get("/v1/models", summary="The models, and what they are")
+def _routes(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", summary="The models, and what they are")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service, name) for name in service.names]}
 
-    @router.get("/v1/models/{name:path}", summary="One model")
+    @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return _model(service, name)
 
-    @router.get("/health", summary="Whether the server can answer")
+    @app.get("/health", summary="Whether the server can answer")
     async def health() -> dict[str, Any]:
         if not service.model.batcher.alive:
             raise APIError(503, "The model's thread has ended: restart the server.", "model_gone")
         counts = await asyncio.to_thread(service.caches.counts)
         return {"status": "ok", "model": service.name, "images": counts, "waiting": service.model.batcher.waiting()}
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return _file("index.html")
 
-    return router
+    @app.get("/page/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        return _file(name)
+
+
+def _file(name: str) -> Response:
+    """A file of the page."""
+    if name not in FILES:
+        raise APIError(404, f"The page has no file {name[:100]!r}.")
+    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    return Response((PAGE / name).read_bytes(), media_type=FILES[name], headers=headers)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
@@ -118,17 +127,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     size = service.model.like.shape[1]
     trained = sorted(service.config.nested_k or [service.k])
     limits = service.limits
-    told = {"k": service.k, "trained_k": trained, "hidden_size": size, "caches": list(service.caches.counts())}
+    told = {"k": service.k, "trained_k": trained, "hidden_size": size, "caches": service.caches.names}
     return {**own, "fwd2bot": {**told, "max_images": limits.images, "max_tokens": limits.new_tokens}}
-
-
-def _digests(page: str) -> list[tuple[str, str]]:
-    """By which the policy knows the page's own style and script."""
-    import base64
-
-    found = []
-    for tag, kind in (("style", "style-src"), ("script", "script-src")):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        found.append((kind, f"sha256-{digest}"))
-    return found

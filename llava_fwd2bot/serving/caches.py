@@ -72,6 +72,10 @@ class Caches:
     def __bool__(self) -> bool:
         return bool(self._caches)
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._caches)
+
     def counts(self) -> dict[str, int]:
         """Images of each cache; whatever cannot be read raises."""
         return {name: len(cache) for name, cache in self._caches.items()}

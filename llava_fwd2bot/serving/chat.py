@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from torch import Tensor
 
@@ -27,18 +27,15 @@ NEW_TOKENS = 128  # of an answer, where the request does not say
 STOPS = 8  # texts that end an answer
 
 
-def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def routes(app: FastAPI, service: Service) -> None:
 
-    @router.post("/v1/chat/completions", summary="Answer questions about images, or continue a conversation")
+    @app.post("/v1/chat/completions", summary="Answer questions about images, or continue a conversation")
     async def chat(body: ChatRequest, request: Request) -> Response:
         deadline = Deadline(service.limits.seconds)
         asked = await within(request, prepared(service, body), deadline)
         if body.stream:
             return await asked.stream(request, deadline)
         return JSONResponse(await within(request, asked.whole(), deadline))
-
-    return router
 
 
 async def prepared(service: Service, body: ChatRequest) -> Asked:
@@ -85,6 +82,8 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
                 task.cancel()
         answer.summaries = [image.summary for image in seen]
         tokens += sum(len(summary) - 1 for summary in answer.summaries)
+        if service.remote is not None and len({len(summary) for summary in answer.summaries}) > 1:
+            raise invalid("The engine takes images of one number of summary tokens: give k.", "k")
         text = talk.question
         leading = text.startswith(f"{PLACEHOLDER}\n" * len(seen)) and text.count(PLACEHOLDER) == len(seen)
         answer.question = text[len(seen) * (len(PLACEHOLDER) + 1) :] if leading else text

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from ..cache.decode import Preparer
 from ..cache.format import is_local
 from ..cache.search import thumbnail
 from ..files.images import ImageError
+from .caches import Stored
 from .errors import APIError, invalid
 from .lifecycle import Deadline, result_of, within
 from .pictures import SCHEME
@@ -20,27 +22,28 @@ from .schemas import ImageRequest, LookRequest, SearchRequest
 from .service import Service
 
 
-def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def routes(app: FastAPI, service: Service) -> None:
 
-    @router.post("/v1/search", summary="Find images of a cache by words or by an image")
+    @app.post("/v1/search", summary="Find images of a cache by words or by an image")
     async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
         return await within(request, _search(service, body), Deadline(service.limits.seconds))
 
-    @router.post("/v1/images", summary="Compress an image and store its summary", status_code=201)
+    replaced = {200: {"description": "The image is in the place of an earlier one of this id"}}
+
+    @app.post("/v1/images", summary="Compress an image and store its summary", status_code=201, responses=replaced)
     async def add(body: ImageRequest, request: Request) -> JSONResponse:
         return await within(request, _add(service, body), Deadline(service.limits.seconds))
 
-    @router.get("/v1/images/{image_id:path}", summary="What is known of an image")
+    @app.get("/v1/images/{image_id:path}", summary="What is known of an image")
     async def about(image_id: str, cache: str | None = None) -> dict[str, Any]:
         return (await asyncio.to_thread(service.caches.find, image_id, "id", cache)).about()
 
-    @router.delete("/v1/images/{image_id:path}", summary="Take an image out of its cache")
+    @app.delete("/v1/images/{image_id:path}", summary="Take an image out of its cache")
     async def delete(image_id: str, cache: str | None = None) -> dict[str, Any]:
         gone = await asyncio.to_thread(service.caches.delete, image_id, cache)
         return {"id": gone.row["id"], "object": "image", "cache": gone.cache, "deleted": True}
 
-    @router.get("/v1/thumbnails/{image_id:path}", summary="A small JPEG of an image whose file is there")
+    @app.get("/v1/thumbnails/{image_id:path}", summary="A small JPEG of an image whose file is there")
     async def small(image_id: str, cache: str | None = None) -> Response:
         image = await asyncio.to_thread(service.caches.find, image_id, "id", cache)
         source = image.row["source"]
@@ -49,11 +52,9 @@ def routes(service: Service) -> APIRouter:
             raise APIError(404, f"The file of {image.row['id']} is not there: its summary is.", "no_file", "id")
         return Response(base64.b64decode(made), media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
-    @router.post("/v1/look", summary="What each summary token attended to")
+    @app.post("/v1/look", summary="What each summary token attended to")
     async def look(body: LookRequest, request: Request) -> dict[str, Any]:
         return await within(request, _look(service, body), Deadline(service.limits.seconds))
-
-    return router
 
 
 async def _search(service: Service, body: SearchRequest) -> dict[str, Any]:
@@ -75,8 +76,15 @@ async def _search(service: Service, body: SearchRequest) -> dict[str, Any]:
     if len(query) < k:
         raise invalid(f"The image has {len(query)} summary tokens, but {name} compares {k}.", given[0], "k_too_small")
     hits = await asyncio.to_thread(service.caches.search, name, query[:k], body.top, body.filter)
-    data = [{**image.about(), "score": score, "url": f"{SCHEME}{name}/{image.row['id']}"} for image, score in hits]
+    data = await asyncio.to_thread(lambda: [_hit(name, image, score) for image, score in hits])
     return {"object": "list", "cache": name, "data": data}
+
+
+def _hit(cache: str, image: Stored, score: float) -> dict[str, Any]:
+    """`file`: whether there is a thumbnail."""
+    source = image.row["source"]
+    there = is_local(source) and os.path.isfile(source)
+    return {**image.about(), "score": score, "url": f"{SCHEME}{cache}/{image.row['id']}", "file": there}
 
 
 async def _add(service: Service, body: ImageRequest) -> JSONResponse:

@@ -7,7 +7,7 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from torch import Tensor
 
 from .caches import pooled
@@ -17,14 +17,11 @@ from .schemas import EmbeddingRequest, ImagePart, TextPart
 from .service import Service
 
 
-def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def routes(app: FastAPI, service: Service) -> None:
 
-    @router.post("/v1/embeddings", summary="Vectors of texts and images")
+    @app.post("/v1/embeddings", summary="Vectors of texts and images")
     async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
         return await within(request, _embeddings(service, body), Deadline(service.limits.seconds))
-
-    return router
 
 
 async def _embeddings(service: Service, body: EmbeddingRequest) -> dict[str, Any]:

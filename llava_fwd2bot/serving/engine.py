@@ -1,15 +1,15 @@
 """Who answers: the model in this process, or an engine elsewhere that takes summaries.
 
-Shapes: k summary tokens, D hidden size, n dense tokens, T tokens of a text.
+Shapes: M images, k summary tokens, D hidden size, n dense tokens, T tokens of a text.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -31,13 +31,13 @@ log = logging.getLogger("fwd2bot.serve")
 class AnswerEngine(Protocol):
     """An engine elsewhere, such as `serving.vllm.VLLMAnswers`."""
 
-    def answer(self, question: str, summaries: Sequence[Tensor], **options: Any) -> Iterator[str]:
+    def answer(self, question: str, *, summary: Tensor | None, stream: Literal[True], **options: Any) -> Iterator[str]:
         """The pieces of an answer as they come.
 
         Args:
             question: plain text, without the chat template; `<image>` where an image stands in it, or none at all.
-            summaries: of its images in order, [k, D] each.
-            options: max_new_tokens, temperature, top_p, seed, stop.
+            summary: of its images in order, [M, k, D], as `compress` gives them; None without images.
+            options: max_new_tokens, temperature, top_p, and seed and stop where they are asked for.
         """
         ...
 
@@ -175,9 +175,11 @@ class Remote:
     def _run(self, job: Job) -> None:
         answer: Answer = job.payload
         options = {"max_new_tokens": answer.max_new_tokens, "temperature": answer.temperature, "top_p": answer.top_p}
-        options |= {"seed": answer.seed, "stop": list(answer.stop)}
+        options |= {} if answer.seed is None else {"seed": answer.seed}
+        options |= {"stop": list(answer.stop)} if answer.stop else {}
+        summary = torch.stack(list(answer.summaries)) if answer.summaries else None
         try:
-            pieces = self.engine.answer(answer.question, list(answer.summaries), **options)
+            pieces = self.engine.answer(answer.question, summary=summary, stream=True, **options)
             for piece in pieces:
                 if job.cancelled:
                     if hasattr(pieces, "close"):
@@ -186,6 +188,7 @@ class Remote:
                     return
                 if not answer.text:
                     answer.begun()
+                    piece = piece.lstrip()  # as all answers are
                 answer.text += piece
                 if answer.emit is not None and piece:
                     answer.emit(piece)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ..cache.format import DamagedCache
 
@@ -92,10 +93,19 @@ def install(app: FastAPI) -> None:
     async def of_routing(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path
         words = {404: f"There is nothing at {path}.", 405: f"{request.method} is not allowed at {path}."}
-        found = APIError(error.status_code, words.get(error.status_code, str(error.detail)), headers=error.headers)
-        return found.response()
+        headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+        return APIError(error.status_code, words.get(error.status_code, str(error.detail)), headers=headers).response()
 
     app.add_exception_handler(APIError, ours)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_routing)
     app.add_exception_handler(Exception, ours)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes of a path: Starlette names those of the first alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)

@@ -13,7 +13,7 @@ from .errors import APIError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PATIENCE = 60.0  # seconds that a client may take to send the next piece of a body
-OPEN = ("/", "/health")  # the page has no data of its own; it asks for the token
+OPEN = ("/", "/health", "/page/style.css", "/page/script.js")  # the page has no data of its own; it asks for the token
 
 
 def is_local_host(host: str) -> bool:

@@ -11,10 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**63 - 1
+# one pixel, for the examples of the OpenAPI description
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: 0 is not false, "1" is not 1
 
 
 class ErrorDetail(BaseModel):
@@ -37,7 +41,7 @@ class TextPart(Body):
 
 
 class ImageURL(Body):
-    url: str = Field(description="data:image/…;base64,…, or cache://ID of an image of the cache")
+    url: str = Field(description="data:image/…;base64,…, or cache://ID of an image of the cache", examples=[PIXEL])
     detail: Literal["auto", "low", "high"] | None = Field(None, description="ignored: the model has one resolution")
 
 
@@ -113,7 +117,7 @@ class EmbeddingRequest(Body):
 class SearchRequest(Body):
     """One of `query`, `image` and `id`."""
 
-    query: str | None = Field(None, description="words")
+    query: str | None = Field(None, description="words", examples=["a dog on a beach"])
     image: str | None = Field(None, description="data:image/…;base64,… or cache://ID")
     id: str | None = Field(None, description="an image of the cache")
     cache: str | None = Field(None, description="the name of a cache; default: the first")
@@ -122,11 +126,11 @@ class SearchRequest(Body):
 
 
 class ImageRequest(Body):
-    image: str = Field(description="data:image/…;base64,…")
-    id: str = Field(min_length=1, max_length=1024, description="the name that the image gets")
+    image: str = Field(description="data:image/…;base64,…", examples=[PIXEL])
+    id: str = Field(min_length=1, max_length=1024, description="the name that the image gets", examples=["beach/a.png"])
     cache: str | None = Field(None, description="the name of a cache; default: the first")
 
 
 class LookRequest(Body):
-    image: str = Field(description="data:image/…;base64,…")
+    image: str = Field(description="data:image/…;base64,…", examples=[PIXEL])
     k: int | None = Field(None, ge=1)

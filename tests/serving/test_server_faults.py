@@ -73,6 +73,8 @@ def chat(**changes):
         (chat(n=2), 400, "invalid_request"),
         (chat(tools=[{"type": "function"}]), 400, "invalid_request"),
         (chat(logprobs=True), 400, "invalid_request"),
+        (chat(temperature="1"), 400, "invalid_request"),
+        (chat(stream=0, messages=[]), 400, "invalid_request"),
         (chat(temperatur=1), 400, "invalid_request"),
         (chat(stop=[""]), 400, "invalid_value"),
         (chat(model="toy:base", messages=asking(QUESTION, "cache://a.png")), 400, "invalid_value"),
@@ -121,6 +123,7 @@ def test_openais_client_raises_its_own_errors(server):
         ("/v1/search", {"query": "a dog", "filter": "repeat('a', 9999999999) = id"}, 400),
         ("/v1/search", {"query": "a dog", "filter": "\0"}, 400),
         ("/v1/search", {"query": "a dog", "cache": "other"}, 404),
+        ("/v1/search", {"query": "a dog", "rerank": 0}, 400),
         ("/v1/search", {"id": "nowhere"}, 404),
         ("/v1/images", {"image": IMAGE, "id": "../up"}, 400),
         ("/v1/images", {"image": IMAGE, "id": ""}, 400),
@@ -137,6 +140,13 @@ def test_other_bad_requests(server, path, body, status):
     """Every route answers in one form, also where there is none."""
     refused(server.http.post(path, json=body), status)
     assert server.http.get("/health").json()["images"] == {"pets.cache": 4}
+
+
+def test_methods_that_a_path_has(server):
+    """All of them, where several routes share the path."""
+    found = server.http.post("/v1/images/a.png")
+    refused(found, 405)
+    assert found.headers["allow"] == "DELETE, GET"
 
 
 def test_what_is_no_json(server):
@@ -339,8 +349,8 @@ class Dying:
         self.words, self.closed = words, closed if closed is not None else []
         self.asked: list = []
 
-    def answer(self, question, summaries, **options):
-        self.asked.append((question, [tuple(s.shape) for s in summaries], options))
+    def answer(self, question, *, summary, stream, **options):
+        self.asked.append((question, None if summary is None else tuple(summary.shape), options))
         try:
             for i in range(self.words):
                 yield f"word{i} "
@@ -361,8 +371,8 @@ def test_an_engine_that_dies(loaded, checkpoint, cached):
         refused(server.http.post(CHAT, json=body), 502, "engine_failed")
         text = server.http.post(CHAT, json={**body, "stream": True}).text
         assert "word2" in text and '"engine_failed"' in text and "[DONE]" not in text
-        question, shapes, options = engine.asked[-1]
-        assert (question, shapes) == (QUESTION, [(4, 64)]) and options["max_new_tokens"] == 2
+        question, shape, options = engine.asked[-1]
+        assert (question, shape) == (QUESTION, (1, 4, 64)) and options["max_new_tokens"] == 2
         assert server.http.get("/health").status_code == 200
         assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == ["toy"]
 
@@ -371,7 +381,7 @@ def test_an_engine_answers(loaded, checkpoint, cached):
     """Its pieces are the answer; a client that goes away closes them."""
 
     class Good:
-        def answer(self, question, summaries, **options):
+        def answer(self, question, *, summary, stream, **options):
             yield from ("two ", "dogs")
 
     with listening(app_of(loaded, checkpoint, cached, engine=Good())) as server:

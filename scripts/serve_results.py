@@ -1,0 +1,78 @@
+"""eval/results/serve.json, a section of which each of the server's scripts writes, and serve.md, which shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_fwd2bot.files.writing import write_text
+
+RESULTS = Path(__file__).resolve().parents[1] / "eval/results/serve.json"
+
+
+def keep(section: str, figures: dict[str, Any], path: Path = RESULTS) -> None:
+    """Puts the figures in the place of the section's earlier ones, and writes the page anew."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    found[section] = figures
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), page(found))
+
+
+def page(found: dict[str, Any]) -> str:
+    parts = ["# The server, measured\n\nEvery figure is in `serve.json`; the command that made it stands with it.\n"]
+    parts += [render(found[name]) for name, render in SECTIONS.items() if name in found]
+    return "\n".join(parts)
+
+
+def _load(f: dict[str, Any]) -> str:
+    rounds = "\n".join(
+        f"| {i} | {r['alone_per_second']:.2f} | {r['together_per_second']:.2f} | {r['ratio']:.2f} | {r['p50']:.1f} | "
+        f"{r['p95']:.1f} |"
+        for i, r in enumerate(f["rounds"], 1)
+    )
+    return f"""## Many at once
+
+`{f["command"]}`
+
+{f["asks"]} asks about {f["images"]} images of a cache, {f["model"]} in {f["dtype"]}, {f["threads"]} threads, batches
+of {f["batch"]}; answers of {f["mean_tokens"]:.1f} tokens on average. One at a time and all at once ran in turn, in one
+server.
+
+| round | one at a time, asks/s | {f["asks"]} at once, asks/s | ratio | p50, s | p95, s |
+|---|---|---|---|---|---|
+{rounds}
+
+Lost: {f["lost"]} of {f["sent"]}. Other than alone: {f["wrong"]} of {f["sent"]}. Ratio, median: **{f["ratio"]:.2f}**
+(goal: 3).
+{f.get("note", "")}
+"""
+
+
+def _fuzz(f: dict[str, Any]) -> str:
+    mb = [round(value / 2**20) for value in f["resident"]]
+    return f"""## Random requests and damaged pictures
+
+`{f["command"]}`
+
+Schemathesis {f["schemathesis"]}: {f["cases"]:,} requests made from the OpenAPI description; status 5xx:
+{f["server_errors"]}; other findings: {f["findings"] or "none"}. {f["pictures"]} damaged pictures: {f["pictures_5xx"]}
+answered with 5xx, {f["pictures_read"]} could be read for all that, the others were refused with 400. Memory of the
+process in MB, from the first request to the last: {", ".join(map(str, mb))}.
+"""
+
+
+def _kill(f: dict[str, Any]) -> str:
+    return f"""## Killed at work
+
+`{f["command"]}`
+
+{f["kills"]} times `kill -9` while it answered and added images: {f["verified"]} times the cache verified,
+{f["healthy"]} times `/health` was right with the first request after the restart. Images that were confirmed:
+{f["confirmed"]}, of which lost: {f["lost"]}; half there: {f["half"]}; of those that were not confirmed
+{f["unconfirmed_there"]} were there, whole. Answers that were given before the kills: {f["answers"]}. From start to the
+first request: {f["seconds_to_start"]:.1f} s (median).
+"""
+
+
+SECTIONS = {"load": _load, "fuzz": _fuzz, "kill": _kill}
