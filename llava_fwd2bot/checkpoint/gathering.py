@@ -26,7 +26,7 @@ def whole(*parameters: Tensor) -> Iterator[list[Tensor]]:
     if not any(is_zero3(p) for p in parameters):
         yield [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters(list(parameters)):
         yield list(parameters)
@@ -61,7 +61,7 @@ def fill(parameter: Tensor, weight: Tensor) -> None:
     if isinstance(parameter, DTensor):
         parameter.copy_(distribute_tensor(weight.to(parameter), parameter.device_mesh, parameter.placements))
     elif is_zero3(parameter):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(weight.to(parameter))

@@ -232,6 +232,8 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
     def _answer_hidden(self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None) -> Tensor:
         """The answer pass: last hidden states of all tokens, [N, D]."""
         rows, _ = self._answer_rows(plan, input_ids, summary)
+        if summary is None:
+            self._idle_bridge()
         if self._fullest is not None and not rows.requires_grad:
             rows = rows.detach().requires_grad_()  # text alone: backward must pass the first layer as on other ranks
         with one_sequence_each():

@@ -1,8 +1,8 @@
-"""Weights that are split over ranks (FSDP, DeepSpeed's ZeRO-3), and what their ranks must do alike.
+"""Weights or gradients that are split over ranks (FSDP, DeepSpeed's ZeRO), and what their ranks must do alike.
 
-A layer's weights are gathered from all ranks for each call, forward and backward. So every rank must run the same calls
-in a step, whatever its rows hold: one without an image, a caption or a label runs a small pass in its place, whose
-result counts zero.
+With FSDP and ZeRO-3 a layer's weights are gathered from all ranks for each call, forward and backward. ZeRO-1 and 2 put
+gradients together in the order in which backward makes them. So every rank must run the same calls in a step, whatever
+its rows hold: one without an image, a caption or a label runs a small pass in its place, whose result counts zero.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Fullest:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether weights of the module are split over ranks, so that a call of it is a call on all of them."""
-    if any(isinstance(p, DTensor) or is_zero3(p) for p in module.parameters()):
+    """Whether weights or gradients of the module are split over ranks: a call of it is then a call on all of them."""
+    # `_hp_mapping` is what ZeRO-1 and 2 leave at each parameter that trains
+    if any(isinstance(p, DTensor) or is_zero3(p) or hasattr(p, "_hp_mapping") for p in module.parameters()):
         return True
     return any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
 
@@ -89,9 +90,15 @@ class Fwd2BotRanksMixin:
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.fwd2bot.tokens.device)
         return self.compress_text(ids, num_tokens=num_tokens)
 
+    def _idle_bridge(self) -> None:
+        """The bridge's call in an answer pass that no summary takes part in."""
+        if self._fullest is not None:
+            self._fullest.run_idle(self.fwd2bot.bridge(self.fwd2bot.tokens[:1]))
+
     def _idle_answer(self) -> Tensor:
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.fwd2bot.tokens.device)
         rows = self.get_input_embeddings()(ids)  # [1, 1, D]
+        self._idle_bridge()
         rows = rows if rows.requires_grad else rows.detach().requires_grad_()
         hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state
         return self.get_output_embeddings()(hidden)

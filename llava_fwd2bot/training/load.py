@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -32,6 +33,10 @@ def load_for_training(
     host: type | None = None,
 ) -> nn.Module:
     """The base in the requested precision, with Fwd2Bot on it, or a LoRA adapter, or neither."""
+    if args.deepspeed and dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=dist.get_backend())  # ZeRO-3 splits weights as they are loaded
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     loading: dict[str, Any] = {"dtype": dtype}
     if args.attn_implementation:

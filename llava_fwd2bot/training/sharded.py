@@ -59,6 +59,8 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any], own: Groups | No
             "saved by a run with other settings."
         )
     zero = _zero_api(optimizer)
+    if zero is not None:
+        _make_states(optimizer, saved)
     for at, parameter in enumerate(_parameters(groups)):
         for name, value in saved["state"].get(at, {}).items():
             if zero is None:
@@ -147,12 +149,32 @@ def _state_of(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
     zero, inner = _zero_api(optimizer), _inner(optimizer)
     if zero is None:
         return inner.state[parameter]
+    _link_states(optimizer)
     names = sorted({name for state in inner.state.values() for name in state})
     found = {name: zero.safe_get_full_optimizer_state(parameter, name) for name in names if name != "step"}
     steps = [state["step"] for state in inner.state.values() if "step" in state]
     if steps:
         found["step"] = torch.as_tensor(steps[0], dtype=torch.float32)
     return found
+
+
+def _make_states(optimizer: Any, saved: dict[str, Any]) -> None:
+    """Gives each partition of ZeRO-1 and 2 the state that it would have after its first step."""
+    names = {name for state in saved["state"].values() for name in state if name != "step"}
+    inner = _inner(optimizer)
+    for group in inner.param_groups:
+        for flat in group["params"]:
+            if not inner.state[flat]:
+                inner.state[flat].update({name: torch.zeros_like(flat) for name in names}, step=torch.tensor(0.0))
+    _link_states(optimizer)
+
+
+def _link_states(optimizer: Any) -> None:
+    """ZeRO-1 and 2 find the state of a parameter in its partition; after a first step only in those of one group."""
+    zero = _deepspeed(optimizer)
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _whole(value: Any) -> Any:
