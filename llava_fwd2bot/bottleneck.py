@@ -11,18 +11,16 @@ see the padding, no attention mask is needed, and the fast attention kernels sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Fwd2BotConfig
 from .losses import MAX_LOGIT_SCALE
+from .processing.movable import Movable
 
 
 class SummaryTokens(nn.Module):
@@ -99,30 +97,6 @@ def make_bridge(kind: str, size: int) -> nn.Module:
     return nn.Identity()
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves training too
-def nested_averages(count: int, k: int) -> Tensor:
-    """Weights of k averages over `count` dense tokens, [k, count]; the first j rows are those for j (our choice).
-
-    Row 0 is the mean of all. Row j ≥ 1 is a Gaussian window of deviation 0.32 / √(j + 1) of the image's side around
-    the j-th point of a low-discrepancy sequence (frac(j·φ₂⁻¹), frac(j·φ₂⁻²)), φ₂ ≈ 1.3247, so that any first j windows
-    cover the image evenly, and later ones see finer. A square `count` is read as a grid in raster order; any other
-    (crops, separators) as a line, with frac(j·φ⁻¹), φ ≈ 1.6180.
-    """
-    side = math.isqrt(count)
-    across = [torch.arange(side) for _ in range(2)] if side * side == count else [torch.arange(count)]
-    steps = (0.7548776662466927, 0.5698402909980532) if len(across) == 2 else (0.6180339887498949,)
-    places = torch.stack(torch.meshgrid(*across, indexing="xy"), -1).view(count, -1).double()
-    places = (places + 0.5) / len(across[0])  # [count, 1 or 2], in (0, 1)
-    number = torch.arange(k, dtype=torch.float64)[:, None]
-    centres = (0.5 + number * torch.tensor(steps, dtype=torch.float64)) % 1  # [k, 1 or 2]
-    width = 0.32 / (number + 1).sqrt()  # [k, 1]
-    apart = (centres[:, None] - places).square().sum(-1)  # [k, count]
-    weights = (-apart / (2 * width.square())).softmax(dim=1)
-    weights[0] = 1 / count
-    return weights.float()
-
-
 def compress_pass(
     language_model: nn.Module,
     contexts: Sequence[Tensor],
@@ -181,39 +155,7 @@ def summary_cosine(summary: Tensor) -> Tensor:
 
 
 @dataclass
-class Moves:
-    """`to` and `pin_memory` for a dataclass of tensors, as PyTorch's and accelerate's data loaders call them."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> Moves:
-        """The same on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Moves:
-        """The same in memory that is copied to the device without waiting."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a data loader's workers send each tensor as an open file of its own, of which there may be few
-        arrays = self._map(lambda tensor: tensor.numpy() if tensor.device.type == "cpu" else tensor)
-        return dict(vars(arrays))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        vars(self).update(vars(self._map(torch.from_numpy, np.ndarray)))
-
-    def _map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Moves:
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: moved(part) for name, part in value.items()}
-            if isinstance(value, Moves):
-                return value._map(change, kind)
-            return change(value) if isinstance(value, kind) else value
-
-        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
-
-
-@dataclass
-class Collapsed(Moves):
+class Collapsed(Movable):
     """A standard batch with each image's n placeholders collapsed to k, rows laid end to end without padding.
 
     All sizes are known on the CPU, so that nothing here waits for the device that the tensors are on.

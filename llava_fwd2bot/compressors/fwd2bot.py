@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bottleneck import compress_pass, nested_averages
+from ..bottleneck import compress_pass
+from .averages import nested_averages
 from .base import Compressor
 from .linear import cached
 

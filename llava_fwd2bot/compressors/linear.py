@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bottleneck import nested_averages
+from .averages import nested_averages
 from .base import Compressor
 
 
@@ -39,7 +39,7 @@ class Linear(Compressor):
 class Averages(Linear):
     name = "average"
     about = "averages of the dense tokens, from the whole image to ever smaller parts of it"
-    source = "our choice; see bottleneck.nested_averages"
+    source = "our choice; see compressors/averages.py"
 
     def weights(self, count: int, j: int) -> Tensor:
         return nested_averages(count, j)

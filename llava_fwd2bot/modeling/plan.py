@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bottleneck import Collapsed, Moves, collapse
+from ..bottleneck import Collapsed, collapse
+from ..processing.movable import Movable
 from .pairs import text_keys
 
 IGNORE = -100
@@ -29,7 +30,7 @@ def labelled_tokens(labels: Tensor, input_ids: Tensor, attention_mask: Tensor | 
 
 
 @dataclass
-class AnswerPlan(Moves):
+class AnswerPlan(Movable):
     """The answer pass of one prefix length, over the rows with a labelled token."""
 
     collapsed: Collapsed  # of those rows; its origins are places in the whole batch
@@ -38,7 +39,7 @@ class AnswerPlan(Moves):
 
 
 @dataclass
-class CaptionPlan(Moves):
+class CaptionPlan(Movable):
     """The captions, packed to the left, and which image each belongs to."""
 
     ids: Tensor  # [C, L]
@@ -48,7 +49,7 @@ class CaptionPlan(Moves):
 
 
 @dataclass
-class BatchPlan(Moves):
+class BatchPlan(Movable):
     """A batch planned.
 
     What other kinds of hosts need has its place here, and no code yet: 3-D positions of an image's tokens as a tensor

@@ -28,9 +28,9 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..bottleneck import nested_averages
 from ..checkpoint.export_manifest import CLIENT, read_manifest
 from ..checkpoint.read import TENSORS_NAME
+from ..compressors.averages import nested_averages
 
 
 @functools.cache

@@ -6,7 +6,8 @@ from conftest import DENSE, SIZE, captions, settings, shake, standard_batch, toy
 from torch.nn.functional import cross_entropy, normalize
 
 from llava_fwd2bot import add_fwd2bot
-from llava_fwd2bot.bottleneck import collapse, compress_pass, embed, nested_averages
+from llava_fwd2bot.bottleneck import collapse, compress_pass, embed
+from llava_fwd2bot.compressors.averages import nested_averages
 
 IMAGE = 9
 

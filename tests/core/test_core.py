@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava_fwd2bot.bottleneck import nested_averages
+from llava_fwd2bot.compressors.averages import nested_averages
 from llava_fwd2bot.config import Fwd2BotConfig
 from llava_fwd2bot.mixin import Fwd2BotMixin
 

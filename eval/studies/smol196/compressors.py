@@ -17,7 +17,8 @@ from eval.studies.smol196.features import PLACES, SHRUNK, STEP
 from eval.studies.smol196.model import Language, Lora, Projector
 from eval.studies.smol196.recipes import KS, LANGUAGE, LINEAR, MOST, Recipe
 from eval.studies.smol196.rows import Memory, Rows, answer_rows
-from llava_fwd2bot.bottleneck import SummaryTokens, compress_pass, embed, nested_averages
+from llava_fwd2bot.bottleneck import SummaryTokens, compress_pass, embed
+from llava_fwd2bot.compressors.averages import nested_averages
 from llava_fwd2bot.compressors.query import QueryTransformer
 from llava_fwd2bot.config import Fwd2BotConfig
 from llava_fwd2bot.losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss
