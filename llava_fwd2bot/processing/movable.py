@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T", bound="Movable")
 
 
 @dataclass
 class Movable:
     """`to` and `pin_memory` for a dataclass of tensors, as PyTorch's and accelerate's data loaders call them."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> Movable:
+    def to(self: T, device: torch.device | str, non_blocking: bool = False, **_: Any) -> T:
         """The same on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Movable:
+    def pin_memory(self: T) -> T:
         """The same in memory that is copied to the device without waiting."""
         return self._map(lambda tensor: tensor.pin_memory())
 
@@ -32,7 +34,7 @@ class Movable:
         vars(self).update(state)
         vars(self).update(vars(self._map(torch.from_numpy, np.ndarray)))
 
-    def _map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Movable:
+    def _map(self: T, change: Callable[[Any], Any], kind: type = Tensor) -> T:
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}

@@ -295,7 +295,6 @@ def __getattr__(name: str) -> type:
         raise AttributeError(f"The installed llava ({llava.model.__path__[0]}) has no {base_name}.")
     base = getattr(llava.model, base_name)
     text_class = base.__bases__[0]
-    about = {"__module__": __name__, "base_class": base, "text_class": text_class}
-    if "cache" in inspect.signature(text_class.forward).parameters:
-        about["past_name"] = "cache"
+    past = "cache" if "cache" in inspect.signature(text_class.forward).parameters else OriginalHost.past_name
+    about = {"__module__": __name__, "base_class": base, "text_class": text_class, "past_name": past}
     return type(name, (OriginalHost, base), about)
