@@ -209,8 +209,9 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
             line = [row for row in mine if row["method"] == method]
             if line:
                 values = [100 * row["value"] for row in line]
-                low = [value - 100 * row["interval"][0] for value, row in zip(values, line, strict=True)]
-                high = [100 * row["interval"][1] - value for value, row in zip(values, line, strict=True)]
+                # where all items are equal, rounding can put the value outside its interval
+                low = [max(0.0, value - 100 * row["interval"][0]) for value, row in zip(values, line, strict=True)]
+                high = [max(0.0, 100 * row["interval"][1] - value) for value, row in zip(values, line, strict=True)]
                 # offset, so that intervals do not overlap
                 ks = [row["k"] * 1.025 ** (i - len(styles) / 2) for row in line]
                 axis.errorbar(ks, values, yerr=[low, high], markersize=4, elinewidth=0.6, label=_label(method), **style)

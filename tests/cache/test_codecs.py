@@ -369,11 +369,11 @@ def test_captions_or_questions_alone(checkpoint, asked):
 def test_what_cannot_be_compared_is_told_before_any_work(asked):
     """Hours of compressing come first otherwise."""
     questions = asked / "questions.jsonl"
-    with pytest.raises(ValueError, match="by captions, by questions or by both"):
+    with pytest.raises(ValueError, match="on captions, on questions or on both"):
         codecs(None, None, [1])
     with pytest.raises(ValueError, match="no codec 'int1'"):
         codecs(None, None, [1], ["int1"], questions)
-    with pytest.raises(ValueError, match="k must be 1 at least"):
+    with pytest.raises(ValueError, match="k must be at least 1"):
         codecs(None, None, [0], questions=questions)
     with pytest.raises(FileNotFoundError, match="9 of 9 questions are about images that are missing"):
         codecs(None, None, [1], questions=questions, images=asked / "work")

@@ -133,7 +133,7 @@ def test_winoground_and_sugarcrepe_plus_are_told_by_their_fields(captioned):
     (captioned / "replace.json").write_text(json.dumps([record]))
     assert read_items(captioned / "replace.json", images).kind == "sugarcrepe++"
     (captioned / "replace.json").write_text(json.dumps([{"x": 1}]))
-    with pytest.raises(ValueError, match="no known benchmark, with the fields x"):
+    with pytest.raises(ValueError, match="no known benchmark; its fields are x"):
         read_items(captioned / "replace.json", images)
 
 

@@ -135,6 +135,14 @@ def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photograph
         smol.main(command)
 
 
+def test_equal_items_can_be_drawn():
+    """Their interval is one number, from which rounding puts the mean apart: a bar of negative length was an error."""
+    pytest.importorskip("matplotlib")
+    row = {"task": "exists", "method": "pool", "k": 1, "items": 3, "value": 0.3}
+    for bound in (0.3 + 1e-16, 0.3 - 1e-16):
+        assert smol_report.picture([{**row, "interval": (bound, bound)}])[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("second", [{"limit": 10}, {"tuning": True}])
 def test_results_of_other_items_are_not_mixed(tmp_path, second):
     for k, about in ((1, {}), (2, second)):

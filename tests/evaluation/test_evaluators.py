@@ -274,7 +274,7 @@ def test_empty_answers_are_wrong_by_every_codec(checkpoint, captioned, monkeypat
     answerer = Answerer(Encoder(*load_fwd2bot(checkpoint), "x"), 3)
     rows, per_item = codecs(answerer, None, [2], ["int8"], questions, captioned / "images")
     assert rows[0]["accuracy"] == 0.5 and per_item["accuracy int8 k=2"] == [1.0, 0.0]
-    assert "fwd2bot: int8 k=2: 1 of 2 answers are empty, and wrong; the first: q1" in capsys.readouterr().err
+    assert "fwd2bot: int8 k=2: 1 of 2 answers are empty and count as wrong; the first: q1" in capsys.readouterr().err
 
 
 def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):

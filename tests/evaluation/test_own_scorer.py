@@ -48,4 +48,4 @@ def test_what_does_not_fit_is_refused(files, capsys):
         assert message in capsys.readouterr().err
     argv = files(["yes"], ["yes"])
     assert main(["eval", "score", "pope", *map(str, argv[1:]), "--match", "exact"]) == 2
-    assert "--match goes with own" in capsys.readouterr().err
+    assert "--match requires own" in capsys.readouterr().err

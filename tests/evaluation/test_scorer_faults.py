@@ -166,7 +166,7 @@ def test_k_that_is_told_is_that_of_the_answers(tmp_path, capsys):
     (tmp_path / "gt.json").write_text(json.dumps({"1": {"answer": "a"}}))
     said = write(tmp_path / "a.jsonl", [{"question_id": "1", "text": "a", "metadata": {"k": 4}}])
     argv = ["eval", "score", "gqa", "--answers", str(said), "--ground-truth", str(tmp_path / "gt.json")]
-    assert main([*argv, "--k", "8"]) == 1 and "are from k = 4 tokens, and --k says 8" in capsys.readouterr().err
+    assert main([*argv, "--k", "8"]) == 1 and "were made with k = 4, but --k is 8" in capsys.readouterr().err
     assert main([*argv, "--k", "4"]) == 0
     assert main([*argv, "--output", str(tmp_path)]) == 1 and "--output is a folder" in capsys.readouterr().err
 

@@ -103,13 +103,13 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
     new, old = tmp_path / "new.cache", tmp_path / "old.cache"
     command = ("compress", "--model", checkpoint, "--images", turned, "--device", "cpu", "--batch-size", 1, "--json")
     code, out, err = run(*command, "--cache", new)
-    assert code == 0 and json.loads(out)["exif_orientation"] == "on" and "goes on as it was made" not in err
+    assert code == 0 and json.loads(out)["exif_orientation"] == "on" and "keeps its settings" not in err
     cache = SummaryCache.open(new)
     assert (cache.settings.exif_orientation, cache.settings.transparency) == ("on", "white")
     phone, upright = cache.get(["phone.png", "upright.png"])
     assert torch.equal(phone, upright)
     code, _, err = run(*command, "--cache", new, "--exif-orientation", "off")
-    assert code == 1 and "was made with --exif-orientation on, and its images are not mixed" in err
+    assert code == 1 and "was made with --exif-orientation on, which cannot be mixed" in err
 
     def asdict(settings: CacheSettings) -> dict:  # as before there were such settings
         return {n: v for n, v in vars(settings).items() if n not in ("exif_orientation", "transparency")}
@@ -124,7 +124,7 @@ def test_a_cache_keeps_to_its_own_way(run, checkpoint, turned, tmp_path, monkeyp
     assert "exif_orientation" not in meta
     code, out, err = run(*command, "--cache", old)
     assert code == 0 and json.loads(out)["exif_orientation"] == "off"
-    assert "goes on as it was made (exif orientation: off, transparency: hidden)" in err
+    assert "keeps its settings (exif orientation: off, transparency: hidden)" in err
     phone, fallen, logo, white = SummaryCache.open(old).get(["phone.png", "fallen.png", "logo.png", "white.png"])
     assert torch.equal(phone, fallen) and not torch.equal(logo, white)
     code, _, err = run(*command, "--cache", old, "--exif-orientation", "on")

@@ -71,7 +71,7 @@ def test_studies_too(tmp_path):
     with pytest.raises(ValueError, match=r"s.yaml is not YAML: (.|\n)*line 2"):
         ablation.Study.read(tmp_path / "s.yaml")
     (tmp_path / "s.yaml").write_bytes("rows: 1".encode("utf-16"))
-    with pytest.raises(ValueError, match="s.yaml is no study"):
+    with pytest.raises(ValueError, match="s.yaml is not a study"):
         ablation.Study.read(tmp_path / "s.yaml")
 
 
