@@ -11,14 +11,15 @@ see the padding, no attention mask is needed, and the fast attention kernels sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .config import Fwd2BotConfig
 from .losses import MAX_LOGIT_SCALE
@@ -56,16 +57,26 @@ class SummaryTokens(nn.Module):
         """
         if self.training:
             self.bound_temperature()
-        excess = (self.logit_scale.detach() - MAX_LOGIT_SCALE).clamp(min=0)
-        bounded = self.logit_scale - excess
-        if bounded.requires_grad:
-            bounded.register_hook(lambda grad: grad.masked_fill((excess > 0) & (grad < 0), 0))
-        return bounded
+        return _Bounded.apply(self.logit_scale)
 
     @torch.no_grad()
     def bound_temperature(self) -> None:
         """Brings the parameter down to MAX_LOGIT_SCALE, a temperature of 0.01."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+class _Bounded(torch.autograd.Function):
+    # at the bound, a gradient passes that lowers the value again
+
+    @staticmethod
+    def forward(ctx, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale > MAX_LOGIT_SCALE)
+        return scale.clamp(max=MAX_LOGIT_SCALE)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (above,) = ctx.saved_tensors
+        return grad.masked_fill(above & (grad < 0), 0)
 
 
 class _Scale(nn.Module):
@@ -131,14 +142,22 @@ def compress_pass(
     Returns:
         The summaries S, the last hidden states (after the final norm) at R's positions, [M, j, D].
     """
-    asked = [tokens] * len(contexts) if residual is None else [tokens + r for r in residual]  # M × [j, D]
-    parts = zip(contexts, asked, strict=True)
-    rows = [torch.cat([c.to(prompt.dtype), prompt, r.to(prompt.dtype)]) for c, r in parts]
-    rows = pad_sequence(rows, batch_first=True)  # [M, L, D]
-    hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state  # [M, L, D]
-    start = torch.tensor([len(c) + len(prompt) for c in contexts], device=hidden.device)
-    at = start[:, None] + torch.arange(len(tokens), device=hidden.device)  # [M, j]
-    return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))  # [M, j, D]
+    count, j, dtype = len(contexts), len(tokens), prompt.dtype
+    starts = [len(c) + len(prompt) for c in contexts]
+    asked = [tokens] * count if residual is None else [tokens + r for r in residual]  # M × [j, D]
+    if len(set(starts)) == 1:  # a few copies for all rows
+        dense = torch.stack([c.to(dtype) for c in contexts])  # [M, n, D]
+        last = torch.stack(asked) if residual is not None else tokens.expand(count, -1, -1)
+        rows = torch.cat([dense, prompt.expand(count, -1, -1), last.to(dtype)], dim=1)  # [M, L, D]
+        hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+        return hidden[:, starts[0] :].clone()  # [M, j, D], without the rest of the rows
+    longest, pieces = max(starts) + j, []
+    for context, end, start in zip(contexts, asked, starts, strict=True):
+        pieces += [context.to(dtype), prompt, end.to(dtype), prompt.new_zeros(longest - start - j, prompt.shape[1])]
+    rows = torch.cat(pieces).view(count, longest, -1)  # [M, L, D]
+    hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+    # slices at places that are known on the CPU: nothing waits for the device
+    return torch.stack([row[start : start + j] for row, start in zip(hidden, starts, strict=True)])  # [M, j, D]
 
 
 def embed(summary: Tensor, pooling: str) -> Tensor:
@@ -160,31 +179,77 @@ def maxsim(images: Tensor, captions: Tensor) -> Tensor:
     return alike.max(2).values.mean(2)
 
 
+class Moves:
+    """`to` and `pin_memory` for a dataclass of tensors, as PyTorch's and accelerate's data loaders call them."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> Moves:
+        """The same on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Moves:
+        """The same in memory that is copied to the device without waiting."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a data loader's workers send each tensor as an open file of its own, of which there may be few
+        arrays = self._map(lambda tensor: tensor.numpy() if tensor.device.type == "cpu" else tensor)
+        return dict(vars(arrays))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        vars(self).update(vars(self._map(torch.from_numpy, np.ndarray)))
+
+    def _map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Moves:
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            if isinstance(value, Moves):
+                return value._map(change, kind)
+            return change(value) if isinstance(value, kind) else value
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
 @dataclass
-class Collapsed:
-    """A standard batch with each image's n placeholders collapsed to k, rows laid end to end without padding."""
+class Collapsed(Moves):
+    """A standard batch with each image's n placeholders collapsed to k, rows laid end to end without padding.
+
+    All sizes are known on the CPU, so that nothing here waits for the device that the tensors are on.
+    """
 
     origin: Tensor  # [N] position in the flattened batch [B * T] that each token comes from
     is_summary: Tensor  # [N] True where a summary token goes
     lengths: Tensor  # [B] tokens of each row
     image_row: Tensor  # [M] the row of each image
+    row: Tensor  # [N] the row of each token
+    summary_at: Tensor  # [M * k] where the summary tokens go, in order
+    longest: int  # tokens of the longest row
 
     def embeds(self, words: Tensor, summary: Tensor | None) -> Tensor:
         """Word embeddings [N, D] with the summaries [M, k, D] put at their places, in order."""
         if summary is None:
             return words
-        places = self.is_summary[:, None].expand_as(words)
-        return words.masked_scatter(places, summary.to(words.dtype))
+        return words.index_copy(0, self.summary_at, summary.flatten(0, 1).to(words.dtype))
+
+    def _place(self, side: str) -> Tensor:
+        """Where each token stands in the flattened rows [B * L], [N]."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        if side == "left":
+            starts = starts - (self.longest - self.lengths)
+        offset = torch.arange(len(self.row), device=self.row.device) - starts[self.row]
+        return self.row * self.longest + offset
 
     def pad(self, packed: Tensor, side: str = "right") -> tuple[Tensor, Tensor]:
         """Packed tokens [N, …] → rows [B, L, …] and the mask of real tokens [B, L]."""
-        longest = int(self.lengths.max())
-        place = torch.arange(longest, device=packed.device)
+        place = torch.arange(self.longest, device=packed.device)
         lengths = self.lengths[:, None]
-        mask = place < lengths if side == "right" else place >= longest - lengths  # [B, L]
-        rows = packed.new_zeros(*mask.shape, *packed.shape[1:])
-        rows[mask] = packed
-        return rows, mask
+        mask = place < lengths if side == "right" else place >= self.longest - lengths  # [B, L]
+        rows = packed.new_zeros(mask.numel(), *packed.shape[1:])
+        return rows.index_copy(0, self._place(side), packed).view(*mask.shape, *packed.shape[1:]), mask
+
+    def pack(self, rows: Tensor, side: str = "right") -> Tensor:
+        """The inverse of `pad`: rows [B, L, …] → packed tokens [N, …]."""
+        return rows.flatten(0, 1).index_select(0, self._place(side))
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
         """Packed outputs [N, D] back to the caller's positions, [B, T, D]; zeros where nothing ran.
@@ -194,8 +259,9 @@ class Collapsed:
         """
         last = torch.ones_like(self.origin, dtype=torch.bool)
         last[:-1] = self.origin[1:] != self.origin[:-1]  # an image of fewer placeholders than k repeats its first
-        out = packed.new_zeros(shape.numel(), packed.shape[-1])
-        return out.index_copy(0, self.origin[last], packed[last]).view(*shape, -1)
+        at = self.origin.masked_fill(~last, shape.numel())  # one place more, for what is not wanted
+        out = packed.new_zeros(shape.numel() + 1, packed.shape[-1])
+        return out.index_copy(0, at, packed)[:-1].view(*shape, -1)
 
 
 def collapse(
@@ -209,6 +275,7 @@ def collapse(
     """Finds each image's placeholders in a standard batch, and makes k of them.
 
     Accepted: n placeholders per image (what processors write), also of images that touch; or one placeholder per image.
+    It is computed on the CPU, whatever device the ids are on: the sizes of all that follows depend on it.
 
     Args:
         input_ids: [B, T]; attention_mask: [B, T] or None; padding on either side.
@@ -218,6 +285,8 @@ def collapse(
     Raises:
         ValueError: the placeholders do not fit the images.
     """
+    device, input_ids = input_ids.device, input_ids.cpu()
+    attention_mask = None if attention_mask is None else attention_mask.cpu()
     batch, length = input_ids.shape
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if mask.shape != input_ids.shape:
@@ -245,7 +314,17 @@ def collapse(
     counts = mask.flatten().long()  # how often each position is kept
     counts[position] = torch.where(n >= k, (offset >= n - k).long(), torch.where(offset == 0, k - n + 1, 1))
     origin = torch.repeat_interleave(torch.arange(batch * length, device=input_ids.device), counts)
-    return Collapsed(origin, is_image.flatten()[origin], counts.view(batch, length).sum(1), row[offset == 0])
+    is_summary, lengths = is_image.flatten()[origin], counts.view(batch, length).sum(1)
+    collapsed = Collapsed(
+        origin,
+        is_summary,
+        lengths,
+        image_row=row[offset == 0],
+        row=origin // length,
+        summary_at=is_summary.nonzero().squeeze(1),
+        longest=int(lengths.max()),
+    )
+    return collapsed if device.type == "cpu" else collapsed.to(device)
 
 
 def _span_lengths(

@@ -8,8 +8,9 @@ C rows with a caption, V vocabulary, j ≤ k summary tokens in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -17,13 +18,21 @@ from .bottleneck import Collapsed, collapse
 from .modeling.attach import Fwd2BotAttachMixin
 from .modeling.generation import Fwd2BotGenerationMixin
 from .modeling.objective import Batch, Fwd2BotLossMixin, Step
+from .modeling.plan import BatchPlan
 from .modeling.saving import Fwd2BotSavingMixin
 from .modeling.summaries import Fwd2BotSummaryMixin
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Host  # a host's model class follows the mixin
+else:
+    _Host = object
+
 
 class Fwd2BotMixin(
-    Fwd2BotAttachMixin, Fwd2BotSummaryMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin, Fwd2BotSavingMixin
+    Fwd2BotAttachMixin, Fwd2BotSummaryMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin, Fwd2BotSavingMixin, _Host
 ):
+    base_class: type  # the host's model class
+    _host_backbone: Callable[..., Any]  # the base's own forward up to the last hidden states
     accepts_loss_kwargs = True  # forward takes num_items_in_batch, so that trainers need not divide by their steps
     image_input_names: tuple[str, ...] = ("pixel_values",)
     past_name = "past_key_values"  # the argument of the backbone that holds the keys and values of earlier tokens
@@ -107,7 +116,7 @@ class Fwd2BotMixin(
             kwargs[self.past_name] = past
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
             # with a cache the images may be in it; generate has looked at its prompt before. How much a cache holds is
-            # not asked: a static one knows it on the device alone
+            # not read: a static one knows it on the device alone
             if self._fwd2bot_enabled and input_ids is not None and past is None:
                 self._collapse(input_ids, attention_mask, None, None)  # placeholders without an image are an error
             return self._host_backbone(
@@ -125,10 +134,10 @@ class Fwd2BotMixin(
             )
         summary, lengths = self._summaries(summary, image_inputs, num_tokens)
         plan = self._collapse(input_ids, attention_mask, summary, lengths)
-        rows, mask = self._answer_rows(plan, input_ids, summary)
+        rows, _ = self._answer_rows(plan, input_ids, summary)
         kwargs["return_dict"] = True
         out = self._host_backbone(inputs_embeds=rows, **kwargs)
-        out.last_hidden_state = plan.spread(out.last_hidden_state[mask], input_ids.shape)
+        out.last_hidden_state = plan.spread(plan.pack(out.last_hidden_state), input_ids.shape)
         return out
 
     def forward(
@@ -148,6 +157,7 @@ class Fwd2BotMixin(
         return_logits: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         micro_batches: int | None = None,
+        plan: BatchPlan | None = None,
         **kwargs: Any,
     ) -> Any:
         """Both passes and both losses on the standard batch, in which each image stands as n placeholders.
@@ -163,6 +173,8 @@ class Fwd2BotMixin(
                 of transformers gives it; then the losses of the step's micro-batches add up to the step's loss.
             micro_batches: how many of them there are; the contrastive loss is their mean. Where it is not given, it is
                 weighted by the share of the labelled tokens.
+            plan: of the batch, by a `planner` in the collator; without it the batch is planned here, which waits for
+                the device. With it images that stand in several rows may come once.
 
         Returns:
             Fwd2BotOutput with labels or captions, otherwise the host's own output; logits at the caller's positions.
@@ -198,6 +210,8 @@ class Fwd2BotMixin(
             raise ValueError("labels need input_ids.")
         image_inputs = self._take_image_inputs(kwargs, pixel_values)
         step = None if num_items_in_batch is None else Step(num_items_in_batch, micro_batches)
-        batch = Batch(input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs, step)
+        batch = Batch(
+            input_ids, attention_mask, labels, caption_input_ids, caption_attention_mask, image_inputs, step, plan
+        )
         out = self._losses(batch, summary, num_tokens, return_logits)
         return out.to_tuple() if kwargs.get("return_dict") is False else out

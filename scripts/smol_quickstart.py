@@ -28,11 +28,11 @@ from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.evaluation.metrics import yes_no
 from llava_fwd2bot.evaluation.search import ranks, recalls
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.command import train
-from llava_fwd2bot.training.data import read_records
 
 K, NESTED = 16, (1, 2, 4, 8, 16)
 MODEL = "smol-llava"

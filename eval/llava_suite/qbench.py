@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import json_line, read_any_json
-from llava_fwd2bot.training.data import read_records
 
 LETTERS = "ABCDEFGH"
 ASK = "Answer with the option's letter from the given choices directly."

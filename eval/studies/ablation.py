@@ -27,9 +27,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from llava_fwd2bot.cli.options import count
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json, read_text
 from llava_fwd2bot.files.writing import write_json
-from llava_fwd2bot.training.data import read_records
 
 from .rivals import RIVALS
 

@@ -14,8 +14,8 @@ import torch
 
 from llava_fwd2bot.evaluation.metrics import exact
 from llava_fwd2bot.evaluation.search import ranks
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
-from llava_fwd2bot.training.data import read_records
 
 from .readers import BaseReader, Images, SummaryReader
 from .scenes import KINDS

@@ -37,12 +37,12 @@ from llava_fwd2bot.checkpoint.load import base_source
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.answers import DENSE
 from llava_fwd2bot.evaluation.search import ranks, recalls
-from llava_fwd2bot.files.images import file_digest
+from llava_fwd2bot.files.records import read_records
+from llava_fwd2bot.files.regular import file_digest
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_text
 from llava_fwd2bot.hosts.opening import is_checkpoint, local_folder
 from llava_fwd2bot.smol import instructions as make
-from llava_fwd2bot.training.data import read_records
 
 from . import smol_splits
 from .readers import BaseReader, Images, SummaryReader, open_reader

@@ -20,9 +20,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.smol import instructions as make
-from llava_fwd2bot.training.data import read_records
 
 FLICKR_TUNING = 300
 DAQUAR_REPORTED, DAQUAR_TUNING = 100, 40

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bottleneck import embed
-from ..files.images import LLAVA, Reading
+from ..files.pixels import LLAVA, Reading
 from ..processing.images import join_pixels
 from .codecs import Codec
 from .decode import Preparer

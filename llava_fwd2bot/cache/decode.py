@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from ..files.images import DEFAULT_MAX_PIXELS, LLAVA, Reading, decode_image, open_regular
+from ..files.images import DEFAULT_MAX_PIXELS, decode_image
+from ..files.pixels import LLAVA, Reading
+from ..files.regular import open_regular
 from .entries import Entry
 
 HELD = 512 * 2**20  # bytes of a file, above which it is no image that anyone compresses

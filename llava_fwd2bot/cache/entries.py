@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..files.images import irregular
+from ..files.regular import irregular
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ..files.images import Reading
+from ..files.pixels import Reading
 from ..version import __version__
 
 FORMAT = 2  # of the tables; a later one is refused, an earlier one is read by legacy.py

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bottleneck import embed, maxsim
-from ..files.images import LLAVA, OWN, Reading
+from ..files.pixels import LLAVA, OWN, Reading
 from ..files.writing import write_text
 from ..processing.images import ImageError, join_pixels, open_image, prepare_pixels, prepared_size
 from .naming import escaped

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..files.folders import find_images as find_images  # where others know it
-from ..files.images import OWN, Reading
+from ..files.pixels import OWN, Reading
 from ..files.writing import as_other_files, temporary_path
 from ..version import __version__
 from .compressor import Compressor

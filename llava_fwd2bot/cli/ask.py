@@ -97,7 +97,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def _answers(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The answers, printed as they are generated unless --json is given."""
     from ..checkpoint.load import is_plain
-    from ..files.images import Reading, check_prepared, open_image
+    from ..files.images import check_prepared, open_image
+    from ..files.pixels import Reading
     from ..processing.images import prepared_size
 
     if args.engine:

@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 def _into_file(args: argparse.Namespace) -> tuple[str, dict]:
     from ..cache.summary_file import check_output, compress_images, fingerprint_of
     from ..files.folders import find_images, format_counts
-    from ..files.images import Reading
     from ..files.outputs import refuse_overlap
+    from ..files.pixels import Reading
 
     left_out: Counter[str] = Counter()
     images, skipped = find_images(args.images, left_out=left_out)

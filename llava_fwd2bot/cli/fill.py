@@ -15,7 +15,7 @@ from .options import checked, load_model, number, quantisation, warn_untrained
 
 if TYPE_CHECKING:
     from ..cache.format import CacheSettings
-    from ..files.images import Reading
+    from ..files.pixels import Reading
 
 DEFAULT_CODEC = "int4"  # a quarter of float16's bytes; it costs no answers (eval/results/cache.md)
 LOOKED_AT = 1000  # entries of a new cache's source, of which one must be there
@@ -233,7 +233,7 @@ def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading
     Raises:
         ValueError: --exif-orientation is not the cache's.
     """
-    from ..files.images import Reading
+    from ..files.pixels import Reading
 
     asked = Reading(args.exif_orientation != "off", on_white=True)
     if known is None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..files.records import read_records
 from ..files.text import json_line
 from ..processing.conversation import ConversationFormatter
 from ..processing.generate import from_base, from_summaries
 from ..processing.images import open_image, prepared_size
-from ..training.data import read_records
 from .encode import Encoder, whole_lines
 
 DENSE = 0  # the k that stands for the base and all its dense tokens

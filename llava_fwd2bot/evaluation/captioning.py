@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training.data import read_records
+from ..files.records import read_records
 from .answers import DENSE, Answerer, answer_questions
 from .datasets import Captioned
 from .likelihood import DESCRIBE

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..bottleneck import embed
+from ..files.records import read_records
 from ..files.text import read_any_json
-from ..training.data import read_records
 from .datasets import field_of
 from .encode import Encoder, whole_lines
 from .likelihood import likelihood

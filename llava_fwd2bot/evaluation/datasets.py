@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.records import read_records
 from ..files.text import read_any_json
-from ..training.data import read_records
 
 KARPATHY = {"flickr30k": "dataset_flickr30k.json", "flickr8k": "dataset_flickr8k.json", "coco": "dataset_coco.json"}
 NOCAPS = "nocaps_val_4500_captions.json"

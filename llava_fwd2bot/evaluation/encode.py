@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from ..cache.compressor import READERS
 from ..cache.summary_file import write_tensors
-from ..files.images import file_digest, read_image
+from ..files.images import read_image
+from ..files.records import parse_records
+from ..files.regular import file_digest
 from ..processing.images import join_pixels, prepare_pixels, prepared_size, processor_digest
-from ..training.data import parse_records
 
 CHUNK = 256  # items in one file
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from .pixels import LLAVA, Reading, to_rgb
+from .regular import open_regular
 
 DEFAULT_MAX_PIXELS = 178_956_970  # where Pillow itself starts to refuse a picture
 MAX_METADATA = 64 * 2**20  # bytes of a PNG's text or colour profile, unpacked; Pillow's own limit is 1 MB
@@ -29,21 +28,16 @@ MAX_GROWTH = 4  # times a picture's own pixels that it may make of a large one
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 # those of the others whose signature leaves no doubt, so that a message can name them
 NAMED = ("EPS", "HDF5", "GRIB", "BUFR", "FITS", "PSD", "WMF", "ICO", "ICNS", "DDS", "MPEG", "QOI")
-# how an image lies whose EXIF orientation is the key; 1 is upright
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message names the file and the remedy."""
+    """A picture that cannot be used; the message names the file and the remedy.
+
+    Attributes:
+        image: the picture's name where it is one of several, else None.
+    """
+
+    image: str | None = None
 
 
 @cache
@@ -51,7 +45,7 @@ def formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow reads; HEIF (.heic) where pillow-heif is installed."""
     Image.init()
     if find_spec("pillow_heif") is not None:
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports]
 
         pillow_heif.register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -63,77 +57,8 @@ def extensions() -> set[str]:
     return {ext for ext, name in Image.registered_extensions().items() if name in known}
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """The file `path`, open for reading; a named pipe, a socket or a device is not opened, as it may wait for ever.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-    _refuse_irregular(path, os.stat(path).st_mode)
-    # without waiting: what was a file a moment ago may be a pipe now
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-    try:
-        _refuse_irregular(path, os.fstat(file.fileno()).st_mode)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def file_digest(path: str | Path) -> str:
-    """The SHA-256 of a regular file's bytes; OSError where it cannot be read."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def irregular(mode: int) -> str | None:
-    """What a file of this mode is, where it is neither a regular file nor a folder; else None."""
-    for name, kind in {
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
-    }.items():
-        if kind(mode):
-            return name
-    return None
-
-
-def _refuse_irregular(path: str | Path, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder, not a picture", str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, f"is {irregular(mode) or 'something else'}, not a regular file", str(path))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a file becomes a picture. By default as LLaVA's training and evaluation read it: see LLAVA and OWN.
-
-    Args:
-        exif_orientation: turn it as its EXIF says, as every viewer does.
-        on_white: lay what is transparent onto white; else the colours that are hidden there show.
-    """
-
-    exif_orientation: bool = False
-    on_white: bool = False
-
-    def as_settings(self) -> dict[str, str]:
-        """The settings as caches and files of summaries state them."""
-        return {
-            "exif_orientation": "on" if self.exif_orientation else "off",
-            "transparency": "white" if self.on_white else "hidden",
-        }
-
-
-LLAVA = Reading()  # in training and evaluation
-OWN = Reading(exif_orientation=True, on_white=True)  # people's own pictures
-
-
 def open_image(
-    path: str | Path,
+    path: str | os.PathLike,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     reading: Reading = LLAVA,
     prepared: Callable[[tuple[int, int]], int] | None = None,
@@ -156,7 +81,7 @@ def open_image(
 
 
 def read_image(
-    path: str | Path,
+    path: str | os.PathLike,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     reading: Reading = LLAVA,
     prepared: Callable[[tuple[int, int]], int] | None = None,
@@ -229,9 +154,7 @@ def _decode(
             if look is not None:
                 look(image)
             image.load()
-            upright = _UPRIGHT.get(_orientation(image)) if reading.exif_orientation else None
-            picture = _to_rgb(image, reading.on_white)
-            return picture if upright is None else picture.transpose(upright)
+            return to_rgb(image, reading)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -247,17 +170,19 @@ def _decode(
 
 def _reason(error: Exception) -> str:
     """What is wrong with a file at which Pillow raised `error`."""
-    told = str(error)
-    if "MAX_TEXT" in told:
+    message = str(error)
+    if "MAX_TEXT" in message:
         return (
             f"its metadata (text or colour profile) take more than {MAX_METADATA // 2**20} MB unpacked; "
             "save it again without them"
         )
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read ({error.strerror})"
-    if "not available" in told:
-        return f"this Pillow has no {told.removesuffix(' not available')}; install one that has, or convert the picture"
-    return f"damaged or truncated ({told}); download or copy it again"
+    if "not available" in message:
+        return (
+            f"this Pillow has no {message.removesuffix(' not available')}; install one that has, or convert the picture"
+        )
+    return f"damaged or truncated ({message}); download or copy it again"
 
 
 def check_prepared(size: tuple[int, int], prepared: Callable[[tuple[int, int]], int], name: str) -> None:
@@ -326,34 +251,3 @@ def _other_format(file: BinaryIO) -> str:
         if accept is not None and accept(head) is True:
             return f" here, but one of the format {name}, which is not opened"
     return ""
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF that is damaged says nothing; the pixels are sound, and viewers show them as they lie
-        return 1
-
-
-def _to_rgb(image: Image.Image, on_white: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey opens as "I;16" or, by format, as "I"
-        grey = np.asarray(image)
-        hidden = grey == image.info["transparency"] if on_white and _is_number(image.info.get("transparency")) else None
-        if grey.max(initial=0) > 255:
-            grey = grey >> 8
-        grey = grey.clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey if hidden is None else np.where(hidden, np.uint8(255), grey)).convert("RGB")
-    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    if on_white and transparent:
-        if image.mode == "La":
-            image = image.convert("LA")
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # the same colours as in one step, without Pillow's warning
-    return image.convert("RGB")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))

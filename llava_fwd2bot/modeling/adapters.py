@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint.adapter_names import PEFT_PREFIX
 from ..config import STAGES, Fwd2BotConfig
 
-# before transformers 5 it is filled in where nobody asked for it
+# before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -41,15 +41,18 @@ class StageAdapters:
             tower with layers of the same names stays as it is.
         config: rank, alpha, dropout, targets, and which adapters there are.
         inside: the name of the language model in its host, for the adapters' files.
+        stages: those that run the language model; ("answer",) for a compressor that does not.
 
     Raises:
         ValueError: no linear layer of the language model has one of the names in `config.lora_targets`.
     """
 
-    def __init__(self, language_model: nn.Module, config: Fwd2BotConfig, inside: str = "") -> None:
+    def __init__(
+        self, language_model: nn.Module, config: Fwd2BotConfig, stages: Sequence[str] = STAGES, inside: str = ""
+    ) -> None:
         self.adapter_of = {
-            "stage": {stage: stage for stage in STAGES},
-            "shared": dict.fromkeys(STAGES, "shared"),
+            "stage": {stage: stage for stage in stages},
+            "shared": dict.fromkeys(stages, "shared"),
             "none": {},
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)
@@ -101,6 +104,8 @@ class StageAdapters:
             raise ValueError(f"merge must be one of {', '.join(STAGES)}, got {stage!r}.")
         if not self.names:
             raise ValueError('With adapters="none" there is no adapter to merge: leave merge out.')
+        if stage not in self.adapter_of:
+            raise ValueError(f'This compressor runs no language model, so there is no adapter "{stage}" to merge.')
         adapter = self.adapter_of[stage]
         weights = {name: layer.get_base_layer().weight for name, layer in self.layers.items()}
         whole = next((name for name, weight in weights.items() if not weight.is_floating_point()), None)
@@ -126,7 +131,7 @@ class StageAdapters:
 
     def refuse_other_than_merged(self, stage: str | None) -> None:
         """Raises ValueError where a stage, or the base (None), is asked for that merging has taken away."""
-        if self.merged is None or (stage is not None and self.adapter_of[stage] == self.adapter_of[self.merged]):
+        if self.merged is None or (stage and self.adapter_of.get(stage) == self.adapter_of[self.merged]):
             return
         wanted = "the base's own weights" if stage is None else f'the "{stage}" stage'
         raise ValueError(

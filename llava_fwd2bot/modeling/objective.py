@@ -23,7 +23,9 @@ from ..losses import (
     gather_sizes,
     gather_with_grad,
 )
-from .pairs import content_keys, join_keys, text_keys
+from .masks import one_sequence_each
+from .pairs import content_keys, join_keys
+from .plan import BatchPlan, BatchPlanner, labelled_tokens
 from .sharding import Fwd2BotRanksMixin, is_sharded, touched
 
 
@@ -77,10 +79,11 @@ class Batch:
     input_ids: Tensor | None  # [B, T]
     attention_mask: Tensor | None  # [B, T]
     labels: Tensor | None  # [B, T]
-    caption_ids: Tensor | None  # [B, L]
-    caption_mask: Tensor | None  # [B, L]
+    caption_input_ids: Tensor | None  # [B, L]
+    caption_attention_mask: Tensor | None  # [B, L]
     image_inputs: dict[str, Any]
     step: Step | None = None
+    plan: BatchPlan | None = None
 
 
 class Fwd2BotLossMixin(Fwd2BotRanksMixin):
@@ -97,19 +100,17 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         fullest = self._fullest = self._agree(batch) if distributed and is_sharded(self._language_model()) else None
         if fullest is not None and fullest.images and not batch.image_inputs:
             fullest.run_idle(self._idle_image(num_tokens))
-        summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)
+        summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)  # [U, j, D]
         if fullest is not None and batch.image_inputs:
             fullest.run_idle(summary)  # an image whose row has neither label nor caption; backward must pass it too
+        plan = self._planned(batch, summary, lengths)
         found: dict[str, Tensor] = {}
-        image_row = None
-        if batch.input_ids is not None:
-            image_row = self._collapse(batch.input_ids, batch.attention_mask, summary, lengths).image_row  # [M]
-        if batch.labels is not None:
-            found.update(self._answer(batch, summary, lengths, image_row, return_logits))
+        if plan.labelled_rows:
+            found.update(self._answer(batch, plan, summary, return_logits))
         if fullest is not None and fullest.labelled_rows and "answer_loss" not in found:
             fullest.run_idle(self._idle_answer())
-        if config.contrastive_weight > 0 and (batch.caption_ids is not None or distributed):
-            found.update(self._contrastive(batch, summary, image_row, num_tokens, distributed))
+        if config.contrastive_weight > 0 and (plan.captions is not None or distributed):
+            found.update(self._contrastive(batch, plan, summary, num_tokens, distributed))
         weights = {
             "answer_loss": config.answer_weight,
             "contrastive_loss": config.contrastive_weight,
@@ -132,21 +133,44 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         # in the order of the fields: as a tuple the loss is first and the logits second, as transformers has it
         return Fwd2BotOutput(**{f.name: found.get(f.name) for f in fields(Fwd2BotOutput)})
 
+    def planner(self) -> BatchPlanner:
+        """What plans this model's training batches, for a collator."""
+        config = self.fwd2bot_config
+        lengths = {config.num_summary_tokens, *(config.nested_k or ())}
+        return BatchPlanner(self._image_token_id(), tuple(sorted(lengths)), config.contrastive_weight > 0)
+
+    def _planned(self, batch: Batch, summary: Tensor | None, lengths: list[int] | None) -> BatchPlan:
+        """The batch's own plan, or one that is made here of ids that are fetched from the device.
+
+        Raises:
+            ValueError: the plan is of other images than the batch's.
+        """
+        plan, count, k = batch.plan, *((0, 1) if summary is None else summary.shape[:2])
+        if plan is None:
+            tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+            return BatchPlanner(self._image_token_id(), (k,), self.fwd2bot_config.contrastive_weight > 0)(
+                tensors, count, lengths
+            )
+        if plan.distinct_images != count:
+            raise ValueError(f"The batch was planned for {plan.distinct_images} image(s), and {count} came with it.")
+        own = plan.image_lengths
+        if own is not None and lengths is not None and own != plan.list_of_images(lengths) and sum(own) != len(own):
+            raise ValueError(
+                f"The rows hold {own} placeholders for the images, and the images have {plan.list_of_images(lengths)} "
+                "dense tokens: the processor is of another model, or its placeholders were cut."
+            )
+        return plan
+
     def _contrastive(
-        self,
-        batch: Batch,
-        summary: Tensor | None,
-        image_row: Tensor | None,
-        num_tokens: int | None,
-        distributed: bool,
+        self, batch: Batch, plan: BatchPlan, summary: Tensor | None, num_tokens: int | None, distributed: bool
     ) -> dict[str, Tensor]:
         """The contrastive loss over the pairs of all ranks; every rank comes here, even with no pair."""
-        images, texts, keys = self._pairs(batch, summary, image_row)
+        images, texts, keys = self._pairs(batch, plan, summary)
         if self._fullest is not None and self._fullest.captions and not len(texts):
             self._fullest.run_idle(self._idle_text(num_tokens))
         pairs = torch.cat([images, texts], dim=1)  # [C, 2 D]
         if distributed:  # one collective for images and texts
-            sizes = gather_sizes(len(pairs), pairs.device)
+            sizes = [c for _, c, _ in plan.ranks] if plan.ranks else gather_sizes(len(pairs), pairs.device)
             # before the gather, so that on no rank a gradient is ready, and DistributedDataParallel sends it, before
             # the gather's backward has run: their order must be the same everywhere
             pairs = pairs + touched(self.parameters())
@@ -171,96 +195,67 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
 
     def labelled_tokens(self, labels: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Where a label counts in the answer loss, [B, T] bool: on a real token that follows another one of its row."""
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        return (labels != -100) & real & (real.cumsum(1) > 1) & (input_ids != self._image_token_id())
+        return labelled_tokens(labels, input_ids, attention_mask, self._image_token_id())
 
-    def _answer(
-        self,
-        batch: Batch,
-        summary: Tensor | None,
-        lengths: list[int] | None,
-        image_row: Tensor,
-        return_logits: bool,
-    ) -> dict[str, Tensor]:
+    def _answer(self, batch: Batch, plan: BatchPlan, summary: Tensor | None, return_logits: bool) -> dict[str, Tensor]:
         """The answer loss, the distillation loss and the logits of the rows that have labels."""
-        labels, input_ids, row_mask = batch.labels, batch.input_ids, batch.attention_mask
-        supervised = self.labelled_tokens(labels, input_ids, row_mask).any(1)  # [B]
-        at_rows = supervised.nonzero().flatten()
-        if not len(at_rows):
-            return {}
-        if len(at_rows) < len(labels):  # rows for the contrastive loss alone need no answer pass
-            used = supervised[image_row]  # [M]
-            summary = summary[used] if bool(used.any()) else None
-            lengths = lengths and [n for n, use in zip(lengths, used.tolist(), strict=True) if use]
-            row_mask = None if row_mask is None else row_mask[at_rows]
-            input_ids = input_ids[at_rows]
-        plan = self._collapse(input_ids, row_mask, summary, lengths if summary is not None else None)
-        origin = (at_rows[:, None] * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device)).flatten()
-        origin = origin[plan.origin]  # [N] places in the whole batch
-        hidden = self._answer_hidden(plan, input_ids, summary)  # [N, D]
-        targets = labels.flatten()[origin].masked_fill(plan.is_summary, -100)  # [N]
-        targets = torch.cat([targets[1:], targets.new_tensor([-100])])
-        targets[plan.lengths.cumsum(0) - 1] = -100  # the end of a row does not predict the next row
-        labelled = (targets != -100).nonzero().flatten()
-        origin, targets = origin[labelled], targets[labelled]
-        logits = self.get_output_embeddings()(hidden[labelled])  # the head runs where a label is, and nowhere else
-        found = {"answer_loss": answer_loss(logits, targets)}
-        found["answer_tokens"] = torch.tensor(len(targets), device=logits.device)
+        own = plan.answer(summary.shape[1] if summary is not None else next(iter(plan.answers)))
+        if summary is not None:
+            summary = plan.of_images(summary)  # [M, j, D]
+            if plan.answer_images is not None:
+                # rows for the contrastive loss alone need no answer pass
+                summary = summary.index_select(0, plan.answer_images) if len(plan.answer_images) else None
+        hidden = self._answer_hidden(own.collapsed, batch.input_ids, summary)  # [N, D]
+        origin = own.collapsed.origin[own.labelled]  # [A] places in the whole batch
+        # the head runs where a label is, and nowhere else
+        logits = self.get_output_embeddings()(hidden.index_select(0, own.labelled))
+        found = {"answer_loss": answer_loss(logits, own.targets)}
+        found["answer_tokens"] = logits.new_full((), plan.labelled_tokens, dtype=torch.long)
         if self.fwd2bot_config.distill_weight > 0:
-            found["distill_loss"] = distillation_loss(logits, self._teacher_logits(batch, origin))
+            found["distill_loss"] = distillation_loss(logits, self._teacher_logits(batch, plan, origin))
         if return_logits:
+            labels = batch.labels
             spread = logits.new_zeros(labels.numel(), logits.shape[-1]).index_copy(0, origin, logits)
             found["logits"] = spread.view(*labels.shape, -1)
         return found
 
     def _answer_hidden(self, plan: Collapsed, input_ids: Tensor, summary: Tensor | None) -> Tensor:
         """The answer pass: last hidden states of all tokens, [N, D]."""
-        rows, mask = self._answer_rows(plan, input_ids, summary)
+        rows, _ = self._answer_rows(plan, input_ids, summary)
         if self._fullest is not None and not rows.requires_grad:
             rows = rows.detach().requires_grad_()  # text alone: backward must pass the first layer as on other ranks
-        return self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state[mask]
+        with one_sequence_each():
+            return plan.pack(self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state)
 
     @torch.no_grad()
-    def _teacher_logits(self, batch: Batch, at: Tensor) -> Tensor:
+    def _teacher_logits(self, batch: Batch, plan: BatchPlan, at: Tensor) -> Tensor:
         """What the base says, from dense tokens, at places `at` of the flattened batch."""
+        images = batch.image_inputs
+        if plan.distinct is not None:  # the base wants each as often as it stands in the rows
+            images = {name: plan.of_images(value) for name, value in images.items()}
         with self.fwd2bot_disabled():
             hidden = self._host_backbone(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 return_dict=True,
                 use_cache=False,
-                **batch.image_inputs,
+                **images,
             ).last_hidden_state
             return self.get_output_embeddings()(hidden.flatten(0, 1)[at])
 
-    def _pairs(self, batch: Batch, summary: Tensor | None, image_row: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairs(self, batch: Batch, plan: BatchPlan, summary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of this rank's captioned images and of their captions, both [C, D], and their keys [C, 2]."""
-        ids, mask = batch.caption_ids, batch.caption_mask
         tokens = self.fwd2bot.tokens
-        # in the dtype of `embed`, which the other ranks' are in
-        wide = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-        none = tokens.new_zeros(0, tokens.shape[1], dtype=wide)
-        nothing = none, none, none.new_zeros(0, 2, dtype=torch.long)
-        if ids is None:
-            return nothing
-        mask = torch.ones_like(ids) if mask is None else mask
-        images = 0 if summary is None else len(summary)
-        rows = images if batch.input_ids is None else len(batch.input_ids)
-        if len(ids) != rows:
-            raise ValueError(f"{len(ids)} captions for {rows} rows: give every row one, or an all-zero mask.")
-        image_row = torch.arange(images, device=ids.device) if image_row is None else image_row
-        at = mask.any(1).nonzero().flatten()  # [C] rows with a caption
-        first = torch.full((rows,), images, device=ids.device)
-        first = first.scatter_reduce(0, image_row, torch.arange(images, device=ids.device), "amin")[at]  # [C]
-        if bool((first == images).any()):
-            raise ValueError(f"Row(s) {at[first == images].tolist()} have a caption, but no image for it.")
-        if not len(at):
-            return nothing
-        texts = self.compress_text(ids[at], mask[at], num_tokens=summary.shape[1])
-        pooling = self.fwd2bot_config.pooling
-        of_images = self._image_keys(batch.image_inputs, summary)[first]
-        keys = torch.stack([of_images, text_keys(ids[at], mask[at])], dim=1)  # [C, 2]
-        return embed(summary[first], pooling), embed(texts, pooling), keys
+        if plan.captions is None:
+            # in the dtype of `embed`, which the other ranks' are in
+            wide = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+            none = tokens.new_zeros(0, tokens.shape[1], dtype=wide)
+            return none, none, none.new_zeros(0, 2, dtype=torch.long)
+        pooling, captions = self.fwd2bot_config.pooling, plan.captions
+        texts = self._compress_captions(captions, summary.shape[1])
+        of_images = plan.of_images(self._image_keys(batch.image_inputs, summary))[captions.image]
+        keys = torch.stack([of_images, captions.keys], dim=1)  # [C, 2]
+        return embed(plan.of_images(summary)[captions.image], pooling), embed(texts, pooling), keys
 
     def _image_keys(self, image_inputs: dict[str, Any], summary: Tensor) -> Tensor:
         """A key of each image's content, [M]: equal images have equal keys, also on other ranks.

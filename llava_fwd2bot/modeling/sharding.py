@@ -68,11 +68,15 @@ class Fwd2BotRanksMixin:
                 "distill_weight is not supported where the language model's weights are split over ranks (FSDP, "
                 "ZeRO-3): its teacher's calls differ from rank to rank. Set it to 0, or use DDP or ZeRO-2."
             )
+        if batch.plan is not None:
+            if batch.plan.ranks is not None:  # told before the step
+                return Fullest(*(max(counts) for counts in zip(*batch.plan.ranks, strict=True)))
+            return Fullest.of(*batch.plan.counts, self.fwd2bot.tokens.device)
         images = len(batch.image_inputs.get(self.image_input_names[0], batch.image_inputs.get("pixel_values", ())))
         captions = labelled = 0
-        if batch.caption_ids is not None and self.fwd2bot_config.contrastive_weight > 0:
-            real = torch.ones_like(batch.caption_ids) if batch.caption_mask is None else batch.caption_mask
-            captions = int(real.any(1).sum())
+        if batch.caption_input_ids is not None and self.fwd2bot_config.contrastive_weight > 0:
+            mask = batch.caption_attention_mask
+            captions = int((torch.ones_like(batch.caption_input_ids) if mask is None else mask).any(1).sum())
         if batch.labels is not None:
             labelled = int(self.labelled_tokens(batch.labels, batch.input_ids, batch.attention_mask).any(1).sum())
         return Fullest.of(images, captions, labelled, self.fwd2bot.tokens.device)

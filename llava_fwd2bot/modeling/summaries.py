@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..bottleneck import compress_pass, embed, nested_averages
+from ..bottleneck import embed
+from .masks import one_sequence_each
+from .plan import CaptionPlan
 
 
 class Fwd2BotSummaryMixin:
@@ -46,6 +48,12 @@ class Fwd2BotSummaryMixin:
         contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
         return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
 
+    def _compress_captions(self, captions: CaptionPlan, num_tokens: int | None) -> Tensor:
+        """The summaries of a batch's captions, [C, j, D]."""
+        words = self.get_input_embeddings()(captions.ids)  # [C, L, D]
+        contexts = [row[:length] for row, length in zip(words, captions.lengths, strict=True)]
+        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         k = self.fwd2bot_config.num_summary_tokens
         j = k if num_tokens is None else num_tokens
@@ -57,17 +65,8 @@ class Fwd2BotSummaryMixin:
         images = prompt_ids is not self.fwd2bot.text_prompt_ids
 
         def run(*contexts: Tensor) -> Tensor:
-            with self._stages.use("compress"):
-                prompt = self.get_input_embeddings()(prompt_ids)
-                tokens = self.fwd2bot.tokens[:j]
-                if self.fwd2bot_config.residual == "none":
-                    return compress_pass(self._language_model(), contexts, prompt, tokens)
-                # a text's summary is for retrieval alone, and there is nothing coarse in it to start from
-                averages = [nested_averages(len(c), j).to(c) @ c for c in contexts] if images else None  # M × [j, D]
-                out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
-                if averages is None:
-                    return out
-                return torch.stack(averages).to(out) + self.fwd2bot.log_gain.exp().to(out) * out
+            with one_sequence_each():
+                return (self._compressor.images if images else self._compressor.texts)(self, contexts, j)
 
         chunk, count = self.fwd2bot_config.contrastive_chunk, len(contexts)
         if self._fullest is not None:  # as many chunks as on the other ranks

@@ -5,19 +5,19 @@ Shapes: B rows, T tokens, L caption tokens, M pictures of a batch.
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Sampler
 
+from ..modeling.plan import BatchPlanner
 from ..processing.images import stack_pixels
 
 IGNORE_INDEX = -100
-_OF_TEXT = ("record", "input_ids", "labels", "caption_ids")  # all else of a row is an image input of the host
+# all else of a row is an image input of the host
+_OF_TEXT = ("record", "input_ids", "labels", "caption_ids", "images", "image_lengths")
 
 
 class Fwd2BotCollator:
@@ -26,15 +26,18 @@ class Fwd2BotCollator:
     Args:
         pad_token_id: fills `input_ids` and `caption_input_ids`; masks come from lengths, so it may be the eos.
         padding_side: "right" or "left".
+        planner: a model's `planner()`: the batch then comes with its plan, so that the model's forward does not wait
+            for the device, and each distinct image comes once.
     """
 
-    def __init__(self, pad_token_id: int, padding_side: str = "right"):
+    def __init__(self, pad_token_id: int, padding_side: str = "right", planner: BatchPlanner | None = None):
         if pad_token_id is None:
             raise ValueError("pad_token_id is None; set tokenizer.pad_token, to unk or eos if there is no other")
         if padding_side not in ("right", "left"):
             raise ValueError(f"padding_side should be 'right' or 'left', not {padding_side!r}")
         self.pad_token_id = pad_token_id
         self.padding_side = padding_side
+        self.planner = planner
         self._warned: set[str] = set()
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -44,7 +47,8 @@ class Fwd2BotCollator:
             input_ids, attention_mask, labels [B, T]; where there are pictures, pixel_values [M, 3, H, W] and the host's
             other image inputs (image_sizes [M, 2], batch_num_images [rows with pictures]), in row order; where there
             are captions, caption_input_ids and caption_attention_mask
-            [B, L], the mask all zero for rows without one.
+            [B, L], the mask all zero for rows without one. With a planner, `plan`; pixel_values are then [U, 3, H, W],
+            without the pictures that an earlier row shows too.
 
         Raises:
             ValueError: there is nothing to learn from in the whole batch.
@@ -56,14 +60,40 @@ class Fwd2BotCollator:
             "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),  # [B, T]
             "labels": self._pad([item["labels"] for item in items], IGNORE_INDEX),  # [B, T]
         }
+        shown, distinct = self._distinct(items)
         for name in dict.fromkeys(name for item in items for name in item if name not in _OF_TEXT):
-            parts = [item[name] for item in items if name in item]
+            parts = [items[i][name] for i in shown if name in items[i]]
             batch[name] = stack_pixels(parts) if name == "pixel_values" else torch.cat(parts)  # [M, …]
         if any("caption_ids" in item for item in items):
             captions = [item.get("caption_ids", ids[0][:0]) for item in items]
             batch["caption_input_ids"] = self._pad(captions, self.pad_token_id)  # [B, L]
             batch["caption_attention_mask"] = self._pad([torch.ones_like(row) for row in captions], 0)  # [B, L]
+        if self.planner is not None:
+            lengths: list[int] | None = [n for item in items for n in item.get("image_lengths", ())]
+            images = len(lengths)
+            if any("pixel_values" in item and "image_lengths" not in item for item in items):  # rows that are not ours
+                images, lengths = len(batch["pixel_values"]), None
+            batch["plan"] = self.planner(batch, images, lengths, distinct)
         return batch
+
+    def _distinct(self, items: Sequence[dict[str, Any]]) -> tuple[list[int], list[int] | None]:
+        """The rows whose pictures come with the batch, and which of these each picture of the rows is.
+
+        Rows share their pictures if they show the same ones in the same order: a picture beside others may be cut into
+        other crops than alone.
+        """
+        if self.planner is None or not all("images" in item for item in items if "image_lengths" in item):
+            return list(range(len(items))), None
+        first: dict[tuple[str, ...], int] = {}  # where the pictures of a row begin
+        shown, order, count = [], [], 0
+        for i, item in enumerate(items):
+            names = tuple(item.get("images", ()))
+            if names not in first:
+                first[names] = count
+                shown.append(i)
+                count += len(names)
+            order += range(first[names], first[names] + len(names))
+        return shown, order if count < len(order) else None
 
     def _check(self, items: Sequence[dict[str, Any]]) -> None:
         # The loss predicts label t from token t - 1, so a label on the first token never counts.
@@ -90,51 +120,6 @@ class Fwd2BotCollator:
         return torch.stack(
             [F.pad(row, (gap, 0) if left else (0, gap), value=value) for row, gap in zip(rows, gaps, strict=True)]
         )
-
-
-class ModalityLengthSampler(Sampler[int]):
-    """Indices in an order whose steps (batch_size x world_size rows) hold one modality and similar lengths.
-
-    Rows are sorted by length within mega-batches of 50 steps only, and the steps are shuffled. What fills no whole
-    step comes last. Every index comes exactly once per epoch.
-
-    Args:
-        modality_lengths: `LlavaDataset.modality_lengths`: negative for rows without a picture.
-        batch_size: rows per process and step.
-        world_size: number of processes (times accumulation steps, if those should be of one modality too).
-        seed: with the epoch decides the order, so a resumed run sees the same one.
-    """
-
-    def __init__(self, modality_lengths: Sequence[int], batch_size: int, world_size: int = 1, seed: int = 0):
-        if batch_size < 1 or world_size < 1:
-            raise ValueError(f"batch_size and world_size should be at least 1, not {batch_size} and {world_size}")
-        self.modality_lengths = list(modality_lengths)
-        self.step = batch_size * world_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose this epoch's order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.modality_lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        chance = random.Random(f"{self.seed}-{self.epoch}")
-        steps, rest = [], []
-        for has_image in (True, False):
-            indices = [i for i, length in enumerate(self.modality_lengths) if (length > 0) == has_image]
-            chance.shuffle(indices)
-            whole = len(indices) - len(indices) % self.step
-            rest += indices[whole:]
-            for start in range(0, whole, self.step * 50):
-                mega = indices[start : min(start + self.step * 50, whole)]
-                mega.sort(key=lambda i: abs(self.modality_lengths[i]), reverse=True)
-                steps += [mega[j : j + self.step] for j in range(0, len(mega), self.step)]
-        chance.shuffle(steps)
-        for step in [*steps, rest]:
-            yield from step
 
 
 def first_names(names: Sequence[str]) -> str:

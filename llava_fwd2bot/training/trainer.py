@@ -9,26 +9,27 @@ import inspect
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ..checkpoint.fingerprint import check_base
 from ..checkpoint.read import read_checkpoint, reload
+from .callbacks import EpochCallback, RunCallback
 from .checks import check_arguments, check_negatives, check_trained_precision
-from .collator import IGNORE_INDEX, ModalityLengthSampler
-from .resume import layout_of, moved_data, read_run, write_run
+from .collator import IGNORE_INDEX
+from .metrics import METRICS, StepMetrics
+from .optimizer import split_groups
+from .resume import layout_of, moved_data, read_run
+from .sampler import ModalityLengthSampler, RowLengths
 
-_METRICS = ("answer_loss", "contrastive_loss", "distill_loss", "temperature", "retrieval_accuracy")
 # of rows of LlavaDataset, and of batches
 _OWN_COLUMNS = ("record", "caption_ids", "caption_input_ids", "caption_attention_mask", "summary", "num_tokens")
-_OF_TOKENS = ("answer_loss", "distill_loss")  # means over labelled tokens
+_OWN_COLUMNS += ("images", "image_lengths", "plan")
 
 
 @dataclass
@@ -48,48 +49,6 @@ class Fwd2BotTrainingArguments(TrainingArguments):
     )
 
 
-class _Epoch(TrainerCallback):
-    """Tells the data set its epoch: which of several captions a row gets depends on it, also after a resume.
-
-    After a step it bounds the temperature: only then all ranks hold the parameter itself.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        added = getattr(getattr(model, "module", model), "fwd2bot", None)
-        if added is not None:
-            added.bound_temperature()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-class _Run(TrainerCallback):
-    """Leaves in each checkpoint what it was trained on and how: see resume.py."""
-
-    def __init__(self, trainer: Fwd2BotTrainerMixin) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if state.is_world_process_zero and folder.is_dir():
-            write_run(folder, {**self.trainer.run, "layout": self.trainer.run_layout, "steps": state.global_step})
-
-
-class _Lengths(Dataset):
-    """Stands for a data set that knows its lengths, so that samplers which ask for them open no image."""
-
-    def __init__(self, lengths: list[int], name: str) -> None:
-        self.lengths, self.name = lengths, name
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, range]:
-        return {self.name: range(self.lengths[index])}
-
-
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     """The plain fine-tune's batch, so that the head runs only at places where some row has a label: the same loss.
 
@@ -104,7 +63,19 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "labels": targets, "shift_labels": targets, "logits_to_keep": places}
 
 
-class Fwd2BotTrainerMixin:
+if TYPE_CHECKING:
+    _Trainer = Trainer  # any trainer of transformers stands behind the mixin
+else:
+    _Trainer = object
+
+
+class Fwd2BotTrainerMixin(_Trainer):
+    # of the Trainer, whose types allow for cases that do not arise here
+    model: Any
+    train_dataset: Any
+    optimizer: Any
+    _signature_columns: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(("model", "args"), args, strict=False)) | kwargs
         if isinstance(given.get("args"), TrainingArguments):
@@ -112,11 +83,11 @@ class Fwd2BotTrainerMixin:
         super().__init__(*args, **kwargs)
         check_trained_precision(self.model, bool(self.is_deepspeed_enabled))
         self.run: dict[str, Any] = {}  # data and settings, where the caller knows them: see resume.py
-        self._sums: Tensor | None = None
+        self._metrics = StepMetrics()
         self._micro = self._micro_of = -1  # this micro-batch's number in the run, and that of the first of its step
         self._step: tuple[Tensor, int] | None = None  # labelled tokens and micro-batches of the optimizer step
-        self.add_callback(_Epoch())
-        self.add_callback(_Run(self))
+        self.add_callback(EpochCallback())
+        self.add_callback(RunCallback(self))
         if not self.is_deepspeed_enabled and int(transformers.__version__.split(".")[0]) >= 5:
             # the Trainer divides by the accumulation steps itself; transformers 5.4 has accelerate divide once more
             self.accelerator.gradient_accumulation_steps = 1
@@ -126,7 +97,7 @@ class Fwd2BotTrainerMixin:
             self.loss_is_scaled_for_ga = False
 
     @property
-    def _fwd2bot_model(self) -> nn.Module:
+    def _fwd2bot_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -147,9 +118,9 @@ class Fwd2BotTrainerMixin:
             now = self.run_layout
             if before and now["rows"]:
                 fresh = bool(getattr(self.args, "ignore_data_skip", False))
-                told = moved_data(resume_from_checkpoint, before, now, fresh)
-                if told:
-                    warnings.warn(told, stacklevel=2)
+                message = moved_data(resume_from_checkpoint, before, now, fresh)
+                if message:
+                    warnings.warn(message, stacklevel=2)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_negatives(self) -> None:
@@ -180,17 +151,17 @@ class Fwd2BotTrainerMixin:
         inputs = {**inputs, "return_logits": return_outputs}
         if model.training:
             self._say_step()
-        if not model.training or self._step is None:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        else:
-            tokens, micro_batches = self._step
-            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        step = self._step if model.training else None
+        if step is not None:
+            inputs.update(num_items_in_batch=step[0], micro_batches=step[1])
+        computed: Any = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss, outputs = computed
+        if step is not None:
             # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
             steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
             loss = loss * steps * self.accelerator.num_processes
         if model.training:
-            self._count_metrics(outputs)
+            self._metrics.add(outputs, self._step)
         return (loss, outputs) if return_outputs else loss
 
     def _say_step(self) -> None:
@@ -215,8 +186,9 @@ class Fwd2BotTrainerMixin:
         """
         if not self._has_fwd2bot or not batches:
             return
+        self._tell_ranks(batches)
         own = sum(self._labelled_tokens(batch) for batch in batches)
-        tokens = torch.as_tensor(own, device=self.accelerator.device)
+        tokens: Any = torch.as_tensor(own, device=self.accelerator.device)
         ranks = self.accelerator.num_processes
         if getattr(self.args, "average_tokens_across_devices", True):
             tokens = self.accelerator.reduce(tokens, reduction="sum")
@@ -225,46 +197,34 @@ class Fwd2BotTrainerMixin:
         micro_batches = micro_batches or len(batches)
         self._step = (tokens * micro_batches / len(batches), micro_batches * ranks)
 
+    def _tell_ranks(self, batches: list[dict[str, Any]]) -> None:
+        """Leaves in each plan what the other ranks have, so that the forward need not ask them."""
+        plans = [batch.get("plan") for batch in batches]
+        if self.accelerator.num_processes == 1 or any(plan is None for plan in plans):
+            return
+        own = torch.tensor([[plan.counts for plan in plans]], device=self.accelerator.device)
+        told = self.accelerator.gather(own).transpose(0, 1).tolist()  # [micro-batches, ranks, 3]
+        for plan, ranks in zip(plans, told, strict=True):
+            plan.ranks = ranks
+
     def _labelled_tokens(self, batch: dict[str, Any]) -> Tensor | int:
+        if batch.get("plan") is not None:
+            return batch["plan"].labelled_tokens
         labels, mask = batch.get("labels"), batch.get("attention_mask")
         if labels is None:
             return 0
         return self._fwd2bot_model.labelled_tokens(labels, batch["input_ids"], mask).sum()
 
-    def _count_metrics(self, outputs: Any) -> None:
-        """Adds up what is logged as means: over labelled tokens of a step, or over its micro-batches."""
-        values = {name: getattr(outputs, name, None) for name in _METRICS}
-        share = 1.0
-        if self._step is not None and outputs.answer_tokens is not None:
-            share = outputs.answer_tokens * self._step[1] / self._step[0]
-        zero = torch.zeros((), device=outputs.loss.device)
-        sums = []
-        for name in _METRICS:
-            if values[name] is None:
-                sums += [zero, zero]
-                continue
-            value = values[name].detach().float()
-            weight = zero + (share if name in _OF_TOKENS else 1.0)
-            if name == "retrieval_accuracy":  # which may be of no pair
-                value, weight = value.nan_to_num(), weight * ~value.isnan()
-            sums += [value * weight, weight]
-        step = torch.stack(sums)
-        self._sums = step if self._sums is None else self._sums + step  # no synchronisation until it is logged
-
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         if ignore_keys is None and self._has_fwd2bot:
-            ignore_keys = [*_METRICS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
+            ignore_keys = [*METRICS, "answer_tokens"]  # compute_metrics gets the logits, as of the base
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._sums is not None and "loss" in logs:
-            sums = self.accelerator.reduce(self._sums, reduction="sum").view(-1, 2)
-            for name, (total, count) in zip(_METRICS, sums.tolist(), strict=True):
-                if count:
-                    logs[name] = round(total / count, 4)
-            self._sums = None
+        if "loss" in logs:
+            logs.update(self._metrics.take(self.accelerator))
         if "loss" in logs and len(skipped := getattr(self.train_dataset, "skipped_images", ())):
             logs["skipped_images"] = len(skipped)  # of this process
         super().log(logs, *args, **kwargs)
@@ -275,23 +235,7 @@ class Fwd2BotTrainerMixin:
         optimizer = super().create_optimizer(*args, **kwargs)
         if not fresh:
             return optimizer
-        own: dict[str, list[nn.Parameter]] = {"summary": [], "projector": []}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and "fwd2bot." in name:
-                own["summary"].append(parameter)
-            elif parameter.requires_grad and "mm_projector" in name.replace("multi_modal_projector", "mm_projector"):
-                own["projector"].append(parameter)
-        moved = {id(p) for group in own.values() for p in group}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in moved]
-        rates = {"summary": getattr(self.args, "summary_lr", None)}  # plain TrainingArguments have neither
-        rates["projector"] = getattr(self.args, "mm_projector_lr", None)
-        for name, parameters in own.items():
-            if parameters:
-                rate = self.args.learning_rate if rates[name] is None else rates[name]
-                decay = 0.0 if name == "summary" else self.args.weight_decay  # decay would pull R to no meaning
-                optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": decay})
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        split_groups(optimizer, self.model, self.args)
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -300,7 +244,7 @@ class Fwd2BotTrainerMixin:
             strategy = getattr(self.args, "train_sampling_strategy", "random")
             if strategy in ("group_by_length", "batch_rebalance") and hasattr(dataset, "lengths"):
                 names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-                return super()._get_train_sampler(_Lengths(dataset.lengths, names[0]))
+                return super()._get_train_sampler(RowLengths(dataset.lengths, names[0]))
             return super()._get_train_sampler(*(() if train_dataset is None else (dataset,)))
         return ModalityLengthSampler(
             dataset.modality_lengths,
@@ -339,7 +283,9 @@ class Fwd2BotTrainerMixin:
     def _load_best_model(self) -> None:
         if not self._has_fwd2bot:
             return super()._load_best_model()
-        reload(self._fwd2bot_model, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            reload(self._fwd2bot_model, best)
 
 
 class Fwd2BotTrainer(Fwd2BotTrainerMixin, Trainer):

@@ -20,6 +20,7 @@ LAYERS = (
     ("processing",),
     ("bottleneck", "losses"),
     ("checkpoint.adapter_names",),
+    ("compressors",),
     ("checkpoint.read", "checkpoint.write", "checkpoint.fingerprint", "checkpoint.gathering", "checkpoint.hub"),
     ("modeling",),
     ("mixin",),

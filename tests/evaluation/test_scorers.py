@@ -17,7 +17,7 @@ from score_toys import score, toy_score, write
 from llava_fwd2bot.cli.main import main
 from llava_fwd2bot.evaluation import scorers
 from llava_fwd2bot.evaluation.scorers import choices, mme, pope, vqa
-from llava_fwd2bot.training.data import read_records
+from llava_fwd2bot.files.records import read_records
 
 NO_LLAVA = "the original LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
 WORDS = (

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from llava_fwd2bot.files.images import MAX_PREPARED, OWN, ImageError, Reading, file_digest, open_image, read_image
+from llava_fwd2bot.files.images import MAX_PREPARED, ImageError, open_image, read_image
+from llava_fwd2bot.files.pixels import OWN, Reading
+from llava_fwd2bot.files.regular import file_digest
 from llava_fwd2bot.processing.images import prepare_pixels, prepared_size, processor_digest
 
 COLOUR = (9, 99, 9)

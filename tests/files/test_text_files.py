@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import json_line, one_line, read_any_json, read_lines, read_table, read_text
-from llava_fwd2bot.training.data import read_records
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 RECORDS = [{"id": 1, "text": "für Élise\u2028 日本"}, {"id": 2, "text": "b"}]

@@ -12,8 +12,9 @@ from data_fixtures import PROCESSORS, TWO_ROUNDS, talk
 from PIL import Image
 
 from llava_fwd2bot.processing.images import open_image
-from llava_fwd2bot.training.collator import IGNORE_INDEX, Fwd2BotCollator, ModalityLengthSampler
+from llava_fwd2bot.training.collator import IGNORE_INDEX, Fwd2BotCollator
 from llava_fwd2bot.training.data import LlavaDataset
+from llava_fwd2bot.training.sampler import ModalityLengthSampler
 
 
 @pytest.fixture

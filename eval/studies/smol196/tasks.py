@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.studies.smol196.pictures import Picture, collage, printed, single
+from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.smol import instructions as make
-from llava_fwd2bot.training.data import read_records
 
 from .. import smol_splits
 

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...files.records import read_records
+
 # name → (module, function, what --ground-truth is (None: it takes none), whether --questions is needed)
 SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "pope": ("pope", "pope", "the folder of coco_pope_*.json", True),
@@ -81,8 +83,6 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
         ValueError: a line cut off, no line, an id twice, an answer without text or a part of `key`, empty answers,
             answers of several models, numbers of tokens or checkpoints.
     """
-    from ...training.data import read_records  # which imports torch; the command line's parser need not
-
     found: Answers = {}
     told: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
     empty: list[Any] = []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files.records import read_records
 from . import Answers, Score, answered, blank, mean, once, strangers
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
@@ -26,8 +27,6 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
         ValueError: a question without an answer, or twice, or answers to other questions; a right answer that is
             neither yes nor no, or no letter.
     """
-    from ...training.data import read_records  # which imports torch; the command line's parser need not
-
     records = read_records(ground_truth)
     for number, record in enumerate(records):
         if "question_id" not in record or "answer" not in record:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...training.data import read_records
+from ...files.records import read_records
 from . import Answers, Score, answered, blank, once, strangers
 
 MOST_ASKED = 0.9  # LLaVA's question file lacks 90 of the 3,000 of POPE's category random

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files.records import read_records
 from ...files.text import read_any_json, read_json
-from ...training.data import read_records
 from . import Answers, Score, answered, blank, mean, once, strangers, with_groups
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's

@@ -1,7 +1,7 @@
 """The original LLaVA (haotian-liu/LLaVA, `llava` 1.2.2) and LLaVA-NeXT (`llava` 1.7): their classes, their batch.
 
 An image stands in `input_ids` as one IMAGE_TOKEN_INDEX (-200); pixels come as `images`. How crops become one row of
-dense tokens (anyres), or the frames of a video, is asked of LLaVA itself, so they are compressed together.
+dense tokens (anyres), or the frames of a video, is decided by LLaVA itself, so they are compressed together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ except ImportError as error:
         f"a checkout on PYTHONPATH; what it imports comes by {install_command('original')}. LLaVA 1.2.2 runs on "
         f"transformers 4.37.2 and from 5.4 on, LLaVA-NeXT on 4.37 to 4.40, and this is {transformers.__version__}."
     ) from error
-
 
 # of the configuration: what an image becomes before the projector's tokens are read
 _IMAGE_SETTINGS = (
@@ -201,6 +200,7 @@ class OriginalHost(Fwd2BotMixin):
         cache: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         micro_batches: int | None = None,
+        plan: Any = None,
     ) -> Any:
         """`Fwd2BotMixin.forward` in the original's order of arguments; the last three of them are LLaVA-NeXT's.
 
@@ -226,7 +226,7 @@ class OriginalHost(Fwd2BotMixin):
         given |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         if trains and self._fwd2bot_enabled:  # what the losses do not take
             given = {"return_dict": return_dict, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        step = {"num_items_in_batch": num_items_in_batch, "micro_batches": micro_batches}
+        step = {"num_items_in_batch": num_items_in_batch, "micro_batches": micro_batches, "plan": plan}
         step = step if trains and self._fwd2bot_enabled else {}  # the base knows no such thing
         return super().forward(
             input_ids=input_ids,
