@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ..files.text import read_json
 from ..files.writing import write_json
+from ..modeling.adapters import OUTSIDE
 from ..smol.tower import EfficientNetLiteConfig
 from .adapter_names import placed, unplaced
 from .export_manifest import ARCHITECTURE, CLIENT
@@ -69,7 +70,7 @@ def write_adapters(
         if to == "peft":  # of a causal LM, which has no vision tower
             values.update(task_type="CAUSAL_LM", exclude_modules=None)
         else:
-            values.update(exclude_modules=r".*\bvision_tower\..*")
+            values.update(exclude_modules=OUTSIDE)
         write_json(folder / stage / "adapter_config.json", values)
         written[stage] = {"folder": stage, "rank": config.lora_r}
     return written

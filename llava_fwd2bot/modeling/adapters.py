@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint.adapter_names import PEFT_PREFIX
 from ..config import STAGES, Fwd2BotConfig
 
+OUTSIDE = r".*\bvision_tower\..*"  # modules that have the targets' names, but get no LoRA
 # before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
@@ -159,7 +160,9 @@ class StageAdapters:
         """
         values = self.lora_config.to_dict()
         values.update(base_model_name_or_path=base, inference_mode=True)
-        values.update(target_modules=self.targets, exclude_modules=r".*\bvision_tower\..*")
+        values["target_modules"] = self.targets
+        if "exclude_modules" in values:  # an early PEFT does not know it
+            values["exclude_modules"] = OUTSIDE
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
     @contextmanager
