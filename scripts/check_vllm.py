@@ -19,7 +19,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -34,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -48,6 +46,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from check_vllm_page import page  # noqa: E402
 from conftest import PATCH, SIZE, settings, shake, toy_base, toy_processor  # noqa: E402
 
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot  # noqa: E402
@@ -252,7 +251,7 @@ def main() -> int:
                     results[host] = compare(model, processor, VLLMAnswers(url, model=Path(folder) / "export"))
         print(host, json.dumps(results[host]))
     if args.output:
-        args.output.write_text(page(results, theirs), encoding="utf-8")
+        args.output.write_text(page(results, COMPRESS, theirs, NEW, len(QUESTIONS)), encoding="utf-8")
     return 0 if all(fine(host, result) for host, result in results.items()) else 1
 
 
@@ -263,55 +262,6 @@ def fine(host: str, result: dict[str, Any]) -> bool:
     different = result["different without the adapter"] >= (every if host != "smol-llava" else 1)
     same = result["identical"] == result["identical, all at once"] == every
     return same and different and result["streamed alike, of 4"] == 4
-
-
-def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    names = list(next(iter(results.values()), {}))
-    rows = [f"| {name} | " + " | ".join(str(r[name]) for r in results.values()) + " |" for name in names]
-    return ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results), *rows, ""]
-
-
-def page(results: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
-    answers = {host: result for host, result in results.items() if host in HOSTS}
-    summaries = {host: result for host, result in results.items() if host in COMPRESS}
-    versions = ", ".join(f"{name} {version}" for name, version in theirs.items())
-    lines = [
-        "# vLLM against `generate` and `compress`",
-        "",
-        f"Written by `bash scripts/test_vllm.sh --output eval/results/vllm.md`, float32, CPU ({platform.machine()}),",
-        f"with greedy decoding of {NEW} tokens: {len(QUESTIONS)} questions about one to four images, with all summary",
-        "tokens and with the first half of them. vLLM is started by the command in the export.",
-        "",
-        f"- Engine: {versions}.",
-        f"- Reference: transformers {transformers.__version__}, torch {torch.__version__}.",
-        "",
-        "## Answers",
-        "",
-        *table(answers),
-        "| column | model | export |",
-        "|---|---|---|",
-        "| llava | random LLaVA, two layers, k = 4, linear bridge | `--to vllm`: LoRA, summaries as image embeddings |",
-        "| llava_next | the same as LLaVA-NeXT | `--to vllm` |",
-        "| merged | the first | `--to merged --stage answer`: plain language model, summaries as prompt embeddings |",
-        "| smol-llava | the trained smol-llava, k = 16, photographs | `--to merged --stage answer` |",
-        "",
-        "| row | what is counted |",
-        "|---|---|",
-        "| identical | prompts whose ids are those of `model.generate(summary=…)`, to the last one |",
-        "| identical, all at once | the same prompts, eight at a time, which vLLM batches |",
-        "| different without the adapter | prompts answered otherwise by the engine's base; in the last two columns, "
-        "by `generate` with the adapter off |",
-        "| distinct answers | among the prompts of this column |",
-        "",
-        "## Summaries",
-        "",
-        "Of pictures of four sizes, which the client prepares, against `model.compress`. The second model has",
-        '`residual="average"` and a trained projector. Without the adapter the engine gives other summaries; the',
-        "client checks that when it connects.",
-        "",
-        *table(summaries),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

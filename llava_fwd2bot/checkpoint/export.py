@@ -15,11 +15,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..compressors import compressor_of
 from ..config import CONFIG_NAME, STAGES
 from ..files.outputs import refuse_overlap
 from ..files.writing import as_other_files, write_folder, write_json, write_text
 from ..version import __version__
-from .export_adapters import SUMMARIES, VLLM_RANKS, check_vllm, vllm_commands, write_adapters
+from .export_adapters import VLLM_RANKS, check_vllm, compresses_in_vllm, vllm_commands, write_adapters
 from .export_manifest import CLIENT, FORMAT, MANIFEST, TEMPLATE, is_export
 from .export_merged import BASE, write_merged
 from .export_probe import probes_of
@@ -64,7 +65,7 @@ def export(
         raise ValueError(f"An export is one of {', '.join(KINDS)}, not {to!r}.")
     checkpoint, output = Path(checkpoint), Path(output).absolute()
     settings = read_checkpoint(checkpoint)
-    stages = _stages(to, stage, settings["fwd2bot"].adapters, settings["base"]["fingerprint"]["class"])
+    stages = _stages(checkpoint, settings, to, stage)
     refuse_overlap("--output", output, models={"CKPT": checkpoint, "--base": base})
     if output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise ValueError(f"--output {output} is there already, and is no export: choose another folder.")
@@ -99,7 +100,8 @@ def host_config(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "config.json") if (checkpoint / "config.json").is_file() else {}
 
 
-def _stages(to: str, stage: str | None, adapters: str, kind: str) -> list[str]:
+def _stages(checkpoint: Path, settings: dict[str, Any], to: str, stage: str | None) -> list[str]:
+    adapters = settings["fwd2bot"].adapters
     allowed = (*STAGES, BASE) if to == "merged" else STAGES
     if stage is not None and stage not in allowed:
         raise ValueError(f"--stage must be one of {', '.join(allowed)} for --to {to}, not {stage!r}.")
@@ -117,9 +119,12 @@ def _stages(to: str, stage: str | None, adapters: str, kind: str) -> list[str]:
             f'The checkpoint has adapters="none": its language model was trained as a whole, and there is no adapter '
             f"for --to {to}. Use --to merged --stage answer, and serve that as a model of its own."
         )
-    if stage is None and to == "vllm" and kind != SUMMARIES:
+    there = STAGES if compressor_of(settings["fwd2bot"].compressor).runs_language_model else ("answer",)
+    if stage is not None and stage not in there:
+        raise ValueError(f"{checkpoint} has no adapter {stage!r}: its compressor runs no language model.")
+    if stage is None and to == "vllm" and not compresses_in_vllm(settings):
         return ["answer"]
-    return [stage] if stage else list(STAGES)
+    return [stage] if stage else list(there)
 
 
 def _manifest(
@@ -138,6 +143,7 @@ def _manifest(
         "nested_k": config.nested_k,
         "bridge": config.bridge,
         "pooling": config.pooling,
+        "compressor": config.compressor,
         "residual": config.residual,
         "image_prompt_ids": settings["image_prompt_ids"],
         "base": {"name_or_path": name, "fingerprint": named["fingerprint"]},

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ..files.text import read_json
 from ..files.writing import write_json
+from ..modeling.adapters import OUTSIDE
 from ..smol.tower import EfficientNetLiteConfig
 from .adapter_names import placed, unplaced
 from .export_manifest import ARCHITECTURE, CLIENT
@@ -41,11 +42,17 @@ def check_vllm(checkpoint: Path, settings: dict[str, Any], host: dict[str, Any],
         raise ValueError(f"The base's vision tower is smol-llava's, which vLLM does not know: {merged}.")
     if config.lora_r > VLLM_RANKS[-1]:
         raise ValueError(f"vLLM takes LoRA up to rank {VLLM_RANKS[-1]}, and this one has {config.lora_r}: {merged}.")
-    if "compress" in stages and kind != SUMMARIES:
+    if "compress" in stages and not compresses_in_vllm(settings):
         raise ValueError(
-            f"The compress pass runs in vLLM for {SUMMARIES} alone, and this is {kind}: give --stage answer, and "
-            "compress with `fwd2bot compress`, on several GPUs with --ray."
+            f"The compress pass runs in vLLM for {SUMMARIES} with the compressor fwd2bot alone, and this is {kind} "
+            f"with {config.compressor}: give --stage answer, and compress with `fwd2bot compress`, on several GPUs "
+            "with --ray."
         )
+
+
+def compresses_in_vllm(settings: dict[str, Any]) -> bool:
+    """Whether our model class in vLLM can run the compress pass of the checkpoint with these settings."""
+    return settings["base"]["fingerprint"]["class"] == SUMMARIES and settings["fwd2bot"].compressor == "fwd2bot"
 
 
 def write_adapters(
@@ -63,7 +70,7 @@ def write_adapters(
         if to == "peft":  # of a causal LM, which has no vision tower
             values.update(task_type="CAUSAL_LM", exclude_modules=None)
         else:
-            values.update(exclude_modules=r".*\bvision_tower\..*")
+            values.update(exclude_modules=OUTSIDE)
         write_json(folder / stage / "adapter_config.json", values)
         written[stage] = {"folder": stage, "rank": config.lora_r}
     return written

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint.adapter_names import PEFT_PREFIX
 from ..config import STAGES, Fwd2BotConfig
 
+OUTSIDE = r".*\bvision_tower\..*"  # modules that have the targets' names, but get no LoRA
 # before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
@@ -48,7 +49,7 @@ class StageAdapters:
     """
 
     def __init__(
-        self, language_model: nn.Module, config: Fwd2BotConfig, inside: str = "", stages: Sequence[str] = STAGES
+        self, language_model: nn.Module, config: Fwd2BotConfig, stages: Sequence[str] = STAGES, inside: str = ""
     ) -> None:
         self.adapter_of = {
             "stage": {stage: stage for stage in stages},
@@ -104,6 +105,8 @@ class StageAdapters:
             raise ValueError(f"merge must be one of {', '.join(STAGES)}, got {stage!r}.")
         if not self.names:
             raise ValueError('With adapters="none" there is no adapter to merge: leave merge out.')
+        if stage not in self.adapter_of:
+            raise ValueError(f'This compressor runs no language model, so there is no adapter "{stage}" to merge.')
         adapter = self.adapter_of[stage]
         weights = {name: layer.get_base_layer().weight for name, layer in self.layers.items()}
         whole = next((name for name, weight in weights.items() if not weight.is_floating_point()), None)
@@ -129,7 +132,7 @@ class StageAdapters:
 
     def refuse_other_than_merged(self, stage: str | None) -> None:
         """Raises ValueError where a stage, or the base (None), is asked for that merging has taken away."""
-        if self.merged is None or (stage is not None and self.adapter_of[stage] == self.adapter_of[self.merged]):
+        if self.merged is None or (stage and self.adapter_of.get(stage) == self.adapter_of[self.merged]):
             return
         wanted = "the base's own weights" if stage is None else f'the "{stage}" stage'
         raise ValueError(
@@ -157,7 +160,9 @@ class StageAdapters:
         """
         values = self.lora_config.to_dict()
         values.update(base_model_name_or_path=base, inference_mode=True)
-        values.update(target_modules=self.targets, exclude_modules=r".*\bvision_tower\..*")
+        values["target_modules"] = self.targets
+        if "exclude_modules" in values:  # an early PEFT does not know it
+            values["exclude_modules"] = OUTSIDE
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
     @contextmanager

@@ -50,7 +50,7 @@ class Fwd2BotAttachMixin:
         stages = STAGES if compressor.runs_language_model else ("answer",)
         language_model = self._language_model()
         inside = next(name for name, module in self.named_modules() if module is language_model)
-        self._stages = StageAdapters(language_model, config, inside, stages)
+        self._stages = StageAdapters(language_model, config, stages, inside)
         if config.adapters == "none":
             self._language_model().requires_grad_(True)
             self.get_output_embeddings().requires_grad_(True)

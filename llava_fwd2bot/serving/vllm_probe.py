@@ -18,7 +18,7 @@ from .vllm_request import CHAT, EngineModel
 
 TOKENS = 4  # of an answer to a probe
 MOST = 20  # log-probabilities that vLLM gives of one token
-NOISE = 1e-3  # by which an engine's log-probabilities differ from run to run
+NOISE = 0.01  # by which an engine's log-probabilities may differ from run to run, in half precision
 APART = 0.5  # by which those of the base are apart from another model's, in nats
 
 
@@ -111,7 +111,7 @@ def _entries(client: EngineModel, body: dict[str, Any]) -> list[dict[str, Any]]:
         raise EngineError(f"The engine at {client.engine.url} gives no log-probabilities ({error!r}).") from error
 
 
-def _check_known(client: EngineModel, model: str, question: str, expected: list[float]) -> None:
+def _check_known(client: EngineModel, model: str, question: str, expected: list[list[float]]) -> None:
     """Compares the probabilities of the most probable first tokens with those that the export has."""
     body = client.request(client.formatter.prompt(question, 1), _picture(client))
     body |= {"model": model, "temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": MOST}

@@ -122,7 +122,7 @@ def test_merged_of_other_hosts(name, processor, tmp_path, monkeypatch):
     else:
         assert read_manifest(export(tmp_path / "m", "vllm", tmp_path / "v"))["stages"] == ["answer"]
         with pytest.raises(
-            ValueError, match="The compress pass runs in vLLM for LlavaForConditional.*fwd2bot compress"
+            ValueError, match="The compress pass runs in vLLM for LlavaForConditional.*this is Llava.*fwd2bot compress"
         ):
             export(tmp_path / "m", "vllm", tmp_path / "x", stage="compress")
 

@@ -179,3 +179,22 @@ def test_a_static_cache_says_the_same(saved):
         given = stored(model, summary=torch.randn(3, 4, 64, generator=generator))
         expected = model.generate(**given, **NEW)
         assert torch.equal(model.generate(**given, **NEW, cache_implementation="static"), expected)
+
+
+def test_a_compressor_without_a_language_model_has_one_stage_to_merge_and_export(base_dir, processor, tmp_path):
+    """Its summaries need no adapter, so they are there with the answer's merged; and nothing is exported for them."""
+    from llava_fwd2bot.checkpoint.export import export
+    from llava_fwd2bot.checkpoint.export_manifest import read_manifest
+
+    base = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    model = shake(add_fwd2bot(base, settings(compressor="pool", contrastive_weight=0), processor)).eval()
+    model.save_pretrained(tmp_path / "m", processor=processor)
+    merged, _ = load_fwd2bot(tmp_path / "m", merge="answer")
+    pixels = PIXELS.float()
+    assert torch.equal(merged.compress(pixels), model.compress(pixels))
+    with pytest.raises(ValueError, match='no adapter "compress" to merge'):
+        load_fwd2bot(tmp_path / "m", merge="compress")
+    for to in ("vllm", "peft"):
+        assert read_manifest(export(tmp_path / "m", to, tmp_path / to))["stages"] == ["answer"]
+        with pytest.raises(ValueError, match="has no adapter 'compress'"):
+            export(tmp_path / "m", to, tmp_path / "x", stage="compress")
