@@ -158,7 +158,7 @@ def _check_plain(args: argparse.Namespace) -> None:
 def _one(
     args: argparse.Namespace, model: Any, processor: Any, names: list[str], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """One answer, and with --dense the base's beside it."""
+    """One answer; with --dense also the base's."""
     k = None
     if hasattr(model, "fwd2bot"):
         stored = given["summary"].shape[1] if "summary" in given else model.fwd2bot_config.num_summary_tokens

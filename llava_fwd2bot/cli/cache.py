@@ -1,4 +1,4 @@
-"""`fwd2bot cache …`: a cache looked at, checked, mended, thinned out, joined, exported."""
+"""`fwd2bot cache …`: inspect, verify, repair, clean up, merge and export a cache."""
 
 from __future__ import annotations
 
