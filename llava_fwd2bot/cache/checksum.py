@@ -1,6 +1,6 @@
-"""Checksums of rows: of a summary block by block, so that a part of it is checked as well; of a file's row as a whole.
+"""Checksums of rows. A summary has one for each block of tokens, so that a prefix can be checked; a file's row has one.
 
-All are CRC-32 and begin with the row's key, so that bytes of another row are found, too. `sums` of a summary are
+All are CRC-32 and begin with the row's key, so that the bytes of another row do not pass. `sums` of a summary are
 little-endian uint32: of the vector, of the size, then of each block of tokens.
 """
 

@@ -1,7 +1,7 @@
-"""Who compresses what, where several processes of one machine fill a cache from the same source.
+"""Claims on chunks of a source, so that several processes of one machine fill a cache without doing the same work.
 
-Entries fall into chunks by their paths alone, so that processes whose lists differ a little have nearly the same ones.
-A chunk is claimed by a lock of the system's, which is given back when its process ends, however it ends.
+Chunks depend on the entries' paths alone: processes whose lists differ a little have nearly the same chunks. A chunk
+is claimed by a file lock, which the system releases when the process ends, however it ends.
 """
 
 from __future__ import annotations

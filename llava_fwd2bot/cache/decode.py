@@ -1,4 +1,4 @@
-"""Bytes to pixels: a file is read once, and what is hashed is what is decoded."""
+"""Bytes to pixels. A file is read once; the bytes that are hashed are the bytes that are decoded."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ BATCH = 1024  # contents that are read at once
 
 
 def export(cache: SummaryCache, output: str | os.PathLike, kind: str = "safetensors") -> dict[str, Any]:
-    """Writes one file, beside `output` and then renamed.
+    """Writes one file, under a temporary name that is then renamed to `output`.
 
     safetensors: what `fwd2bot compress --output` writes; all of it is held in memory. parquet: id, source, embedding,
-    summary (float16, flat) and what is known of the file. numpy: embeddings [N, D] float16, and the ids beside it as
-    `.ids.txt`. faiss: an IndexFlatIP of the embeddings, and the ids beside it.
+    summary (float16, flat) and what is known of the file. numpy: embeddings [N, D] float16, and the ids in
+    `OUTPUT.ids.txt`. faiss: an IndexFlatIP of the embeddings, and the ids in `OUTPUT.ids.txt`.
 
     Raises:
         ValueError: the cache is empty. DamagedCache: a row of it is damaged. ImportError: a library is missing.
@@ -142,7 +142,7 @@ def _faiss(cache: SummaryCache, output: Path) -> int:
 
 
 class _names:
-    """The ids beside an export, one a line; a line end in an id is written as \\n."""
+    """The file OUTPUT.ids.txt: one id a line; a line end in an id is written as \\n."""
 
     def __init__(self, output: Path) -> None:
         self.target = output.with_name(f"{output.name}.ids.txt")

@@ -1,6 +1,6 @@
-"""The first half of the pipeline, in a thread of its own: what must be read is read, hashed, looked up and decoded.
+"""The first half of the pipeline, in a thread of its own: it reads, hashes, looks up and decodes new files.
 
-What is on its way is bounded, in files and bytes. The calling thread takes it in order.
+The number of files and bytes between this thread and the calling one is bounded. They are taken in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ HELD = 256 * 2**20  # bytes of files that are read and not decoded
 
 @dataclass(slots=True)
 class Item:
-    """An entry on its way. `task` gives its Prepared; without one its content is stored (`size`), or in hand."""
+    """An entry between two stages. `task` gives its Prepared. Without a task its content is stored already (`size` is
+    set), or is compressed in this run for another entry."""
 
     entry: Entry
     key: str = ""
@@ -40,7 +41,7 @@ class Feeder:
     Args:
         known: of contents, {SHA-256: (width, height)} of those that are there.
         prepare: (bytes, name) → Prepared.
-        most: items on their way.
+        most: items that were read and not taken yet.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Feeder:
     ) -> None:
         self.pool, self.stop, self.known, self.prepare = pool, stop, known, prepare
         self.most, self.lookup = most, max(1, min(LOOKUP, most // 2))
-        self.flying: set[str] = set()  # contents that this run has in hand, and that are not stored yet
+        self.flying: set[str] = set()  # contents that this run compresses, until they are stored
         self._items: queue.SimpleQueue[Item | BaseException | str | None] = queue.SimpleQueue()
         self._room, self._count, self._bytes = threading.Condition(), 0, 0
         self.needed, self.ready = threading.Event(), threading.Event()  # the model is: to be loaded, and loaded

@@ -6,8 +6,8 @@ Three LanceDB tables lie in one folder or bucket:
     files       by place: the whole path → SHA-256, status, size, time, EXIF, and columns that users add.
     commits     one row per commit: the versions and rows of the other two, so that a lost manifest shows.
 
-What changes a summary beside the bytes (the model, k, the codec, how files are read) is the same for a whole cache. It
-is kept in the metadata of each table's schema, and another setting is refused.
+All summaries of a cache have the same settings (the model, k, the codec, how files are read). They
+are kept in the metadata of each table's schema, and another setting is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The index over the vectors: which kind for how many images, how many of its partitions a search looks into.
+"""The vector index: its kinds, its number of partitions, and how many of them a search probes.
 
-It is built outside the writers' lock. Rows that come meanwhile, and later, are found by comparing with each of them,
-until `optimize` takes them in.
+It is built outside the writers' lock. Rows that are added meanwhile, or later, are compared one by one in a search,
+until `optimize` adds them to the index.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Caches of format 1, where a row was known by a name and held its own tensors: read, see migrate.py.
+"""Reads caches of format 1, in which a row was named by its path and held its own tensors; migrate.py converts them.
 
-Their tables are `images` and `skipped`. A row's one checksum covers all its tokens, so that a part of them is checked
-by reading all.
+Their tables are `images` and `skipped`. A row has one checksum over all its tokens, so that reading a prefix reads all
+of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fwd2bot cache stats | merge | optimize | prune | rm | restore | dedup`: look at a cache, join, tidy, thin it out."""
+"""`fwd2bot cache stats | merge | optimize | prune | rm | restore | dedup`: inspect, merge, clean up."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stats(cache: SummaryCache) -> dict[str, Any]:
 
 
 def keep_stats(cache: SummaryCache) -> dict[str, Any]:
-    """`stats`, kept beside a local cache: `cache stats` prints them without LanceDB until the cache changes."""
+    """`stats`; kept in the folder of a local cache, where `cache stats` finds them until the cache changes."""
     before = state_of(cache.path)
     figures = stats(cache)
     keep(cache.path, figures, before)

@@ -1,4 +1,4 @@
-"""By what a cache, or a file of summaries, knows its model; and what to tell of an image that it does not have."""
+"""The fingerprint of a model, by which a cache recognises it; messages about ids that a cache does not have."""
 
 from __future__ import annotations
 

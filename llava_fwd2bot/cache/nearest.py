@@ -1,7 +1,7 @@
-"""The images nearest to a vector: the vectors are of contents, what a filter asks is of files; here they meet.
+"""The images nearest to a vector. Vectors belong to contents, and filters are conditions on files.
 
-Candidates come from the index, or from all vectors, best first. Files of theirs that the filter picks are the hits;
-where they are too few, more candidates are asked for. A filter that few files pass is applied before.
+Candidates come from the index, or from all vectors, best first. The hits are their files that pass the filter. If they
+are too few, more candidates are read. A filter that few files pass is applied first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images that are no files of their own: members of tar files, rows of tables and data sets, objects of buckets."""
+"""Images that are not local files: members of tar files, rows of tables and data sets, objects of buckets."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def run_stages(
         feeder.ready.set()
     batch: list[tuple[Item, Any]] = []
     twins: dict[str, list[Item]] = {}  # contents of the batch, with more entries of the same
-    failed: dict[str, tuple[str, str]] = {}  # contents that are no use: of which file, and why
+    failed: dict[str, tuple[str, str]] = {}  # contents that cannot be used → (the first file that has it, why)
 
     def finish(item: Item) -> None:
         if item.claim is not None:

@@ -1,4 +1,4 @@
-"""What of a source is new: a join of its entries with `files`, block by block, in memory that does not grow.
+"""Which entries of a source are new: they are joined with the table `files`, block by block, in constant memory.
 
 Entries that come in the order of their paths are joined by a range of the key's index; others are looked up one by one.
 """
@@ -107,7 +107,7 @@ class Plan:
         return rows, found.fill_null(-1).to_numpy(zero_copy_only=False)
 
     def _moved(self, entries: Sequence[Entry]) -> set[str]:
-        """The sources of files that are those of a folder that is no more: the same path below, size and time."""
+        """The sources of files that a folder which does not exist any more had: of the same id, size and time."""
         if self.empty or not entries:
             return set()
         if (seen := self.cache.seen(FILES, "id").may_have([entry.id for entry in entries])) is not None:

@@ -1,4 +1,4 @@
-"""Threads whose work can be given up on: a file on a mount that does not answer must not stop a run, or its end."""
+"""A pool of threads with a time limit: a file on a mount that does not answer must not block a run."""
 
 from __future__ import annotations
 

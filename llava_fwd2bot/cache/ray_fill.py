@@ -33,14 +33,14 @@ from .plan import BLOCK, Filled, Plan, blocks_of
 from .reader import SummaryCache
 from .sink import CacheSink
 
-# what became of an entry: to be read; compressed; its content is in the cache; it cannot be reached; it is no use
+# what became of an entry: to be read; compressed; its content is in the cache; it cannot be reached; it cannot be used
 TODO, MADE, KNOWN, ABSENT, BAD = "todo", "made", "known", "absent", "bad"
 READ_AT_ONCE = 32  # files of a task
 
 
 @dataclass
 class Row:
-    """An entry on its way between the stages; without an entry, counts of the plan."""
+    """An entry between two stages; without an entry, counts of the plan."""
 
     entry: Entry | None
     state: str = TODO

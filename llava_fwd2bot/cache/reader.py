@@ -2,7 +2,7 @@
 
 `format.py` says what it is made of, `tables.py` its columns. An image is named by its path below the folder that was
 given, or by its whole path where two folders have the same name in them. A commit is one new version of a table,
-written beside and then named, so that a process that is killed leaves what was there. Summaries lie in columns of
+which LanceDB names once it is written, so that a killed process leaves the version before. Summaries lie in columns of
 1, 1, 2, 4, 8, … tokens, each with a checksum: reading fewer tokens reads fewer bytes, and all that is read is checked.
 
 LanceDB was chosen by measuring (eval/results/cache.md): embedded, transactional, columns, a vector index over the same

@@ -31,12 +31,12 @@ def keep(path: str, figures: dict[str, Any], before: list[list[str]] | None) -> 
     if before is None or state_of(path) != before:
         return
     file = Path(path) / NAME
-    beside = file.with_name(f"{NAME}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{NAME}.{os.getpid()}.tmp")
     try:
-        beside.write_text(json.dumps({"state": before, "figures": figures}), encoding="utf-8")
-        os.replace(beside, file)
+        temporary.write_text(json.dumps({"state": before, "figures": figures}), encoding="utf-8")
+        os.replace(temporary, file)
     except OSError:  # a cache that may only be read
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def state_of(path: str) -> list[list[str]] | None:

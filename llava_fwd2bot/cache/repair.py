@@ -1,6 +1,7 @@
-"""Mends a cache from what is still there: wrong rows are taken out, and their files marked to be compressed again.
+"""Repairs a cache: removes wrong rows and marks their files to be compressed again.
 
-A table whose newest manifest is lost or damaged goes back to the one before. What is set aside lies in `.damaged`.
+A table whose newest manifest is lost or damaged goes back to the version before. Damaged manifests are moved to
+`.damaged`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of the tables, as pyarrow tables: made with their checksums, and taken apart and checked.
+"""Rows of the tables as pyarrow tables: makes them with checksums, checks them, and takes tokens and vectors out.
 
 Shapes: N rows, k summary tokens, D hidden size, B bytes of an encoded token.
 """

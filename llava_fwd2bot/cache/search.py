@@ -1,4 +1,4 @@
-"""Search in a cache: by words, by an image, or by one of its own; a table and a contact sheet of what is found.
+"""Search in a cache by words, by an image file or by an id; results as a table or a contact sheet.
 
 Shapes: k summary tokens, D hidden size.
 """
@@ -90,7 +90,7 @@ def table(hits: Sequence[dict[str, Any]]) -> str:
 
 
 def contact_sheet(hits: Sequence[dict[str, Any]], title: str, output: str | os.PathLike) -> Path:
-    """Writes one HTML page with a small picture of each hit within it; one whose file is gone is a named frame."""
+    """Writes one HTML page with a small picture of each hit; a missing file is an empty frame with its name."""
     cards = []
     for rank, hit in enumerate(hits, 1):
         picture = thumbnail(hit["source"])

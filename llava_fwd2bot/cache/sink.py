@@ -1,4 +1,4 @@
-"""Where summaries end: the cache, in commits by time and size, or one file of safetensors."""
+"""The last stage: stores summaries in a cache, in commits by time and size, or in one safetensors file."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _by_content(cache: SummaryCache, keys: Sequence[str]) -> dict[str, list[dict
 
 
 def _moved(row: dict[str, Any], entry: Entry, gone: Sequence[str]) -> bool:
-    """Whether a row's file is no more, and its folder still is there: a drive that is away takes nothing with it."""
+    """Whether a row's file is gone while its root exists; a missing root may be a drive that is not mounted."""
     if row["source"] in gone or row["source"] == entry.source or not is_local(row["source"]):
         return False
     return os.path.isdir(row["root"]) and is_gone(row)

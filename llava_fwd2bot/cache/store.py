@@ -1,4 +1,4 @@
-"""What all of a cache's files share: its tables, and rows of them by condition, or all, one batch after the other."""
+"""The base of the reader and the writer: the tables of a cache, and rows of them, by a condition or in batches."""
 
 from __future__ import annotations
 

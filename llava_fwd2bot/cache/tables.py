@@ -29,7 +29,7 @@ from .sizes import bytes_per_token
 
 KEYS = {SUMMARIES: "sha256", FILES: "source"}
 INDEXED = {SUMMARIES: ("sha256",), FILES: ("source", "id", "sha256")}
-OK, BROKEN, LOST = "ok", "broken", "lost"  # status of a file: has a summary; is no use; its summary was damaged
+OK, BROKEN, LOST = "ok", "broken", "lost"  # status of a file: has a summary; cannot be used; its summary was damaged
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
 

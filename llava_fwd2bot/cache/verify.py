@@ -1,6 +1,6 @@
-"""Every row of a cache read and checked; and what is wrong mended, from what is still there.
+"""Reads and checks every row of a cache.
 
-Reading goes window by window. A window that cannot be read is halved until few rows are left that cannot.
+It reads window by window. A window that cannot be read is halved, until few unreadable rows are left.
 """
 
 from __future__ import annotations

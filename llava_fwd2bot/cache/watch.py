@@ -1,4 +1,4 @@
-"""`compress --watch`: a source looked at again and again, until Ctrl-C."""
+"""`compress --watch`: lists a source again and again, until Ctrl-C, and compresses what is new."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What changes a SummaryCache: every method is one commit, and a process that is killed in it leaves what was there.
+"""The writing half of SummaryCache. A process that is killed leaves whole commits.
 
-Summaries are committed before the files that name them. Killed in between, the next run finds the content there.
+Summaries are committed before the files that name them. After a kill in between, the next run finds the content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CacheWriter:
-    """The half of SummaryCache that writes."""
+    """Changes a cache; see SummaryCache."""
 
     def add(self, ids: Sequence[str], summary: Tensor, embedding: Tensor, about: Sequence[dict[str, Any]]) -> None:
         """Adds images, or puts them in the place of those of the same path, in one commit.
@@ -46,12 +46,12 @@ class CacheWriter:
     def commit(
         self, summaries: Any = None, entries: Sequence[dict[str, Any]] = (), gone: Sequence[str] = (), what: str = "add"
     ) -> int:
-        """Summaries that are not there yet, and files by the side of those that are there or in their place.
+        """Adds summaries that are not stored yet, and adds or replaces files.
 
         Args:
             summaries: a pyarrow table of `rows.summary_rows`; of one content the row that is there stays.
             entries: rows of `files`, see `rows.file_rows`.
-            gone: sources that are no more, moved to others.
+            gone: sources of files to remove, such as the old paths of moved files.
 
         Returns:
             how many summaries are new.
@@ -81,7 +81,7 @@ class CacheWriter:
 
         Args:
             broken: they were read, and what the cache has of them is of no file any more. A file that cannot be
-                reached may come back: what is known of it stays, with the reason beside it.
+                reached may come back: its row stays, and gets the reason.
         """
         if not entries:
             return

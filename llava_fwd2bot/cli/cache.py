@@ -1,4 +1,4 @@
-"""`fwd2bot cache …`: list, verify, repair, prune, merge and export a cache."""
+"""`fwd2bot cache …`: inspect, verify, repair, clean up, merge and export a cache."""
 
 from __future__ import annotations
 
