@@ -141,7 +141,7 @@ class Study:
             items = ((images[groups] * true).sum(1) > (images[groups] * false).sum(1)).double().tolist()
         return {"value": sum(items) / len(items), "items": items, "groups": groups}
 
-    def run(self, precisions: Sequence[str]) -> None:
+    def run(self, precisions: Sequence[str], rounds: int) -> None:
         """All that is not done yet, by the model that answers, so that each is opened once and the float one twice."""
         alone = [p for p in ALONE if p in precisions]
         pairs = [pair for p in precisions for pair in ((p, p), *([(FLOAT, p)] if p in alone else []))]
@@ -155,14 +155,14 @@ class Study:
                     self.save()
                     print(f"{name}: {self.found['parts'][name]['value']:.4f}", flush=True)
         if set(self.found.get("memory", {})) != set(precisions):
-            self.found |= self.sizes_and_speeds(precisions)
+            self.found |= self.sizes_and_speeds(precisions, rounds)
             self.save()
 
     def save(self) -> None:
         write_json(self.output, self.found)
 
     @torch.inference_mode()
-    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int = 4) -> dict[str, Any]:
+    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
         """Bytes after a forward; seconds of an answer of TOKENS tokens, and of 8 images, all models in turn."""
         self._model, sides, memory = None, {}, {}
         paths = self.asked.flickr().paths[:8]
@@ -281,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60, help="of Flickr8k's dev split; default: 60")
     parser.add_argument("--pairs", type=int, default=142, help="of SugarCrepe's 426 with an image; default: 142")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=4, help="in which all models are timed in turn; default: 4")
     arguments = parser.parse_args(argv)
     if FLOAT not in arguments.precisions:
         parser.error(f"--precisions needs {FLOAT}, with which the others are compared")
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = arguments.work or arguments.output.with_suffix(".work")
     study = Study(arguments.data, arguments.output, work, arguments.images, arguments.pairs, arguments.model)
     study.found["shapes"] = shapes()
-    study.run(arguments.precisions)
+    study.run(arguments.precisions, arguments.rounds)
     write_text(arguments.output.with_suffix(".md"), document(study.found))
     print(table(study.found))
     return 0
