@@ -45,7 +45,8 @@ from llava_fwd2bot.processing.generate import from_summaries
 from llava_fwd2bot.smol import instructions as make
 
 from .quantised_models import FLOAT, PRECISIONS, bytes_of, bytes_of_shape, llava_7b, open_model
-from .smol import Asked, contents_of, questions_of, score, sugarcrepe_items
+from .smol import score
+from .smol_items import Selection, contents_of, questions_of, sugarcrepe_items
 
 ALONE = ("8-bit", "nf4 double")  # also measured with one stage quantised
 TASKS = ("exists", "caption", "retrieval", "sugarcrepe")
@@ -61,16 +62,16 @@ class Study:
     def __init__(
         self, data: Path, output: Path, work: Path, images: int, pairs: int, checkpoint: str = "smol-llava"
     ) -> None:
-        self.output, self.checkpoint, self.asked = output, checkpoint, Asked(data, images)
-        rows, _ = sugarcrepe_items(Asked(data))
+        self.output, self.checkpoint, self.selection = output, checkpoint, Selection(data, images)
+        rows, _ = sugarcrepe_items(Selection(data))
         self.pairs = rows[:: max(1, len(rows) // pairs)]  # evenly over the kinds, which stand one after the other
         about = {
             "fingerprint": fingerprint_of(local_folder(checkpoint, {})),
             "images": images,
             "pairs": len(self.pairs),
         }
-        about["data"] = {task: contents_of(task, self.asked) for task in ("exists", "caption", "retrieval")}
-        about["data"]["sugarcrepe"] = contents_of("sugarcrepe", Asked(data))
+        about["data"] = {task: contents_of(task, self.selection) for task in ("exists", "caption", "retrieval")}
+        about["data"]["sugarcrepe"] = contents_of("sugarcrepe", Selection(data))
         self.found: dict[str, Any] = read_json(output) if output.is_file() else {"about": about, "parts": {}}
         if self.found["about"] != about:
             raise ValueError(f"{output} is of another checkpoint, data, --images or --pairs: name another one.")
@@ -104,14 +105,14 @@ class Study:
             return list(dict.fromkeys(row[0] for row in self.pairs))
         if kind == "coco texts":
             return list(dict.fromkeys(make.tidy(text) for row in self.pairs for text in row[1:]))
-        split = self.asked.flickr()
+        split = self.selection.flickr()
         return split.paths if kind == "flickr images" else [make.tidy(c) for own in split.captions for c in own]
 
     # ------------------------------------------------------------------ one part each
     def answered(self, task: str, compressed_by: str, answered_by: str) -> dict[str, Any]:
         images = self.states("flickr images", compressed_by)
         model, processor = self.model(answered_by)
-        _, owner, questions, truth = questions_of(task, self.asked)
+        _, owner, questions, truth = questions_of(task, self.selection)
         prompt = ConversationFormatter(processor).prompt
         order, said = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i)), [""] * len(questions)
         for at in tqdm(range(0, len(order), 16), desc=f"{task}: {compressed_by} → {answered_by}"):
@@ -131,7 +132,7 @@ class Study:
         pooling = read_checkpoint(local_folder(self.checkpoint, {}))["fwd2bot"].pooling
         images, texts = embed(images.float(), pooling), embed(texts.float(), pooling)
         if task == "retrieval":
-            groups = [i for i, own in enumerate(self.asked.flickr().captions) for _ in own]
+            groups = [i for i, own in enumerate(self.selection.flickr().captions) for _ in own]
             items = (ranks(images, texts, torch.tensor(groups))[0] < 1).double().tolist()
         else:
             at = {path: i for i, path in enumerate(self.items("coco images"))}
@@ -141,7 +142,7 @@ class Study:
             items = ((images[groups] * true).sum(1) > (images[groups] * false).sum(1)).double().tolist()
         return {"value": sum(items) / len(items), "items": items, "groups": groups}
 
-    def run(self, precisions: Sequence[str]) -> None:
+    def run(self, precisions: Sequence[str], rounds: int) -> None:
         """All that is not done yet, by the model that answers, so that each is opened once and the float one twice."""
         alone = [p for p in ALONE if p in precisions]
         pairs = [pair for p in precisions for pair in ((p, p), *([(FLOAT, p)] if p in alone else []))]
@@ -155,17 +156,17 @@ class Study:
                     self.save()
                     print(f"{name}: {self.found['parts'][name]['value']:.4f}", flush=True)
         if set(self.found.get("memory", {})) != set(precisions):
-            self.found |= self.sizes_and_speeds(precisions)
+            self.found |= self.sizes_and_speeds(precisions, rounds)
             self.save()
 
     def save(self) -> None:
         write_json(self.output, self.found)
 
     @torch.inference_mode()
-    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int = 4) -> dict[str, Any]:
+    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
         """Bytes after a forward; seconds of an answer of TOKENS tokens, and of 8 images, all models in turn."""
         self._model, sides, memory = None, {}, {}
-        paths = self.asked.flickr().paths[:8]
+        paths = self.selection.flickr().paths[:8]
         for name in precisions:
             model, processor = open_model(name, self.checkpoint)
             encoder = Encoder(model, processor, name)
@@ -281,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60, help="of Flickr8k's dev split; default: 60")
     parser.add_argument("--pairs", type=int, default=142, help="of SugarCrepe's 426 with an image; default: 142")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=4, help="in which all models are timed in turn; default: 4")
     arguments = parser.parse_args(argv)
     if FLOAT not in arguments.precisions:
         parser.error(f"--precisions needs {FLOAT}, with which the others are compared")
@@ -289,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = arguments.work or arguments.output.with_suffix(".work")
     study = Study(arguments.data, arguments.output, work, arguments.images, arguments.pairs, arguments.model)
     study.found["shapes"] = shapes()
-    study.run(arguments.precisions)
+    study.run(arguments.precisions, arguments.rounds)
     write_text(arguments.output.with_suffix(".md"), document(study.found))
     print(table(study.found))
     return 0

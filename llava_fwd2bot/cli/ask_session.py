@@ -11,6 +11,7 @@ from typing import Any
 
 from .console import message_of, tell
 from .options import checked, folder_of, json_alone, load_model, load_plain_model, warn_untrained
+from .precision import check_precision
 from .search import hits_for_answer, model_of
 
 COMMANDS = """\
@@ -52,6 +53,7 @@ class Session:
             from ..cache.reader import SummaryCache
 
             self.cache = SummaryCache.open(args.cache, fingerprint_of(self.path))
+            check_precision(args, self.cache.settings)
             self.most = self.cache.settings.k
         self.model, self.processor = (load_plain_model if self.plain else load_model)(self.path, args)
         if args.image:

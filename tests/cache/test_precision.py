@@ -33,6 +33,8 @@ def test_a_float_cache_is_answered_in_4_bits_when_asked_for(run, filled):
     code, _, err = run(*ask, "--load-4bit")
     assert code == 1 and "filled by a float model, and a 4bit one would read it" in err
     assert "pass no --load-4bit, or allow it with --mixed-precision" in err
+    code, _, err = run("ask", "--interactive", "--cache", cache, "--load-4bit", "--device", "cpu")
+    assert code == 1 and "with --mixed-precision" in err
     code, out, err = run(*ask, "--load-4bit", "--mixed-precision")
     assert code == 0 and json.loads(out)["answer"], err
     search = ("search", "--cache", cache, "a dog", "--json", "--device", "cpu", "--load-8bit")

@@ -53,3 +53,24 @@ def test_the_cost_page(smol):
     for line in table(json.loads((RESULTS / "cost_smol.json").read_text()), 16).splitlines()[2:]:
         numbers = [cell.strip() for cell in line.split("|")[2:-2] if cell.strip()]
         assert any(all(f"| {n} " in text for n in numbers) for text in page.splitlines()), line
+
+
+def test_what_is_said_of_quantised_models():
+    """8 bits: no interval excludes the float model; 4 bits: yes/no as well, captions' does; the 7B's bytes."""
+    from llava_fwd2bot.evaluation.metrics import bootstrap
+
+    found = json.loads((RESULTS / "quantised.json").read_text())
+
+    def interval(task: str, precision: str) -> tuple[float, float]:
+        own, base = (found["parts"][f"{task} {p} → {p}"] for p in (precision, "float32"))
+        return bootstrap(own["items"], base["items"], groups=own["groups"])
+
+    for task in ("exists", "caption", "retrieval", "sugarcrepe"):
+        low, high = interval(task, "8-bit")
+        assert low <= 1 <= high
+    for precision in ("nf4", "nf4 double"):
+        low, high = interval("exists", precision)
+        assert low <= 1 <= high and interval("caption", precision)[1] < 1
+    assert found["about"]["images"] == 60
+    (row,) = (row for row in found["shapes"] if row["lora_r"] == 64 and not row["tower"])
+    assert f"takes {row['ratio']:.2f} of the" in (ROOT / "docs" / "results" / "index.md").read_text()
