@@ -4,8 +4,10 @@ answer is the one that it is alone.
     python scripts/bench_serve.py --asks 200 --rounds 3 --threads 2
 
 Photographs of scikit-image, cut into many; smol-llava in float32, as bfloat16 rounds differently by the batch and is
-slow on most processors. Each round sends its share of the asks one after the other, then all of them at once: on a
-machine that others use as well, only the ratio within a round says something.
+slow on most processors. Two loads: answers that end by themselves, which are short on this model, and answers of
+--max-tokens each, as the gain of a batch is in the tokens of the answers. Each round sends its share of the distinct
+asks one after the other, then all asks at once: on a machine that others use as well, only the ratio within a round
+says something.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 
 import httpx
+import torch
 from PIL import Image
 from serve_results import keep
 from toy_server import Server
 
 from llava_fwd2bot.cli.main import main as fwd2bot
+from llava_fwd2bot.evaluation.measure import environment
 
 QUESTIONS = (
     "What is in the picture?",
@@ -58,13 +62,16 @@ def photographs(folder: Path, count: int) -> list[str]:
     return [f"{i}.jpg" for i in range(count)]
 
 
-def body(ask: tuple[str, str, int]) -> dict:
-    name, question, tokens = ask
+Ask = tuple[str, str, int, int]  # id, question, least and most tokens
+
+
+def body(ask: Ask) -> dict:
+    name, question, least, most = ask
     content = [{"type": "image_url", "image_url": {"url": f"cache://{name}"}}, {"type": "text", "text": question}]
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": tokens}
+    return {"messages": [{"role": "user", "content": content}], "min_tokens": least, "max_tokens": most}
 
 
-async def send(http: httpx.AsyncClient, ask: tuple[str, str, int]) -> tuple[str | None, int, float]:
+async def send(http: httpx.AsyncClient, ask: Ask) -> tuple[str | None, int, float]:
     """The answer, its tokens, and its seconds; None where there was none."""
     started = time.perf_counter()
     found = await http.post("/v1/chat/completions", json=body(ask))
@@ -76,28 +83,28 @@ async def send(http: httpx.AsyncClient, ask: tuple[str, str, int]) -> tuple[str 
     return told["choices"][0]["message"]["content"], told["usage"]["completion_tokens"], seconds
 
 
-async def rounds(url: str, asks: Sequence[tuple[str, str, int]], count: int) -> tuple[list, dict, list]:
-    """Figures of each round; the answers alone by their number; (number, answer) of all that were sent at once."""
+async def rounds(url: str, asks: Sequence[Ask], count: int) -> dict:
+    """Figures of each round, what was lost, and what was other than alone."""
     limits = httpx.Limits(max_connections=len(asks), max_keepalive_connections=len(asks))
-    figures, alone, together = [], {}, []
+    distinct, alone, figures, found = sorted(set(asks)), {}, [], []
     async with httpx.AsyncClient(base_url=url, timeout=3600, limits=limits) as http:
-        for ask in asks[:3]:
+        for ask in distinct[:2]:
             await send(http, ask)
         for turn in range(count):
-            share = range(turn * len(asks) // count, (turn + 1) * len(asks) // count)
+            share = distinct[turn * len(distinct) // count : (turn + 1) * len(distinct) // count]
             started = time.perf_counter()
-            for i in share:
-                alone[i] = await send(http, asks[i])
+            for ask in share:
+                alone[ask] = await send(http, ask)
             one_by_one = len(share) / (time.perf_counter() - started)
             started = time.perf_counter()
-            found = await asyncio.gather(*(send(http, ask) for ask in asks))
+            answers = await asyncio.gather(*(send(http, ask) for ask in asks))
             at_once = len(asks) / (time.perf_counter() - started)
-            cut = quantiles([seconds for *_, seconds in found], n=20)
-            together += list(enumerate(found))
+            cut = quantiles([seconds for *_, seconds in answers], n=20)
+            found += zip(asks, answers, strict=True)
             figures.append(
                 {
                     "alone_per_second": one_by_one,
-                    "alone_p50": median(alone[i][2] for i in share),
+                    "alone_p50": median(alone[ask][2] for ask in share),
                     "together_per_second": at_once,
                     "ratio": at_once / one_by_one,
                     "p50": cut[9],
@@ -105,7 +112,19 @@ async def rounds(url: str, asks: Sequence[tuple[str, str, int]], count: int) -> 
                 }
             )
             print(figures[-1], flush=True)
-    return figures, alone, together
+    wrong = [(ask, alone[ask][0], text) for ask, (text, *_) in found if text not in (None, alone[ask][0])]
+    for case in wrong[:5]:
+        print("other than alone:", case)
+    return {
+        "rounds": figures,
+        "ratio": median(one["ratio"] for one in figures),
+        "mean_tokens": mean(tokens for _, tokens, _ in alone.values()),
+        "distinct_asks": len(distinct),
+        "distinct_answers": len({text for text, *_ in alone.values()}),
+        "sent": len(found),
+        "lost": sum(text is None for _, (text, *_) in found),
+        "wrong": len(wrong),
+    }
 
 
 def main() -> None:
@@ -114,11 +133,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--asks", type=int, default=200)
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--distinct", type=int, default=60, help="different asks among them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--note", default="", help="a sentence for the page")
     parser.add_argument("--keep", action="store_true", help="write the figures to eval/results/serve.json")
     args = parser.parse_args()
     rng = random.Random(0)
@@ -127,40 +146,23 @@ def main() -> None:
         path = Path(folder) / "photos.cache"
         filling = ["compress", "--model", args.model, "--images", str(Path(folder) / "photos"), "--cache", str(path)]
         assert fwd2bot([*filling, "--dtype", args.dtype, "--device", "cpu"]) == 0
-        asks = [(rng.choice(names), rng.choice(QUESTIONS), args.max_tokens) for _ in range(args.asks)]
+        pairs = [(name, question) for name in names for question in QUESTIONS]
+        kept = rng.sample(pairs, min(args.distinct, len(pairs)))
+        drawn = [rng.choice(kept) for _ in range(args.asks)]
         options = ["--dtype", args.dtype, "--port", 0, "--cache", path, "--batch-size", args.batch_size]
         server = Server(args.model, *options, "--timeout", 3600, threads=args.threads)
+        loads = {}
         try:
-            figures, alone, together = asyncio.run(rounds(server.url, asks, args.rounds))
-            metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+            for name, least in (("by themselves", 0), (f"{args.max_tokens} tokens each", args.max_tokens)):
+                asks = [(image, question, least, args.max_tokens) for image, question in drawn]
+                loads[name] = asyncio.run(rounds(server.url, asks, args.rounds))
         finally:
             server.stop()
-    wrong = [(asks[i], alone[i][0], found[0]) for i, found in together if found[0] not in (None, alone[i][0])]
-    for case in wrong[:5]:
-        print("other than alone:", case)
     result = {
         "command": f"python {shlex.join(sys.argv)}",
-        "asks": args.asks,
-        "images": args.images,
-        "model": args.model,
-        "dtype": args.dtype,
-        "threads": args.threads,
-        "batch": args.batch_size,
-        "mean_tokens": mean(tokens for _, tokens, _ in alone.values()),
-        "rounds": figures,
-        "ratio": median(one["ratio"] for one in figures),
-        "sent": len(together),
-        "lost": sum(found[0] is None for _, found in together),
-        "wrong": len(wrong),
-        "distinct_answers": len({text for text, *_ in alone.values()}),
-        "batches": {
-            name: float(next(line.split()[-1] for line in metrics.splitlines() if line.startswith(key)))
-            for name, key in (
-                ("count", 'fwd2bot_batch_size_count{kind="answer"}'),
-                ("jobs", 'fwd2bot_batch_size_sum{kind="answer"}'),
-            )
-        },
-        "note": args.note,
+        "environment": environment(torch.device("cpu")),
+        **{name: getattr(args, name) for name in ("asks", "images", "model", "dtype", "threads", "batch_size")},
+        "loads": loads,
     }
     print(result)
     if args.keep:

@@ -32,7 +32,7 @@ from toy_server import Server, write_toy
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 CHECKS += ",response_headers_conformance,negative_data_rejection,unsupported_method,allow_header_conformance"
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-RUNS = 8  # after each of which the memory is looked at
+RUNS = 4  # after each of which the memory is looked at
 
 
 def damaged(rng: random.Random) -> bytes:
@@ -93,6 +93,7 @@ def main() -> None:
         while cases < args.cases or run < RUNS:
             command = [tool, "run", f"{server.url}/openapi.json", "--max-examples", args.examples, "--seed", run]
             command += ["--checks", CHECKS, "--generation-database", "none", "--workers", 2, "--no-color"]
+            command += ["--request-timeout", 300]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             made = re.search(r"([\d,]+) generated", done.stdout)
             if made is None:

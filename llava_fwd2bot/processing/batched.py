@@ -29,6 +29,7 @@ class Answer:
         ids: of the prompt, with one image token for each image, [T].
         summaries: of its images, [k, D] each; k may differ.
         max_new_tokens, stop, temperature, top_p, seed: as of OpenAI's requests; temperature 0 is greedy decoding.
+        min_new_tokens: before which the answer does not end by itself.
         emit: called with each piece of the answer; None where only the whole is wanted.
         cancelled: whether nobody waits for it any more.
         begun: called at the first token.
@@ -47,6 +48,7 @@ class Answer:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    min_new_tokens: int = 0
     emit: Callable[[str], None] | None = None
     cancelled: Callable[[], bool] = lambda: False
     begun: Callable[[], None] = lambda: None
@@ -156,6 +158,11 @@ class _Draw(LogitsProcessor):
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        short = [len(answer.tokens) < answer.min_new_tokens for answer in self.rows.answers]
+        if any(short) and self.rows.ends:
+            rows, ends = torch.tensor(short, device=scores.device), sorted(self.rows.ends)
+            scores = scores.clone()
+            scores[:, ends] = scores[:, ends].masked_fill(rows[:, None], -torch.inf)
         if not any(answer.temperature for answer in self.rows.answers):
             return scores
         return torch.stack([a.draw(row).to(scores.dtype) for a, row in zip(self.rows.answers, scores, strict=True)])

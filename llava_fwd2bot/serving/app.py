@@ -30,7 +30,8 @@ from .schemas import ErrorBody
 from .service import Service
 
 PAGE = Path(__file__).with_name("page")
-FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": "text/javascript"}
+SCRIPT = "text/javascript"
+FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": SCRIPT, "look.js": SCRIPT}
 # the page brings all that it needs: nothing of others is loaded, nothing but this server is asked, no frame holds it
 POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "

@@ -19,11 +19,11 @@ from torch import Tensor
 from ..bottleneck import embed
 from ..cache import search as finder
 from ..cache.compressor import OVERFLOW, encoded
-from ..cache.format import DamagedCache
+from ..cache.format import FILES, DamagedCache, one_of
 from ..cache.legacy import OldCache
 from ..cache.reader import SummaryCache
 from ..cache.rows import summary_rows
-from ..cache.tables import EXIF
+from ..cache.tables import EXIF, OK, SYSTEM
 from .errors import APIError, invalid
 
 ROOT = "upload://images"  # the folder, as it were, of images that came over HTTP
@@ -38,8 +38,13 @@ class Stored:
     row: dict[str, Any]
 
     def about(self) -> dict[str, Any]:
-        told = {name: self.row.get(name) for name in SHOWN}
-        told = {name: str(value) if name == "added" else value for name, value in told.items() if value is not None}
+        own = [name for name in self.row if name not in (*SYSTEM, "score", "copies")]  # columns of the user's
+        told = {name: self.row.get(name) for name in (*SHOWN, *own)}
+        told = {
+            name: value if isinstance(value, (int, float, str)) else str(value)
+            for name, value in told.items()
+            if value is not None
+        }
         return {"id": self.row["id"], "object": "image", "cache": self.cache, "sha256": self.row["sha256"], **told}
 
 
@@ -65,6 +70,8 @@ class Caches:
                 self._caches[name] = SummaryCache.create(path, settings)
             else:
                 self._caches[name] = SummaryCache.open(path, fingerprint)
+            if isinstance(self._caches[name], OldCache):
+                raise ValueError(f"{path} is of an earlier format: run `fwd2bot cache migrate {path}` first.")
         # a filter is kept in the cache between two steps of a search, so that one search at a time may run in each
         self._searching = {name: threading.Lock() for name in self._caches}
         self._adding = {name: threading.Lock() for name in self._caches}
@@ -104,18 +111,20 @@ class Caches:
         first, _, rest = wanted.partition("/")
         if not name and first in self._caches and rest:
             places.append((first, rest))
-        found, reason = [], ""
+        found = []
         for own, text in places:
+            # looked for first: to name the likeliest ids, `named` reads all
+            if not self._caches[own].rows(FILES, ["source"], f"{_named(text)} AND status = '{OK}'").num_rows:
+                continue
             try:
                 found.append(Stored(own, self._caches[own].named([text])[0]))
             except DamagedCache:
                 raise
-            except ValueError as error:
-                if "stands for" in str(error):
-                    raise APIError(409, f"{text} stands for several images of {own}.", "ambiguous_id", param) from error
-                reason = reason or str(error).replace(self._caches[own].path, own)
+            except ValueError as error:  # several files of one id
+                raise APIError(409, f"{text} stands for several images of {own}.", "ambiguous_id", param) from error
         if not found:
-            raise APIError(404, reason, "image_not_found", param)
+            names = ", ".join(dict.fromkeys(own for own, _ in places))
+            raise APIError(404, f"There is no image {wanted[:200]!r} in {names}.", "image_not_found", param)
         if len({image.row["sha256"] for image in found}) > 1:
             told = ", ".join(f"cache://{image.cache}/{image.row['id']}" for image in found)
             raise APIError(409, f"{wanted} is in several caches: say {told}.", "ambiguous_id", param)
@@ -127,9 +136,7 @@ class Caches:
         most = cache.settings.k
         if k is not None and k > most:
             raise invalid(f"{image.cache} holds {most} summary tokens of an image, but k = {k}.", "k", "k_too_large")
-        found = cache.read([image.row["sha256"]], k or most) if not isinstance(cache, OldCache) else None
-        if found is None:
-            return cache.get([image.row["id"]], k)[0]
+        found = cache.read([image.row["sha256"]], k or most)
         if image.row["sha256"] not in found:
             raise cache.damaged([image.row["id"]])
         return found[image.row["sha256"]]
@@ -140,7 +147,7 @@ class Caches:
     def search(self, name: str, query: Tensor, top: int, where: str | None) -> list[tuple[Stored, float]]:
         """The images nearest to a summary [k, D] of the cache's k, copies once."""
         cache = self._caches[name]
-        columns = ["sha256", "source", *SHOWN, *getattr(cache, "users_columns", ())]
+        columns = ["sha256", "source", *SHOWN, *cache.users_columns]
         with self._searching[name]:
             try:
                 hits = finder.search(cache, query, top + 20, where, None, columns)
@@ -153,8 +160,6 @@ class Caches:
     # ------------------------------------------------------------------ writing
     def writable(self, name: str | None) -> tuple[str, SummaryCache]:
         name, cache = self.named(name)
-        if isinstance(cache, OldCache):
-            raise APIError(409, f"{name} is of an earlier format, which is only read.", "cache_read_only", "cache")
         if cache.settings.quantised != self.quantised:
             theirs, ours = (value or "not quantised" for value in (cache.settings.quantised, self.quantised))
             reason = f"{name} was filled by a model that was {theirs}, and this one is {ours}"
@@ -208,8 +213,6 @@ class Caches:
         return Stored(name, cache.files_of([source])[0]), new
 
     def _of_id(self, cache: SummaryCache, image_id: str) -> list[dict[str, Any]]:
-        from ..cache.format import FILES, one_of
-
         return cache.rows(FILES, ["source"], one_of("id", [image_id])).to_pylist()
 
     def delete(self, wanted: str, name: str | None) -> Stored:
@@ -219,6 +222,10 @@ class Caches:
         with self._adding[image.cache]:
             cache.forget([image.row["source"]], "serve rm")
         return image
+
+
+def _named(text: str) -> str:
+    return f"({one_of('id', [text])} OR {one_of('source', [text])})"
 
 
 def pooled(summary: Tensor, pooling: str) -> Tensor:

@@ -29,7 +29,10 @@ STOPS = 8  # texts that end an answer
 
 def routes(app: FastAPI, service: Service) -> None:
 
-    @app.post("/v1/chat/completions", summary="Answer questions about images, or continue a conversation")
+    kinds = {"application/json": {}, "text/event-stream": {}}
+    answered = {200: {"description": "The answer, or with stream its pieces", "content": kinds}}
+
+    @app.post("/v1/chat/completions", summary="Answer questions about images", responses=answered)
     async def chat(body: ChatRequest, request: Request) -> Response:
         deadline = Deadline(service.limits.seconds)
         asked = await within(request, prepared(service, body), deadline)
@@ -53,6 +56,10 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
     if most > limits.new_tokens:
         name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
         raise invalid(f"{most:,} tokens were asked for; an answer has up to {limits.new_tokens:,}.", name)
+    least = body.min_tokens or 0
+    if least > most or (least and service.remote is not None):
+        told = "The engine takes no min_tokens." if least <= most else f"min_tokens = {least} is more than max_tokens."
+        raise invalid(told, "min_tokens")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > STOPS or not all(stops):
         raise invalid(f"stop takes up to {STOPS} texts, none of them empty.", "stop")
@@ -67,7 +74,7 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
     tokens = len(ids)
     if tokens > limits.prompt_tokens:
         raise _too_long(f"{tokens:,} tokens", limits.prompt_tokens)
-    answer = Answer(ids, [], service.processor.tokenizer, max_new_tokens=most, stop=stops)
+    answer = Answer(ids, [], service.processor.tokenizer, max_new_tokens=most, min_new_tokens=least, stop=stops)
     answer.temperature, answer.top_p, answer.seed = body.temperature or 0.0, body.top_p or 1.0, body.seed
     seen: list[Seen] = []
     if by_base:

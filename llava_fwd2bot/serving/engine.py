@@ -6,6 +6,7 @@ Shapes: M images, k summary tokens, D hidden size, n dense tokens, T tokens of a
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,18 +160,14 @@ class Remote:
     def __init__(self, engine: AnswerEngine, limits: Limits, threads: int = 64) -> None:
         self.engine, self.limits = engine, limits
         self._pool = ThreadPoolExecutor(threads, "engine")
-        self._open = 0
+        self._places = threading.Semaphore(limits.queue)
 
     def submit(self, job: Job) -> Job:
-        if self._open >= self.limits.queue:
+        if not self._places.acquire(blocking=False):
             raise busy(f"{self.limits.queue} requests wait already: try again later.")
-        self._open += 1
-        job.future.add_done_callback(lambda _: self._closed())
+        job.future.add_done_callback(lambda _: self._places.release())
         self._pool.submit(self._run, job)
         return job
-
-    def _closed(self) -> None:
-        self._open -= 1
 
     def _run(self, job: Job) -> None:
         answer: Answer = job.payload

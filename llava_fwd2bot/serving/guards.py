@@ -13,7 +13,7 @@ from .errors import APIError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PATIENCE = 60.0  # seconds that a client may take to send the next piece of a body
-OPEN = ("/", "/health", "/page/style.css", "/page/script.js")  # the page has no data of its own; it asks for the token
+OPEN = ("/", "/health")  # and /page/: the page has no data of its own; it asks for the token
 
 
 def is_local_host(host: str) -> bool:
@@ -69,7 +69,7 @@ class Guard:
         if self.token is None:
             if self.hosts and _name(headers.get("host", "")) not in self.hosts:
                 raise APIError(403, "The Host header names another host than this server.", "wrong_host")
-        elif path not in OPEN:
+        elif path not in OPEN and not path.startswith("/page/"):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
                 needed = "A bearer token is needed, as `Authorization: Bearer TOKEN`."

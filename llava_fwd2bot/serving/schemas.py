@@ -70,7 +70,7 @@ class TextFormat(Body):
 
 
 class ChatRequest(Body):
-    """`k` is ours: the number of summary tokens of each image."""
+    """`k` is ours: the number of summary tokens of each image. `min_tokens` is vLLM's."""
 
     messages: list[Message] = Field(min_length=1)
     model: str | None = Field(None, description="a name of /v1/models; default: the first")
@@ -83,6 +83,7 @@ class ChatRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     k: int | None = Field(None, ge=1, description="use the first k summary tokens; default: all")
+    min_tokens: int | None = Field(None, ge=0, description="tokens before which the answer does not end by itself")
     # what would change the answer, and is not there: only the values that change nothing
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None

@@ -227,3 +227,20 @@ def test_distillation_reads_the_base_at_the_same_tokens(base):
         targets[plan.lengths.cumsum(0) - 1] = -100
         student = model.lm_head(model._answer_hidden(plan, IDS, summary)[targets != -100])
     close(found.distill_loss, distillation_loss(student, torch.cat(teacher)))
+
+
+def test_rows_of_a_batch_that_differ(model):
+    """The server's batches: one id of −200 stands for k tokens, new ids come alone, and the first that a streamer gets
+    are not the answer's."""
+    from types import SimpleNamespace
+
+    from llava_fwd2bot.processing.batched import Answer, run
+
+    summary = model.compress(images=pixels(3))
+    silent = SimpleNamespace(decode=lambda ids, **options: "")
+    rows = [(IDS[0], MASK[0], summary[:2]), (IDS[2], MASK[2], summary[2:])]
+    answers = [Answer(ids[mask.bool()], list(own), silent, max_new_tokens=6) for ids, mask, own in rows]
+    assert run(model, answers) == []
+    for answer, (ids, mask, own) in zip(answers, rows, strict=True):
+        alone = model.generate(ids[mask.bool()][None], summary=own, max_new_tokens=6, do_sample=False)
+        assert answer.tokens == alone[0, -len(answer.tokens) :].tolist()

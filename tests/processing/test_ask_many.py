@@ -155,3 +155,19 @@ def test_draws_follow_the_distribution(model, processor):
     torch.testing.assert_close(drawn, (scores / 0.7).softmax(0), atol=0.03, rtol=0)
     one = Answer(torch.tensor([1]), [], processor.tokenizer, temperature=1.0, top_p=0.7, seed=0)
     assert {int(one.draw(scores).argmax()) for _ in range(500)} == {0, 1}
+
+
+def test_an_answer_ends_where_it_may(lively64, processor):
+    """At the end's token, of each row by itself, but not before its `min_new_tokens`."""
+    with torch.inference_mode():
+        S = lively64.compress(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double())
+    [free] = answers_of(lively64, processor, [("what is it", [S[0]], 12)])
+    run(lively64, [free])
+    end = free.tokens[3]
+    lively64.generation_config.eos_token_id = [2, end]
+    first = free.tokens.index(end)
+    two = answers_of(lively64, processor, [("what is it", [S[0]], 12)] * 2)
+    two[1].min_new_tokens = 8
+    run(lively64, two)
+    assert (two[0].tokens, two[0].reason) == (free.tokens[: first + 1], "stop")
+    assert end not in two[1].tokens[:8] and len(two[1].tokens) >= 8

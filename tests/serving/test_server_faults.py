@@ -76,6 +76,7 @@ def chat(**changes):
         (chat(temperature="1"), 400, "invalid_request"),
         (chat(stream=0, messages=[]), 400, "invalid_request"),
         (chat(temperatur=1), 400, "invalid_request"),
+        (chat(min_tokens=3), 400, "invalid_value"),
         (chat(stop=[""]), 400, "invalid_value"),
         (chat(model="toy:base", messages=asking(QUESTION, "cache://a.png")), 400, "invalid_value"),
         (chat(model="toy:base", k=1, messages=asking(QUESTION, IMAGE)), 400, "invalid_value"),
@@ -152,6 +153,11 @@ def test_what_is_no_json(server):
     """Also bytes that are no text at all."""
     for content in (b"{", b"\xff\xfe", b"[]", b"", b'{"messages": NaN}'):
         refused(server.http.post(CHAT, content=content, headers={"Content-Type": "application/json"}), 400)
+
+
+def test_a_form_of_another_site_is_no_request(server):
+    """A page of the web may send text/plain to this machine without being asked; it must not be read as JSON."""
+    refused(server.http.post(CHAT, content=json.dumps(GOOD), headers={"Content-Type": "text/plain"}), 400)
 
 
 def test_pictures_of_every_kind_are_read_or_refused(server):
