@@ -6,7 +6,9 @@ import pytest
 import torch
 from data_fixtures import learnt, num_images_ids, talk
 from data_toys import llava
+from train_toys import command, history
 
+from llava_fwd2bot.training.command import train
 from llava_fwd2bot.training.data import LlavaDataset
 from llava_fwd2bot.training.packed import PackedRows
 from llava_fwd2bot.training.records import Row
@@ -106,6 +108,21 @@ def test_images_in_a_table(folder, tmp_path):
     same(dataset, LlavaDataset(folder / "data.json", llava(), folder))
     (worked,) = torch.utils.data.DataLoader(dataset, num_workers=1, batch_size=1, collate_fn=list)
     assert torch.equal(worked[0]["pixel_values"], dataset[0]["pixel_values"])
+
+
+def test_the_command_trains_on_a_folder_of_datasets(base_dir, llava_data, tmp_path):
+    """The hash of a folder is that of its files: a changed one is another run."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(json.loads(llava_data["data"].read_text()))
+    rows.save_to_disk(tmp_path / "table")
+    data = {**llava_data, "data": tmp_path / "table"}
+    output = train(command(base_dir, data, tmp_path / "m", "--max_steps", "1"))
+    plain = train(command(base_dir, llava_data, tmp_path / "plain", "--max_steps", "1"))
+    assert [e["loss"] for e in history(output)] == [e["loss"] for e in history(plain)]
+    assert train(command(base_dir, data, tmp_path / "m", "--max_steps", "1")) == output  # nothing to do
+    (tmp_path / "table" / "more").touch()
+    with pytest.raises(ValueError, match="data_path table → table .its content changed."):
+        train(command(base_dir, data, tmp_path / "m", "--max_steps", "1"))
 
 
 def test_folders_that_are_no_data(tmp_path):
