@@ -42,7 +42,7 @@ def arguments(start: Path, data: Path, output: Path, kind: str, batch: int) -> l
     argv = [
         *("--model_name_or_path", str(start), "--data_path", str(data), "--image_folder", str(data.parent / "images")),
         *("--output_dir", str(output), "--per_device_train_batch_size", str(batch), "--max_steps", "20"),
-        *("--learning_rate", "1e-4", "--adam_epsilon", "1e-2", "--warmup_steps", "0", "--logging_steps", "1"),
+        *("--learning_rate", "3e-4", "--adam_epsilon", "1e-2", "--warmup_steps", "0", "--logging_steps", "1"),
         *("--save_steps", "10", "--report_to", "none", "--disable_tqdm", "True", "--use_cpu", "True"),
         *("--fwd2bot", "4", "--fwd2bot_nested_k", "2,4"),
     ]
