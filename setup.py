@@ -35,6 +35,8 @@ setup(
     extras_require={
         "quantized": ["bitsandbytes>=0.46"],
         "original": ["protobuf", "requests", "shortuuid"],  # what LLaVA's own code wants, besides llava-torch
+        "deepspeed": ["deepspeed>=0.16"],  # ZeRO
+        "datasets": ["datasets>=3"],  # parquet files and folders of Hugging Face's datasets as training data
         "smol": ["gguf>=0.10"],
         "eval": EVAL,
         "cache": ["lancedb>=0.40", "filelock>=3.12"],

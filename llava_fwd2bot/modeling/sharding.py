@@ -73,7 +73,7 @@ class Fwd2BotRanksMixin:
             if batch.plan.ranks is not None:  # told before the step
                 return Fullest(*(max(counts) for counts in zip(*batch.plan.ranks, strict=True)))
             return Fullest.of(*batch.plan.counts, self.fwd2bot.tokens.device)
-        images = len(batch.image_inputs.get(self.image_input_names[0], batch.image_inputs.get("pixel_values", ())))
+        images = self._count_images(batch.image_inputs)
         captions = labelled = 0
         if batch.caption_input_ids is not None and self.fwd2bot_config.contrastive_weight > 0:
             mask = batch.caption_attention_mask

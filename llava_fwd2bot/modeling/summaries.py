@@ -33,8 +33,44 @@ class Fwd2BotSummaryMixin:
         return self._compress_images(image_inputs, num_tokens)[0]
 
     def _compress_images(self, image_inputs: dict[str, Any], num_tokens: int | None = None) -> tuple[Tensor, list[int]]:
-        dense = self._dense_tokens(**image_inputs)
-        return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
+        """The summaries of images, [M, j, D], and n of each.
+
+        In chunks the vision tower is part of each: the dense tokens of a large batch would take more than all else.
+        """
+        prompt, parts = self.fwd2bot.image_prompt_ids, self._image_chunks(image_inputs)
+        if parts is None:
+            dense = self._dense_tokens(**image_inputs)
+            return self._compress(dense, prompt, num_tokens), [len(v) for v in dense]
+        lengths: dict[int, list[int]] = {}
+
+        def run(at: int) -> Tensor:
+            dense = self._dense_tokens(**parts[at])
+            lengths[at] = [len(v) for v in dense]
+            with self._stages.recomputed():
+                return self._compress(dense, prompt, num_tokens)
+
+        summaries = [checkpoint(run, at, use_reentrant=False) for at in range(len(parts))]
+        own = -(-self._count_images(image_inputs) // self.fwd2bot_config.contrastive_chunk)
+        for idle in summaries[own:]:
+            self._fullest.run_idle(idle)
+        return torch.cat(summaries[:own]), [n for at in range(own) for n in lengths[at]]
+
+    def _count_images(self, image_inputs: dict[str, Any]) -> int:
+        return len(image_inputs.get(self.image_input_names[0], image_inputs.get("pixel_values", ())))
+
+    def _image_chunks(self, image_inputs: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The image inputs of each chunk; None where all go at once, or do not come image by image.
+
+        Where the ranks must run the same calls, each has as many chunks as the fullest.
+        """
+        count, chunk = self._count_images(image_inputs), self.fwd2bot_config.contrastive_chunk
+        most = count if self._fullest is None else max(count, self._fullest.images)
+        if chunk is None or most <= chunk or not (self.training and torch.is_grad_enabled()):
+            return None
+        if not all(isinstance(v, (Tensor, list, tuple)) and len(v) == count for v in image_inputs.values()):
+            return None
+        parts = [slice(at, at + chunk) if at < count else slice(0, 1) for at in range(0, most, chunk)]
+        return [{name: value[part] for name, value in image_inputs.items()} for part in parts]
 
     def compress_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_tokens: int | None = None
@@ -54,33 +90,35 @@ class Fwd2BotSummaryMixin:
         contexts = [row[:length] for row, length in zip(words, captions.lengths, strict=True)]
         return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
 
-    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+    def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        """The summaries of all contexts at once, M × [n_i, D] → [M, j, D]."""
         k = self.fwd2bot_config.num_summary_tokens
         j = k if num_tokens is None else num_tokens
         if not 1 <= j <= k:
             raise ValueError(f"num_tokens must be from 1 to this model's k = {k}, got {j}.")
         if not self._fwd2bot_enabled:
             raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
+        texts = prompt_ids is self.fwd2bot.text_prompt_ids
+        with one_sequence_each():
+            return (self._compressor.texts if texts else self._compressor.images)(self, contexts, j)
 
-        images = prompt_ids is not self.fwd2bot.text_prompt_ids
-
-        def run(*contexts: Tensor) -> Tensor:
-            with one_sequence_each():
-                return (self._compressor.images if images else self._compressor.texts)(self, contexts, j)
-
+    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+        """`_compress_whole`, in chunks where there are more contexts than `contrastive_chunk` in training."""
         chunk, count = self.fwd2bot_config.contrastive_chunk, len(contexts)
         if self._fullest is not None:  # as many chunks as on the other ranks
+            images = prompt_ids is not self.fwd2bot.text_prompt_ids
             count = max(count, self._fullest.images if images else self._fullest.captions)
-        if chunk is None or count <= chunk or not (self.training and torch.is_grad_enabled()):
-            return run(*contexts)
+        whole = chunk is None or count <= chunk or self._stages.recomputes  # in a chunk already
+        if whole or not (self.training and torch.is_grad_enabled()):
+            return self._compress_whole(contexts, prompt_ids, num_tokens)
         # a checkpointed chunk is GradCache: forward keeps the summaries alone, backward recomputes chunk by chunk
         chunks = [contexts[at : at + chunk] for at in range(0, count, chunk)]
 
-        def run_chunk(*contexts: Tensor) -> Tensor:
+        def run(*contexts: Tensor) -> Tensor:
             with self._stages.recomputed():
-                return run(*contexts)
+                return self._compress_whole(list(contexts), prompt_ids, num_tokens)
 
-        summaries = [checkpoint(run_chunk, *(part or contexts[:1]), use_reentrant=False) for part in chunks]
+        summaries = [checkpoint(run, *(part or contexts[:1]), use_reentrant=False) for part in chunks]
         for part, summary in zip(chunks, summaries, strict=True):
             if not part:
                 self._fullest.run_idle(summary)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..files.images import DEFAULT_MAX_PIXELS, ImageError, check_prepared, open_image
+from ..files.images import DEFAULT_MAX_PIXELS, ImageError, check_prepared, decode_image, open_image
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ImageError", "ImageReader", "join_pixels", "open_image", "prepare_pixels"]
 
@@ -82,6 +82,7 @@ class ImageReader:
         image_folder: where relative names are looked for; None leaves names as they stand.
         max_pixels: see `open_image`.
         image_input_names: what is kept of the image processor's tensors; None keeps all.
+        stored: gives the file's bytes for names of pictures that are stored in a table, and None for other names.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ImageReader:
         image_folder: str | Path | None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         image_input_names: Sequence[str] | None = None,
+        stored: Callable[[str], bytes | None] | None = None,
     ):
         if getattr(processor, "patch_size", 0) is None:
             raise ValueError(
@@ -105,6 +107,7 @@ class ImageReader:
             image_token_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
         self.image_token_id = image_token_id
         self.image_input_names = image_input_names
+        self.stored = stored
         # LLaVA-OneVision's: n and the crops of an image depend on how many images its row has
         self._per_row = "batch_num_images" in getattr(processor.image_processor, "model_input_names", ())
         self._prepared = prepared_size(processor)
@@ -137,6 +140,9 @@ class ImageReader:
         return kept, self._row_counts(images) if self._per_row else [self._count(image) for image in images]
 
     def _open(self, name: str) -> Image.Image:
+        data = None if self.stored is None else self.stored(name)
+        if data is not None:
+            return decode_image(data, name, self.max_pixels, prepared=self._prepared)
         try:
             return open_image(Path(self.image_folder or "", name), self.max_pixels, prepared=self._prepared)
         except ImageError as error:

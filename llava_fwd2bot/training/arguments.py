@@ -14,6 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from ..config import Fwd2BotConfig
+from ..extras import install_command
 from .checks import check_arguments, check_command
 from .trainer import Fwd2BotTrainingArguments
 
@@ -41,7 +42,9 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data_path: str | None = _help("LLaVA's conversations: a .json list or .jsonl.")
+    data_path: str | None = _help(
+        "Conversations, as LLaVA's or as messages: a .json list, .jsonl or .parquet, or a folder of datasets."
+    )
     image_folder: str | None = _help("Where the images of the records are.")
     eval_data_path: str | None = _help("Conversations to evaluate on while training, in any layout of --data_path.")
     eval_caption_data: str | None = _help("Captions of the evaluation's images, as --fwd2bot_caption_data.")
@@ -175,7 +178,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArgume
     except ImportError as error:  # transformers names the version that it looked for, and no remedy
         if "deepspeed" not in str(error):
             raise
-        raise ImportError("--deepspeed needs deepspeed, which is not installed: pip install deepspeed") from error
+        raise ImportError(
+            f"--deepspeed needs deepspeed, which is not installed: {install_command('deepspeed')}"
+        ) from error
     if unknown:
         raise ValueError(_unknown(unknown, parser))
     model, data, training, fwd2bot = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from .resume import write_run
@@ -13,8 +14,20 @@ from .resume import write_run
 class EpochCallback(TrainerCallback):
     """Sets the data set's epoch: which of several captions a row gets depends on it, also after a resume.
 
-    After a step it bounds the temperature: only then all ranks hold the parameter itself.
+    Before a step it gives a gradient of zero to what no row of the step has touched, as it has on several ranks: the
+    optimizer's averages then go on alike on any number of them. After a step it bounds the temperature: only then all
+    ranks hold the parameter itself.
     """
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not hasattr(getattr(model, "module", model), "fwd2bot"):
+            return
+        for parameter in model.parameters():
+            of_deepspeed = hasattr(parameter, "_hp_mapping") or hasattr(
+                parameter, "ds_id"
+            )  # its gradients are elsewhere
+            if parameter.requires_grad and parameter.grad is None and not of_deepspeed:
+                parameter.grad = torch.zeros_like(parameter)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         added = getattr(getattr(model, "module", model), "fwd2bot", None)

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..files.check import ON_BAD_IMAGE, refuse_unusable, unusable
 from ..files.records import read_records
+from ..files.tables import Table, is_table
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .collator import IGNORE_INDEX, first_names
+from .packed import PackedRows
 from .records import Row, images_of, row_of, strings
 from .tokenized import QuotingTokenizer, with_labels
 
@@ -35,10 +38,11 @@ class LlavaDataset(Dataset):
     """LLaVA records and caption pairs as model inputs.
 
     Args:
-        data_path: LLaVA's .json list or .jsonl; None for captions alone.
+        data_path: a .json list or .jsonl; a parquet file, or a folder of them or by `datasets.save_to_disk` (extra
+            [datasets]); None for captions alone.
         processor: the host's processor; its tokenizer must be a fast one.
         image_folder: where the names of the pictures are looked for; files are opened at access, not here.
-        caption_data: .json or .jsonl of {"image", "caption"} or {"image", "captions": [...]}. A record with that
+        caption_data: files as these, of {"image", "caption"} or {"image", "captions": [...]}. A record with that
             one picture gets the caption unless it has its own; pictures that no such record shows become extra rows.
         version: see `ConversationFormatter`.
         model_max_length: rows are cut to this many ids (placeholders counted), on the right.
@@ -75,25 +79,40 @@ class LlavaDataset(Dataset):
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("labels need character offsets, which only a fast tokenizer gives; use one")
         self.formatter = ConversationFormatter(processor, version)
-        self.reader = ImageReader(processor, image_folder, max_pixels, image_input_names)
+        self.tables: list[Table] = []  # whose rows hold their images
+        self.reader = ImageReader(processor, image_folder, max_pixels, image_input_names, self._stored)
         self.model_max_length = model_max_length
         self.caption_max_length = caption_max_length
         self.seed = seed
         self._read: dict[tuple[str, ...], Any] | None = None  # pictures of the batch that is being read
         # Shared memory: workers that outlive an epoch (persistent_workers) see set_epoch too.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self.rows = self._conversation_rows(data_path) if data_path is not None else []
+        rows = self._conversation_rows(data_path) if data_path is not None else []
         if caption_data is not None:
-            self._add_captions(caption_data)
+            self._add_captions(rows, caption_data)
+        self.rows = PackedRows(rows)
         self.on_bad_image = on_bad_image
         names = dict.fromkeys(name for row in self.rows for name in row.images) if on_bad_image == "skip" else ()
         self._place = {name: at for at, name in enumerate(names)}
         # one flag for each picture; shared memory, as the workers find them and the trainer counts them
         self.bad_images = torch.zeros(len(self._place), dtype=torch.uint8).share_memory_()
 
+    def _records(self, path: str | Path) -> Iterable[dict[str, Any]]:
+        if not is_table(path):
+            return read_records(path)
+        table = Table(path)
+        if not len(table):
+            raise ValueError(f"{path}: no records")
+        self.tables.append(table)
+        return table
+
+    def _stored(self, name: str) -> bytes | None:
+        """The file's bytes of a picture that is in a table."""
+        return next((data for table in self.tables if (data := table.image(name)) is not None), None)
+
     def _conversation_rows(self, path: str | Path) -> list[Row]:
         rows, dropped, quoting = [], [], []
-        for i, record in enumerate(read_records(path)):
+        for i, record in enumerate(self._records(path)):
             name = f"record {i}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")
             try:
                 row, first_dropped = row_of(record, name)
@@ -112,9 +131,9 @@ class LlavaDataset(Dataset):
             warnings.warn(f"{message}: {first_names(quoting)}", stacklevel=3)
         return rows
 
-    def _add_captions(self, path: str | Path) -> None:
+    def _add_captions(self, rows: list[Row], path: str | Path) -> None:
         captions: dict[str, list[str]] = {}
-        for i, entry in enumerate(read_records(path)):
+        for i, entry in enumerate(self._records(path)):
             name = f"{path}: caption entry {i}"
             images = images_of(entry, name)
             texts = strings(entry.get("caption", entry.get("captions")), name, "caption")
@@ -122,11 +141,11 @@ class LlavaDataset(Dataset):
                 raise ValueError(f"{name}: needs one 'image' and a 'caption' (or 'captions') that is not empty")
             captions.setdefault(images[0], []).extend(texts)
         alone = dict(captions)
-        for row in self.rows:
+        for row in rows:
             if len(row.images) == 1 and row.images[0] in captions:
                 row.captions = row.captions or captions[row.images[0]]
                 alone.pop(row.images[0], None)
-        self.rows += [Row(f'caption of "{image}"', [image], [], texts) for image, texts in alone.items()]
+        rows += [Row(f'caption of "{image}"', [image], [], texts) for image, texts in alone.items()]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,21 +153,21 @@ class LlavaDataset(Dataset):
     @property
     def has_captions(self) -> bool:
         """Whether any row can feed the contrastive loss."""
-        return any(row.captions for row in self.rows)
+        return bool(self.rows.captions.any())
 
     @property
     def num_captioned(self) -> int:
         """How many rows can feed the contrastive loss."""
-        return sum(bool(row.captions) for row in self.rows)
+        return int((self.rows.captions > 0).sum())
 
     @property
     def num_images(self) -> int:
         """How many distinct images the rows name."""
-        return len({image for row in self.rows for image in row.images})
+        return self.rows.distinct_images
 
     @property
     def has_images(self) -> bool:
-        return any(row.images for row in self.rows)
+        return bool(self.rows.images.any())
 
     def check_files(self) -> None:
         """Looks for every picture's file, and opens none. With `on_bad_image="skip"` rows without theirs are taken out.
@@ -160,7 +179,8 @@ class LlavaDataset(Dataset):
         owners: dict[str, str] = {}
         for row in self.rows:
             for image in row.images:
-                owners.setdefault(image, row.name)
+                if not any(table.holds(image) for table in self.tables):
+                    owners.setdefault(image, row.name)
         bad = unusable(owners, self.reader.image_folder)
         kept = [row for row in self.rows if not any(image in bad for image in row.images)]
         if self.on_bad_image == "raise" or not kept:
@@ -168,7 +188,7 @@ class LlavaDataset(Dataset):
             return refuse_unusable(bad, owners, len(owners), self.reader.image_folder, remedy)
         for image, reason in bad.items():
             self._skip(image, f"{owners[image]}: {Path(self.reader.image_folder or '', image)}: {reason}")
-        self.rows = kept
+        self.rows = PackedRows(kept)
 
     @property
     def image_names(self) -> list[str]:
@@ -188,22 +208,17 @@ class LlavaDataset(Dataset):
     @property
     def lengths(self) -> list[int]:
         """Rough length of each row in words; opens no picture."""
-        return [
-            max(sum(len(turn["value"].split()) for turn in row.turns) + (WORDS_PER_IMAGE if row.images else 0), 1)
-            for row in self.rows
-        ]
+        return np.maximum(self.rows.words + WORDS_PER_IMAGE * (self.rows.images > 0), 1).tolist()
 
     @property
     def modality_lengths(self) -> list[int]:
         """`lengths`, negative for rows without a picture."""
-        return [n if row.images else -n for n, row in zip(self.lengths, self.rows, strict=True)]
+        return [n if images else -n for n, images in zip(self.lengths, self.rows.images, strict=True)]
 
     @property
     def image_groups(self) -> list[int]:
         """A number for each row, which rows of the same images share; rows of text have one of their own."""
-        numbers: dict[Any, int] = {}
-        keys = (tuple(row.images) or i for i, row in enumerate(self.rows))
-        return [numbers.setdefault(key, len(numbers)) for key in keys]
+        return self.rows.groups.tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose this epoch's captions: by (seed, epoch, index) alone, so a resumed run sees the same ones."""

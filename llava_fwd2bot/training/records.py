@@ -12,11 +12,17 @@ from typing import Any
 from PIL import Image
 
 from ..processing.conversation import PLACEHOLDER
+from .messages import turns_of_messages
 
 IMAGE_KEYS = ("image", "images", "image_path", "image_paths")  # the first is LLaVA's
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
-_KNOWN = {*IMAGE_KEYS, *_OTHER_MEDIA, "id", "conversations", "caption", "captions"}
-_TURNS = ("messages", "conversation", "dialog")  # OpenAI, TRL; others
+_KNOWN = {*IMAGE_KEYS, *_OTHER_MEDIA, "id", "conversations", "messages", "caption", "captions"}
+_TURNS = ("conversation", "dialog")
+LAYOUTS = (
+    "'conversations' (LLaVA: [{'from': 'human', 'value': text}, {'from': 'gpt', 'value': text}]), 'messages' (OpenAI, "
+    "TRL: [{'role': 'user', 'content': text or parts}, {'role': 'assistant', …}]), or 'caption', with the images under "
+    f"{', '.join(map(repr, IMAGE_KEYS))}"
+)
 _VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gifv")
 
 
@@ -71,10 +77,7 @@ def turns_of(record: dict[str, Any], name: str) -> list[Any]:
     turns = record.get("conversations") or []
     for key in _TURNS:
         if not turns and record.get(key):
-            raise ValueError(
-                f"{name}: its turns stand under {key!r}, another layout; here they are 'conversations': "
-                "[{'from': 'human', 'value': text}, {'from': 'gpt', 'value': text}]"
-            )
+            raise ValueError(f"{name}: its turns stand under {key!r}, another layout; what is read is {LAYOUTS}")
     return turns
 
 
@@ -85,9 +88,16 @@ def row_of(record: dict[str, Any], name: str) -> tuple[Row, bool]:
         ValueError: the record is wrong; the message begins with `name`.
     """
     images, captions = images_of(record, name), strings(record.get("caption"), name, "caption")
+    if record.get("messages") and not record.get("conversations"):
+        turns, images = turns_of_messages(record["messages"], images, name)
+        record = {**record, "conversations": turns}
     turns, dropped = _turns(record, name, len(images))
     if not turns and not captions:
-        raise ValueError(f"{name}: neither 'conversations' nor 'caption'; there is nothing to learn from it")
+        keys = ", ".join(map(repr, list(record)[:12])) or "none"
+        raise ValueError(
+            f"{name}: neither 'conversations' nor 'caption'; there is nothing to learn from it. Its keys are {keys}; "
+            f"what is read is {LAYOUTS}"
+        )
     if captions and not images:
         raise ValueError(f"{name}: a 'caption' but no 'image' that it describes")
     return Row(name, images, turns, captions), dropped

@@ -6,6 +6,7 @@ Each checkpoint of a run, and its result, hold training_run.json: data, settings
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -53,9 +54,16 @@ def _plain(value: Any) -> Any:
 
 
 def data_of(**files: str | os.PathLike | None) -> dict[str, Any]:
-    """Name and hash of each data file that is given."""
+    """Name and hash of each data file, or folder of files, that is given."""
     given = {kind: Path(file) for kind, file in files.items() if file}
-    return {kind: {"name": file.name, "sha256": file_hash(file)} for kind, file in given.items()}
+    return {kind: {"name": file.name, "sha256": _hash(file)} for kind, file in given.items()}
+
+
+def _hash(path: Path) -> str:
+    if not path.is_dir():
+        return file_hash(path)
+    parts = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def layout_of(args: Any, rows: int) -> dict[str, int]:

@@ -137,6 +137,11 @@ class ImageGroupSampler(Sampler[int]):
         chance.shuffle(waiting)
         for group in waiting:
             chance.shuffle(group)
+        if self.modality_lengths is not None:  # similar ones meet, within as many as 50 steps take
+            span = 50 * self.batch_size * self.world_size
+            longest = [(max(abs(self.modality_lengths[i]) for i in group), group) for group in waiting]
+            parts = [longest[at : at + span] for at in range(0, len(longest), span)]
+            waiting = [group for part in parts for _, group in sorted(part, key=lambda entry: -entry[0])]
         waiting.reverse()  # taken from the end
         batches: list[list[int]] = []
         batch: list[int] = []

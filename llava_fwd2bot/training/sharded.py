@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..checkpoint.gathering import whole
+from ..checkpoint.gathering import is_zero3, whole
 
 OPTIMIZER_NAME = "optimizer.pt"
 
@@ -66,7 +68,7 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any], own: Groups | No
             if zero is None:
                 _state_of(optimizer, parameter)[name] = _part(value, parameter) if name != "step" else value.clone()
             elif name != "step":
-                zero.safe_set_full_optimizer_state(parameter, value.view(_shape(parameter)), name)
+                _set_zero(zero, parameter, value, name)
     for group, told in zip(_inner(optimizer).param_groups, saved["param_groups"], strict=True):
         group.update({name: value for name, value in told.items() if name != "params"})
     if zero is not None:
@@ -89,7 +91,7 @@ def refresh_master_weights(optimizer: Any, own: Groups) -> None:
     for parameter in _parameters(_groups(optimizer, own)):
         with whole(parameter) as (weight,):
             value = weight.detach().float().clone()
-        zero.safe_set_full_fp32_param(parameter, value)
+        _set_zero(zero, parameter, value)
 
 
 def save_optimizer(optimizer: Any, folder: str | Path, writes: bool, own: Groups | None = None) -> None:
@@ -141,8 +143,24 @@ def _parameters(groups: list[dict[str, Any]]) -> Iterator[nn.Parameter]:
         yield from group["params"]
 
 
-def _shape(parameter: Tensor) -> torch.Size:
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+def _set_zero(zero: Any, parameter: nn.Parameter, value: Tensor, name: str | None = None) -> None:
+    """Sets a state of the optimizer, or without a `name` the float32 weight, where DeepSpeed holds it."""
+    value = value.to(torch.float32)
+    if not is_zero3(parameter):
+        value = value.view(parameter.shape)
+        if name is None:
+            zero.safe_set_full_fp32_param(parameter, value)
+        else:
+            zero.safe_set_full_optimizer_state(parameter, value, name)
+        return
+    # ZeRO-3 fills up the last parts, which its setter of whole values does not know
+    size = parameter.ds_tensor.ds_numel
+    padded = F.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+    part = padded[size * dist.get_rank() :][:size].clone()
+    if name is None:
+        zero.safe_set_local_fp32_param(parameter, part)
+    else:
+        zero.safe_set_local_optimizer_state(parameter, part, name)
 
 
 def _state_of(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
@@ -159,13 +177,13 @@ def _state_of(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
 
 
 def _make_states(optimizer: Any, saved: dict[str, Any]) -> None:
-    """Gives each partition of ZeRO-1 and 2 the state that it would have after its first step."""
+    """Gives each of ZeRO's partitions the state that it would have after its first step."""
     names = {name for state in saved["state"].values() for name in state if name != "step"}
-    inner = _inner(optimizer)
-    for group in inner.param_groups:
-        for flat in group["params"]:
-            if not inner.state[flat]:
-                inner.state[flat].update({name: torch.zeros_like(flat) for name in names}, step=torch.tensor(0.0))
+    inner, zero = _inner(optimizer), _deepspeed(optimizer)
+    flats = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3's
+    for flat in flats or [flat for group in inner.param_groups for flat in group["params"]]:
+        if not inner.state[flat]:
+            inner.state[flat].update({name: torch.zeros_like(flat) for name in names}, step=torch.tensor(0.0))
     _link_states(optimizer)
 
 

@@ -25,7 +25,7 @@ def test_images_under_the_names_of_other_tools(make, where):
         ({"media": [{"path": "x/0.jpg"}]}, "'media' seems to name an image"),
         ({"image": "a.png", "images": ["b.png"]}, "'image' and 'images' name different images"),
         ({"images": [{"bytes": "", "path": "a.png"}]}, "'images' should be a text or a list of texts"),
-        ({"messages": [{"role": "user", "content": "q"}], "conversations": []}, "stand under 'messages'"),
+        ({"dialog": [{"role": "user", "content": "q"}], "conversations": []}, "stand under 'dialog'.*'messages'"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(make, record, message):
