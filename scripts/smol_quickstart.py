@@ -3,7 +3,7 @@
     python scripts/smol_quickstart.py                    # photographs out of two packages
     python scripts/smol_quickstart.py --data DATA        # Flickr8k's: DATA/flickr8k/{train,dev}.jsonl and images/
 
-The model's trained files come first: scripts/train_smol_llava.sh. Writes DIR/report.json and DIR/report.html.
+Writes WORK/report.json and WORK/report.html.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODEL = "smol-llava"
 ABOUT = {
     "title": "Fwd2Bot quickstart",
     "intro": "<b>The base is small and often wrong</b>, with its dense tokens as well. smol-llava reads a photograph "
-    "as 49 tokens. Its own language model condenses them into 16 summary tokens once. Answers marked "
+    "as 49 tokens. Its own language model compresses them into 16 summary tokens once. Answers marked "
     "<i>summary</i> come from those alone, by the model in the package; those marked <i>base</i> from all 49 tokens.",
     "note": "The table is of the model in the package. The curves, and the answers marked <i>fine-tuned</i>, are of a "
     "trial: the base trained again with <code>--fwd2bot 16</code>, for {steps} steps on {learnt}. It shows that "
@@ -224,7 +224,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("quickstart"), help="where everything goes")
+    parser.add_argument("--work", type=Path, default=Path("quickstart"), help="the folder for everything that is written")
     parser.add_argument("--data", type=Path, help="the folder that holds flickr8k/")
     parser.add_argument("--count", type=int, default=100, help="how many of Flickr8k's photographs")
     parser.add_argument("--steps", type=int, default=15, help="steps of the fine-tune")
