@@ -1,4 +1,4 @@
-"""Fwd2Bot for LLaVA: the language model condenses an image into k summary tokens, and answers from them."""
+"""Fwd2Bot for LLaVA: the language model compresses an image into k summary tokens, and answers from them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Fwd2BotConfig:
     """Configuration of Fwd2Bot. `dataclasses.fields(Fwd2BotConfig)` carries the help and the source of every field.
 
     Args:
-        num_summary_tokens (int): k, how many summary tokens an image is condensed into.
+        num_summary_tokens (int): k, how many summary tokens an image is compressed into.
         nested_k (list[int], optional): prefix lengths, one drawn per batch while training, so that one model and one
             cache serve every budget. None trains the full length alone.
         image_prompt (str): the prompt after the dense tokens in the compress pass.
@@ -63,7 +63,7 @@ class Fwd2BotConfig:
         ValueError: a value is out of its range; the message names the field and what it may be.
     """
 
-    num_summary_tokens: int = _field(16, "k: how many summary tokens an image is condensed into.", "paper: 16 and 32")
+    num_summary_tokens: int = _field(16, "k: how many summary tokens an image is compressed into.", "paper: 16 and 32")
     nested_k: list[int] | None = _field(
         None,
         "Prefix lengths, one drawn per batch while training, so that one model and one cache serve every budget "

@@ -224,7 +224,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("quickstart"), help="the folder for everything that is written")
+    parser.add_argument("--work", type=Path, default=Path("quickstart"), help="the folder for all that is written")
     parser.add_argument("--data", type=Path, help="the folder that holds flickr8k/")
     parser.add_argument("--count", type=int, default=100, help="how many of Flickr8k's photographs")
     parser.add_argument("--steps", type=int, default=15, help="steps of the fine-tune")

@@ -37,7 +37,7 @@ SETTINGS = """--lora_r 16 --lora_alpha 32 --learning_rate 2e-3 --lr_scheduler_ty
 ABOUT = {
     "title": "Fwd2Bot on easy-VQA",
     "intro": "A small LLaVA was trained on easy-VQA, then fine-tuned with <code>--fwd2bot 4</code>. Its language model "
-    "condenses an image into summary tokens once; every answer below comes from those alone.",
+    "compresses an image into summary tokens once; every answer below comes from those alone.",
     "note": "There are only 24 captions, so that a batch holds the same one several times: within the batch the "
     "contrastive loss cannot reach 0, nor the retrieval accuracy 1.",
     "heading": "Test images",

@@ -169,7 +169,7 @@ def test_info_loads_no_model(run, checkpoint, own_base, monkeypatch):
     assert code == 0
     assert info["settings"]["num_summary_tokens"] == {
         "value": 4,
-        "help": "k: how many summary tokens an image is condensed into.",
+        "help": "k: how many summary tokens an image is compressed into.",
         "source": "paper: 16 and 32",
     }
     assert info["base"]["found"] == str(own_base) and info["base"]["hidden_size"] == 64
