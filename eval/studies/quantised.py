@@ -256,7 +256,8 @@ def document(found: dict[str, Any]) -> str:
         f"Items: {', '.join(f'{TITLES[t]} {n}' for t, n in counts.items())}. After the colon: the share of {FLOAT}'s "
         "figure and its 95 % interval, by paired bootstrap over images. For R@1 and SugarCrepe the first column "
         "compresses the images, the second the texts. Quantised are the linear layers of the language model; `MB, "
-        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float.",
+        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float, "
+        "counted after an answer: when bitsandbytes first computes on a CPU, it unpacks doubly quantised scales.",
         "",
         table(found),
         "",
