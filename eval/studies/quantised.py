@@ -20,7 +20,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ TASKS = ("exists", "caption", "retrieval", "sugarcrepe")
 HEADLINE = {"exists": "accuracy", "caption": "cider"}
 TITLES = {"exists": "yes/no", "caption": "CIDEr", "retrieval": "text→image R@1", "sugarcrepe": "SugarCrepe"}
 WORDS = {"exists": 8, "caption": 30}
+IMAGES = 8  # compressed at once, where that is timed
 TOKENS = 32  # of an answer that is timed
 
 
@@ -155,32 +157,40 @@ class Study:
                     self.found["parts"][name] = do(task, first, second)
                     self.save()
                     print(f"{name}: {self.found['parts'][name]['value']:.4f}", flush=True)
-        if set(self.found.get("memory", {})) != set(precisions):
-            self.found |= self.sizes_and_speeds(precisions, rounds)
+        for precision in precisions:
+            if precision not in self.found.setdefault("memory", {}):
+                self.found["memory"][precision] = self.sizes(precision)
+                self.save()
+        if {f"answer {precision}" for precision in precisions} - set(self.found.get("seconds", {})):
+            self.found |= {"seconds": self.speeds(precisions, rounds), "environment": about_here()}
             self.save()
 
     def save(self) -> None:
         write_json(self.output, self.found)
 
-    @torch.inference_mode()
-    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
-        """Bytes after a forward; seconds of an answer of TOKENS tokens, and of 8 images, all models in turn."""
-        self._model, sides, memory = None, {}, {}
-        paths = self.selection.flickr().paths[:8]
+    def sizes(self, precision: str) -> dict[str, int]:
+        """Bytes after an answer, as some layers repack their weights when they are first used."""
+        model, _ = self.model(precision)
+        self.ask(precision, 1)()
+        return {"model": bytes_of(model), "layers": bytes_of(model.model.language_model.layers)}
+
+    def ask(self, precision: str, tokens: int) -> Callable[[], Any]:
+        """What gives one answer of so many tokens about the first image."""
+        model, processor = self.model(precision)
+        state = self.states("flickr images", precision)[:1].to(model.dtype)
+        prompt = ConversationFormatter(processor).prompt(make.DESCRIBE)
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return lambda: from_summaries(model, processor, [prompt], state, **options)
+
+    def speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
+        """Seconds of an answer of TOKENS tokens and of compressing IMAGES images, all models in turn."""
+        sides: dict[str, Callable[[], Any]] = {}
+        paths = self.selection.flickr().paths[:IMAGES]
         for name in precisions:
-            model, processor = open_model(name, self.checkpoint)
-            encoder = Encoder(model, processor, name)
-            state = encoder.images(paths)[:1].to(model.dtype)
-            prompt = ConversationFormatter(processor).prompt(make.DESCRIBE)
-            options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
-            sides[f"answer {name}"] = lambda m=model, p=processor, s=state, t=prompt, o=options: from_summaries(
-                m, p, [t], s, **o
-            )
-            sides[f"compress {name}"] = lambda e=encoder: e.images(paths)
-            sides[f"answer {name}"]()
-            memory[name] = {"model": bytes_of(model), "layers": bytes_of(model.model.language_model.layers)}
-        seconds = {name: summarize(s) for name, s in in_turn(sides, rounds, torch.device("cpu")).items()}
-        return {"memory": memory, "seconds": seconds, "environment": about_here()}
+            sides[f"answer {name}"] = self.ask(name, TOKENS)
+            encoder = Encoder(*self.model(name), name)
+            sides[f"compress {name}"] = partial(encoder.images, paths)
+        return {name: summarize(seconds) for name, seconds in in_turn(sides, rounds, torch.device("cpu")).items()}
 
 
 def about_here() -> dict[str, Any]:
@@ -226,8 +236,10 @@ def table(found: dict[str, Any]) -> str:
         cells = [first, second, *(cell(parts, task, first, second) for task in TASKS)]
         if first == second and first in known:
             cells += [f"{found['memory'][first][part] / 1e6:.0f}" for part in ("model", "layers")]
-            timed = (found["seconds"][f"{kind} {first}"]["median"] for kind in ("answer", "compress"))
-            cells += [f"{count / s:.1f}" for count, s in zip((TOKENS, 8), timed, strict=True)]
+            seconds = found.get("seconds", {})
+            for kind, count in (("answer", TOKENS), ("compress", IMAGES)):
+                timed = seconds.get(f"{kind} {first}")
+                cells.append("" if timed is None else f"{count / timed['median']:.1f}")
         else:
             cells += [""] * 4
         rows.append("| " + " | ".join(cells) + " |")
@@ -244,7 +256,8 @@ def document(found: dict[str, Any]) -> str:
         f"Items: {', '.join(f'{TITLES[t]} {n}' for t, n in counts.items())}. After the colon: the share of {FLOAT}'s "
         "figure and its 95 % interval, by paired bootstrap over images. For R@1 and SugarCrepe the first column "
         "compresses the images, the second the texts. Quantised are the linear layers of the language model; `MB, "
-        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float.",
+        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float, "
+        "counted after an answer: when bitsandbytes first computes on a CPU, it unpacks doubly quantised scales.",
         "",
         table(found),
         "",
@@ -252,7 +265,7 @@ def document(found: dict[str, Any]) -> str:
     if here:
         lines += [
             f"Speed: median of rounds in which all models ran in turn, {here['threads']} thread(s) of "
-            f"{here['device']}, one answer of {TOKENS} tokens, 8 images. torch {here['torch']}, bitsandbytes "
+            f"{here['device']}, one answer of {TOKENS} tokens, {IMAGES} images. torch {here['torch']}, bitsandbytes "
             f"{here['bitsandbytes']}, torchao {here['torchao']}, {here['date'][:10]}.",
             "",
         ]
