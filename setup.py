@@ -53,6 +53,7 @@ setup(
             "trl>=1.0",
             "easy-vqa==1.0",
             "ruff",
+            "pyright",
             "pycocoevalcap>=1.2",
             "lancedb>=0.40",
             "filelock>=3.12,<4",  # for lmms-eval, as above

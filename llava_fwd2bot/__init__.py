@@ -27,7 +27,17 @@ _WHERE = {
     "Fwd2BotTrainerMixin": ".training.trainer",
     "Fwd2BotTrainingArguments": ".training.trainer",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Fwd2BotConfig",
+    "Fwd2BotTrainer",
+    "Fwd2BotTrainerMixin",
+    "Fwd2BotTrainingArguments",
+    "__version__",
+    "add_fwd2bot",
+    "answer",
+    "load_fwd2bot",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:  # `fwd2bot --help` need not wait for torch

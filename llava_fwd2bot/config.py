@@ -23,8 +23,10 @@ ADAPTERS = ("stage", "shared", "none")
 
 
 def _field(default: Any, help: str, source: str) -> Any:
-    factory = {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
-    return field(**factory, metadata={"help": f"{help} [{source}]", "source": source})
+    metadata = {"help": f"{help} [{source}]", "source": source}
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Fwd2BotConfig:
             "linear" (a matrix). Both start at identity.
         residual (str): "none", or "average": each summary token has its own average of the dense tokens added to R and,
             with a learned gain on the language model's part, to S.
+        compressor (str): the way to make a summary of the dense tokens: "fwd2bot", or one of the others that `fwd2bot
+            compressors` lists, to compare with.
         adapters (str): "stage" (one LoRA adapter per stage), "shared" (one for both) or "none" (the language model
             itself trains).
         contrastive_weight (float): weight of the contrastive loss.
@@ -81,6 +85,11 @@ class Fwd2BotConfig:
         "of the dense tokens (see nested_averages) added to R going in and, with a learned gain on the language "
         "model's part, to S coming out; it starts as pooling and needs far less training.",
         "paper: none; measured in eval/results/recipe.md",
+    )
+    compressor: str = _field(
+        "fwd2bot",
+        "The way to make a summary of the dense tokens: fwd2bot, or one that `fwd2bot compressors` lists.",
+        "paper: fwd2bot",
     )
     adapters: str = _field(
         "stage",
@@ -127,6 +136,8 @@ class Fwd2BotConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.residual != "none" and self.compressor != "fwd2bot":
+            raise ValueError(f"residual={self.residual!r} is for compressor='fwd2bot' alone, not {self.compressor!r}.")
         for name in ("contrastive_weight", "answer_weight", "distill_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")

@@ -91,9 +91,9 @@ def contrastive_loss(
             others = counts.log().expand_as(way).clone().fill_diagonal_(0.0)  # a pair's own candidate counts once
             loss = loss + weight @ F.cross_entropy(way + others, target, reduction="none")
             with torch.no_grad():
-                asked = weight * (excluded.sum(1) < len(logits) - 1)  # [C] 0 for pairs that nothing is compared with
-                hits = hits + asked @ (way.argmax(1) == target).to(way.dtype)
-                compared = compared + asked.sum()
+                counted = weight * (excluded.sum(1) < len(logits) - 1)  # [C] 0 for pairs that nothing is compared with
+                hits = hits + counted @ (way.argmax(1) == target).to(way.dtype)
+                compared = compared + counted.sum()
         return loss / (2 * weight.sum()), hits / compared
 
 

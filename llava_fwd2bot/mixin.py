@@ -8,8 +8,9 @@ C rows with a caption, V vocabulary, j ≤ k summary tokens in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -21,10 +22,17 @@ from .modeling.plan import BatchPlan
 from .modeling.saving import Fwd2BotSavingMixin
 from .modeling.summaries import Fwd2BotSummaryMixin
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Host  # a host's model class follows the mixin
+else:
+    _Host = object
+
 
 class Fwd2BotMixin(
-    Fwd2BotAttachMixin, Fwd2BotSummaryMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin, Fwd2BotSavingMixin
+    Fwd2BotAttachMixin, Fwd2BotSummaryMixin, Fwd2BotLossMixin, Fwd2BotGenerationMixin, Fwd2BotSavingMixin, _Host
 ):
+    base_class: type  # the host's model class
+    _host_backbone: Callable[..., Any]  # the base's own forward up to the last hidden states
     accepts_loss_kwargs = True  # forward takes num_items_in_batch, so that trainers need not divide by their steps
     image_input_names: tuple[str, ...] = ("pixel_values",)
     past_name = "past_key_values"  # the argument of the backbone that holds the keys and values of earlier tokens
@@ -108,7 +116,7 @@ class Fwd2BotMixin(
             kwargs[self.past_name] = past
         if not self._fwd2bot_enabled or (summary is None and not image_inputs):
             # with a cache the images may be in it; generate has looked at its prompt before. How much a cache holds is
-            # not asked: a static one knows it on the device alone
+            # not read: a static one knows it on the device alone
             if self._fwd2bot_enabled and input_ids is not None and past is None:
                 self._collapse(input_ids, attention_mask, None, None)  # placeholders without an image are an error
             return self._host_backbone(

@@ -2,8 +2,8 @@
 
     python -m eval.studies.rivals METHOD --fwd2bot 16 …      (the arguments of `fwd2bot train`)
 
-Each is Fwd2Bot's host class with its compress pass replaced, so that data, trainer, losses and checkpoints are the same
-code; each has the answer pass with its own LoRA. They are written anew from the papers' ideas, at the smallest size
+Each is Fwd2Bot's host class with its compress pass replaced by a compressor of the package, or by one of its own, so
+that data, trainer, losses and checkpoints are the same code; each has the answer pass with its own LoRA. They are written anew from the papers' ideas, at the smallest size
 that keeps the idea, and are no re-implementations of the papers' systems.
 
 pool     average pooling of the grid (Matryoshka Multimodal Models, arXiv 2405.17430)
@@ -18,18 +18,18 @@ Pruning by attention, which needs no training, is in readers.py.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from llava_fwd2bot.bottleneck import Collapsed
+from llava_fwd2bot.compressors import compressor_of
+from llava_fwd2bot.compressors.query import QueryTransformer
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 
@@ -48,32 +48,7 @@ class _ImagesAlone(Fwd2BotLlava):
 
 class PooledLlava(_ImagesAlone):
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
-        side = math.isqrt(len(dense[0]))
-        rows = max(r for r in range(1, math.isqrt(k) + 1) if k % r == 0)  # the squarest grid of k cells
-        grid = torch.stack(dense).mT.unflatten(2, (side, side))  # [M, D, side, side]
-        return F.adaptive_avg_pool2d(grid, (rows, k // rows)).flatten(2).mT  # [M, k, D]
-
-
-class QueryTransformer(nn.Module):
-    """Learned queries attend to the dense tokens, through one block; the first k give the first k outputs.
-
-    Queries do not see each other, so a prefix of the outputs is the output of the prefix.
-    """
-
-    def __init__(self, size: int, queries: int, places: int, heads: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(0.02 * torch.randn(queries, size))
-        self.places = nn.Parameter(0.02 * torch.randn(places, size))
-        self.norm_in, self.norm_query, self.norm_out = nn.LayerNorm(size), nn.LayerNorm(size), nn.LayerNorm(size)
-        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
-        self.feed_forward = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
-
-    def forward(self, dense: Tensor, k: int) -> Tensor:
-        values = self.norm_in(dense)
-        queries = self.queries[:k].expand(len(dense), -1, -1)
-        seen, _ = self.attention(self.norm_query(queries), values + self.places, values, need_weights=False)
-        out = queries + seen
-        return out + self.feed_forward(self.norm_out(out))
+        return compressor_of("pool").images(self, dense, k)
 
 
 class QueryLlava(_ImagesAlone):
@@ -82,7 +57,7 @@ class QueryLlava(_ImagesAlone):
         size = self.fwd2bot.tokens.shape[1]
         # within the module of Fwd2Bot's own parameters, so that it is trained, saved and loaded with them
         self.fwd2bot.resampler = QueryTransformer(
-            size, self.fwd2bot_config.num_summary_tokens, self.config.image_seq_length, max(size // 64, 1)
+            size, self.fwd2bot_config.num_summary_tokens, heads=max(size // 64, 1), places=self.config.image_seq_length
         )
 
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
@@ -157,12 +132,8 @@ class MeanPooledLlava(Fwd2BotLlava):
 
 class LastTokenLlava(Fwd2BotLlava):
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
-        with self._stages.use("compress"):
-            prompt = self.get_input_embeddings()(prompt_ids)
-            rows = pad_sequence([torch.cat([c.to(prompt.dtype), prompt]) for c in contexts], batch_first=True)
-            hidden = self._language_model()(inputs_embeds=rows, use_cache=False).last_hidden_state
-        last = torch.tensor([len(c) + len(prompt) - 1 for c in contexts], device=hidden.device)
-        return hidden[torch.arange(len(contexts), device=hidden.device), last][:, None]  # [M, 1, D]
+        last = compressor_of("last")
+        return (last.texts if prompt_ids is self.fwd2bot.text_prompt_ids else last.images)(self, contexts, 1)
 
 
 RIVALS: dict[str, type | None] = {

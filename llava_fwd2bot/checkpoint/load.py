@@ -19,7 +19,7 @@ from ..smol import base_folder, is_smol
 from .read import read_checkpoint
 
 if TYPE_CHECKING:
-    from ..hosts import Fwd2BotModel
+    from ..mixin import Fwd2BotMixin
 
 # the original LLaVA's model types, unknown to transformers
 ORIGINAL = {
@@ -48,7 +48,7 @@ def load_fwd2bot(
     host: type | None = None,
     trainable: bool = False,
     **loading: Any,
-) -> tuple[Fwd2BotModel, Any]:
+) -> tuple[Fwd2BotMixin, Any]:
     """The model and the processor of a Fwd2Bot checkpoint; for the original LLaVA's layout, an OriginalProcessor.
 
     Args:
@@ -135,8 +135,8 @@ def load_for_inference(
     dtype: str = "auto",
     load_4bit: bool = False,
     load_8bit: bool = False,
-    load: Callable[..., tuple[nn.Module, Any]] | None = None,
-) -> tuple[nn.Module, Any]:
+    load: Callable[..., tuple[Any, Any]] | None = None,
+) -> tuple[Any, Any]:
     """`load_fwd2bot` by what a command line says: names of a device (default: CUDA where there is one) and of a dtype.
 
     Raises:
@@ -149,7 +149,7 @@ def load_for_inference(
         model, processor = load(path, base, **loading)
         return model.to(place), processor
     loading["device_map"] = {"": place}
-    if load_4bit and dtype == "auto":  # bitsandbytes computes in float32 unless it is told
+    if load_4bit and dtype == "auto":  # bitsandbytes computes in float32 unless it is set
         config = Path(path) / "config.json"
         named = read_json(config).get("dtype") if config.is_file() else None  # a plain adapter has none
         loading["dtype"] = getattr(torch, str(named or "float16"))
@@ -212,7 +212,7 @@ def base_source(name: str) -> str:
 
 
 def original_class_name(base: str | os.PathLike) -> str | None:
-    """The model class of a base in the original LLaVA's layout, None for another; told without importing `llava`."""
+    """The model class of a base in the original LLaVA's layout, None for another; found without importing `llava`."""
     from transformers import PretrainedConfig
 
     if Path(base).is_file():
@@ -221,7 +221,7 @@ def original_class_name(base: str | os.PathLike) -> str | None:
         config = PretrainedConfig.get_config_dict(base)[0]
         # early ones call themselves "llava", which is transformers' own today, but name their class
         named = [name for name in config.get("architectures") or [] if name in ORIGINAL.values()]
-        return ORIGINAL.get(config.get("model_type")) or (named[0] if named else None)
+        return ORIGINAL.get(str(config.get("model_type"))) or (named[0] if named else None)
     except (AttributeError, TypeError, KeyError, RecursionError) as error:  # JSON, but of another form
         raise ValueError(f"The config.json of {base} is not the configuration of a model ({error}).") from error
 
@@ -235,6 +235,7 @@ def base_class_name(base: str | os.PathLike) -> str:
     if named:
         return named
     config = AutoConfig.from_pretrained(base)
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING  # a lazy one, whose types say little
+    if type(config) not in mapping:
         raise ValueError(f"{base} is a {config.model_type}, which is no model for images and text: name a LLaVA.")
-    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+    return mapping[type(config)].__name__

@@ -1,4 +1,4 @@
-"""A Fwd2Bot checkpoint read and verified; what is in it is told in write.py."""
+"""A Fwd2Bot checkpoint read and verified; write.py describes what it holds."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "compress": "store the summaries of many images",
     "search": "find images of a cache by words or by an image",
     "cache": "ls, stats, verify, repair, optimize, prune, rm, restore, export, merge, index, …",
+    "compressors": "the ways to make a summary that `train --fwd2bot_compressor` takes",
     "info": "what a checkpoint or a cache is, without loading the model",
     "eval": "answer, score, retrieval, captioning, cost, report, …",
     "convert": "to the other layout: original LLaVA's or transformers'",

@@ -1,4 +1,4 @@
-"""The image files that a data set names, checked before anything is loaded: a missing one is told at the start."""
+"""The image files that a data set names, checked before anything is loaded: a missing one is reported at the start."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def find_images(
         unreadable.append({"id": str(error.filename), "reason": f"{error.filename}: {error.strerror}"})
 
     for start in map(Path, _spelled_out(given, refused, left_out)):
-        if not start.is_dir():  # also one that is not there, which is told with the other bad images
+        if not start.is_dir():  # also one that is not there, which is reported with the other bad images
             found[start.as_posix()] = (start.name, start)
             continue
         paths = []
@@ -125,7 +125,7 @@ def tree(start: Path, refused: Callable[[OSError], None], left_out: Counter[str]
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError as error:  # a link to itself; it is told as a file that cannot be read
+    except OSError as error:  # a link to itself; it is reported as a file that cannot be read
         if error.errno != errno.ELOOP:
             raise
         return False

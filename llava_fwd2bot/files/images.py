@@ -31,7 +31,13 @@ NAMED = ("EPS", "HDF5", "GRIB", "BUFR", "FITS", "PSD", "WMF", "ICO", "ICNS", "DD
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message names the file and the remedy."""
+    """A picture that cannot be used; the message names the file and the remedy.
+
+    Attributes:
+        image: the picture's name where it is one of several, else None.
+    """
+
+    image: str | None = None
 
 
 @cache
@@ -39,7 +45,7 @@ def formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow reads; HEIF (.heic) where pillow-heif is installed."""
     Image.init()
     if find_spec("pillow_heif") is not None:
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports]
 
         pillow_heif.register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -52,7 +58,7 @@ def extensions() -> set[str]:
 
 
 def open_image(
-    path: str | Path,
+    path: str | os.PathLike,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     reading: Reading = LLAVA,
     prepared: Callable[[tuple[int, int]], int] | None = None,
@@ -75,7 +81,7 @@ def open_image(
 
 
 def read_image(
-    path: str | Path,
+    path: str | os.PathLike,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     reading: Reading = LLAVA,
     prepared: Callable[[tuple[int, int]], int] | None = None,
@@ -164,17 +170,19 @@ def _decode(
 
 def _reason(error: Exception) -> str:
     """What is wrong with a file at which Pillow raised `error`."""
-    told = str(error)
-    if "MAX_TEXT" in told:
+    message = str(error)
+    if "MAX_TEXT" in message:
         return (
             f"its metadata (text or colour profile) take more than {MAX_METADATA // 2**20} MB unpacked; "
             "save it again without them"
         )
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read ({error.strerror})"
-    if "not available" in told:
-        return f"this Pillow has no {told.removesuffix(' not available')}; install one that has, or convert the picture"
-    return f"damaged or truncated ({told}); download or copy it again"
+    if "not available" in message:
+        return (
+            f"this Pillow has no {message.removesuffix(' not available')}; install one that has, or convert the picture"
+        )
+    return f"damaged or truncated ({message}); download or copy it again"
 
 
 def check_prepared(size: tuple[int, int], prepared: Callable[[tuple[int, int]], int], name: str) -> None:

@@ -39,7 +39,7 @@ def encoding_of(head: bytes) -> str:
     return "utf-8" if found.startswith("utf-8") else found
 
 
-def decode_text(content: bytes, path: str | Path) -> str:
+def decode_text(content: bytes, path: str | os.PathLike) -> str:
     """`content` of the file `path` as text; the line ends stay as they are.
 
     Raises:
@@ -56,18 +56,18 @@ def decode_text(content: bytes, path: str | Path) -> str:
     return text
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | os.PathLike) -> str:
     """The text of the file `path`; errors as of `decode_text`."""
     return decode_text(Path(path).read_bytes(), path)
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | os.PathLike) -> list[str]:
     """The lines of the file `path`, ended by LF, CRLF or CR alone: a file's name may hold any other separator."""
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.removeprefix("\ufeff") for line in lines]  # files with marks may have been joined
 
 
-def parse_json(text: str, path: str | Path, line: int | None = None) -> Any:
+def parse_json(text: str, path: str | os.PathLike, line: int | None = None) -> Any:
     """The JSON value `text` of the file `path`.
 
     Args:
@@ -86,7 +86,7 @@ def parse_json(text: str, path: str | Path, line: int | None = None) -> Any:
         raise ValueError(f"{path}: not JSON that can be read at line {line or 1}: it is nested too deeply") from error
 
 
-def read_table(path: str | Path, delimiter: str = "\t") -> Iterator[tuple[int, dict[str | None, str]]]:
+def read_table(path: str | os.PathLike, delimiter: str = "\t") -> Iterator[tuple[int, dict[str | None, str]]]:
     """(number, fields by their column's name) of each row of a table whose first row names the columns, from 1 on.
 
     It is read row by row: tables of benchmarks hold their images as text.
@@ -120,7 +120,7 @@ def json_line(value: Any) -> str:
     return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
-def _not_text(path: str | Path, content: bytes, encoding: str, error: UnicodeDecodeError) -> ValueError:
+def _not_text(path: str | os.PathLike, content: bytes, encoding: str, error: UnicodeDecodeError) -> ValueError:
     # the place by UTF-8, whatever was tried: of a damaged UTF-16 file the mark itself is where to look
     try:
         content.decode("utf-8")

@@ -11,12 +11,7 @@ from torch import nn
 from ..config import Fwd2BotConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..mixin import Fwd2BotMixin
-
-    class Fwd2BotModel(Fwd2BotMixin, PreTrainedModel):
-        """A model that carries Fwd2Bot, as editors and type checkers see it."""
 
 
 # class name of the base → module here, class there; imported only when such a model turns up
@@ -49,7 +44,7 @@ def add_fwd2bot(
     *,
     train_projector: bool = False,
     host: type | None = None,
-) -> Fwd2BotModel:
+) -> Fwd2BotMixin:
     """Puts Fwd2Bot on a loaded model, in place: summary tokens and stage adapters, trainable; all else frozen.
 
     Args:
@@ -77,13 +72,13 @@ def add_fwd2bot(
 
 
 def install(
-    model: nn.Module,
+    model: Any,
     host: type,
     config: Fwd2BotConfig,
     image_prompt_ids: list[int],
     text_prompt_ids: list[int],
     train_projector: bool = False,
-) -> nn.Module:
+) -> Fwd2BotMixin:
     """`add_fwd2bot` with the class and the prompts' ids known; a failure leaves the model as it was."""
     base = type(model)
     before, trained = set(vars(model)), [(p, p.requires_grad) for p in model.parameters()]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.fingerprint import check_base
 from ..checkpoint.read import load_weights, read_checkpoint
 from ..config import CONFIG_NAME
 from ..smol import base_folder, checkpoint_folder, is_smol
 from . import host_class, install
+
+if TYPE_CHECKING:
+    from ..mixin import Fwd2BotMixin
 
 # names that belong to the checkpoint's own place on a hub, not to its base
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -25,7 +26,7 @@ def open_checkpoint(
     host: type | None = None,
     trainable: bool = False,
     **loading: Any,
-) -> nn.Module:
+) -> Fwd2BotMixin:
     """`load_fwd2bot` without the processor; a `quantization_config` gets the host's list of what stays unquantised."""
     path = local_folder(path, loading)
     for name in ("revision", *_AUTO):

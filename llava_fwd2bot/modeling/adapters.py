@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import STAGES, Fwd2BotConfig
 
 PEFT_PREFIX = "base_model.model."
-# before transformers 5 it is filled in where nobody asked for it
+# before transformers 5 it is set without being requested
 _REENTRANT_IS_OPTIONAL = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -40,15 +40,16 @@ class StageAdapters:
         language_model: the bare decoder; LoRA goes into its blocks (`layers.N.…`) and nowhere else, so that a vision
             tower with layers of the same names stays as it is.
         config: rank, alpha, dropout, targets, and which adapters there are.
+        stages: those that run the language model; ("answer",) for a compressor that does not.
 
     Raises:
         ValueError: no linear layer of the language model has one of the names in `config.lora_targets`.
     """
 
-    def __init__(self, language_model: nn.Module, config: Fwd2BotConfig) -> None:
+    def __init__(self, language_model: nn.Module, config: Fwd2BotConfig, stages: Sequence[str] = STAGES) -> None:
         self.adapter_of = {
-            "stage": {stage: stage for stage in STAGES},
-            "shared": dict.fromkeys(STAGES, "shared"),
+            "stage": {stage: stage for stage in stages},
+            "shared": dict.fromkeys(stages, "shared"),
             "none": {},
         }[config.adapters]
         self.names = sorted(set(self.adapter_of.values()), reverse=True)

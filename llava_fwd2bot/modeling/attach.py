@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ..bottleneck import SummaryTokens
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.gathering import whole
-from ..config import Fwd2BotConfig
+from ..compressors import check_compressor, compressor_of
+from ..config import STAGES, Fwd2BotConfig
 from .adapters import SafeSwitch, StageAdapters, TrainedCopy
 
 
@@ -26,8 +27,10 @@ class Fwd2BotAttachMixin:
         text_prompt_ids: list[int],
         train_projector: bool = False,
     ) -> None:
+        self._compressor = compressor_of(config.compressor)
+        check_compressor(self._compressor, config)
         self._base_fingerprint = fingerprint(self)
-        if getattr(self, "_require_grads_hook", None) is not None:  # asked for before
+        if getattr(self, "_require_grads_hook", None) is not None:  # enabled before
             super().disable_input_require_grads()
         self.requires_grad_(False)
         self.fwd2bot_config = config
@@ -37,7 +40,15 @@ class Fwd2BotAttachMixin:
             self.fwd2bot = SummaryTokens(config, words, image_prompt_ids, text_prompt_ids)
         if embeddings.dtype == torch.float64:
             self.fwd2bot.double()
-        self._stages = StageAdapters(self._language_model(), config)
+        compressor = self._compressor
+        self.fwd2bot.compressor = compressor.build(embeddings.shape[-1], config.num_summary_tokens)
+        if self.fwd2bot.compressor is not None:
+            self.fwd2bot.compressor.to(self.fwd2bot.tokens)
+        if not compressor.runs_language_model:  # neither R nor the temperature is used
+            self.fwd2bot.tokens.requires_grad_(False)
+            self.fwd2bot.logit_scale.requires_grad_(False)
+        stages = STAGES if compressor.runs_language_model else ("answer",)
+        self._stages = StageAdapters(self._language_model(), config, stages)
         if config.adapters == "none":
             self._language_model().requires_grad_(True)
             self.get_output_embeddings().requires_grad_(True)

@@ -1,6 +1,6 @@
 """Which pairs of a batch are equal: LLaVA's data have several records of one picture, and captions that repeat.
 
-Pairs are told apart by content, so that batches of any collator are right. Nothing here waits for the device.
+Pairs are distinguished by content, so that batches of any collator are right. Nothing here waits for the device.
 C pairs, M images, L tokens of a caption.
 """
 

@@ -44,7 +44,7 @@ class Fwd2BotSavingMixin:
             max_shard_size, save_function: known, for programs that pass them; the files are small, and safetensors.
 
         Raises:
-            ValueError: `safe_serialization=False` or a `variant` is asked for, which there is not.
+            ValueError: `safe_serialization=False` or a `variant` is requested, which does not exist.
             OSError: it cannot be written, and what was there is as it was; or it cannot be pushed.
         """
         if not safe_serialization:

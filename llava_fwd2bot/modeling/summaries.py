@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import random
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..bottleneck import compress_pass, embed, nested_averages
+from ..bottleneck import embed
 from .masks import one_sequence_each
 from .plan import CaptionPlan
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves training too
-def _averages(count: int, j: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`nested_averages` [j, count] where they are used, copied there once."""
-    return nested_averages(count, j).to(device, dtype)
 
 
 class Fwd2BotSummaryMixin:
@@ -106,15 +98,9 @@ class Fwd2BotSummaryMixin:
             raise ValueError(f"num_tokens must be from 1 to this model's k = {k}, got {j}.")
         if not self._fwd2bot_enabled:
             raise ValueError("Fwd2Bot is disabled here: there are no summaries inside fwd2bot_disabled().")
-        with self._stages.use("compress"), one_sequence_each():
-            prompt = self.get_input_embeddings()(prompt_ids)
-            tokens = self.fwd2bot.tokens[:j]
-            # a text's summary is for retrieval alone, and there is nothing coarse in it to start from
-            if self.fwd2bot_config.residual == "none" or prompt_ids is self.fwd2bot.text_prompt_ids:
-                return compress_pass(self._language_model(), contexts, prompt, tokens)
-            averages = [_averages(len(c), j, c.device, c.dtype) @ c for c in contexts]  # M × [j, D]
-            out = compress_pass(self._language_model(), contexts, prompt, tokens, averages)
-            return torch.stack(averages).to(out) + self.fwd2bot.log_gain.exp().to(out) * out
+        images = prompt_ids is not self.fwd2bot.text_prompt_ids
+        with one_sequence_each():
+            return (self._compressor.images if images else self._compressor.texts)(self, contexts, j)
 
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         """`_compress_whole`, in chunks where there are more contexts than `contrastive_chunk` in training."""

@@ -12,20 +12,18 @@ Shapes: M images, k summary tokens, D hidden size.
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..files.images import open_image
-from ..files.pixels import OWN
 from .conversation import PLACEHOLDER, ConversationFormatter
 from .generate import from_base, from_summaries, summaries_of
+from .rows import image_rows, summary_rows
+from .stream import streamed
 
 ImageLike = str | os.PathLike | Image.Image
 BATCH = 8  # questions answered at once
@@ -128,9 +126,9 @@ def answer(
     base = _by_base(model, base, summary, k)
     formatter = ConversationFormatter(processor)
     if images is not None:
-        counts, rows = _image_rows(questions, images, single)
+        counts, rows = image_rows(questions, images, single)
     elif summary is not None:
-        counts, rows = _summary_rows(model, questions, summary, single, k)
+        counts, rows = summary_rows(model, questions, summary, single, k)
     else:
         counts, rows = [0] * len(questions), [None] * len(questions)
     prompts = [
@@ -143,7 +141,7 @@ def answer(
         def generate(options: dict[str, Any]) -> list[str]:
             return _batch(model, processor, prompts, rows, base, k, options)
 
-        return _streamed(generate, processor, questions, options)
+        return streamed(generate, processor, options, lambda answers: _warn_of_empty(answers, questions, stacklevel=2))
     answers: list[str] = []
     for at in range(0, len(prompts), batch_size):
         part = slice(at, at + batch_size)
@@ -160,7 +158,7 @@ def untrained_k(config: Any, k: int | None) -> str | None:
     return f"k = {k} was not trained: this model was trained with k = {', '.join(map(str, sorted(trained)))}."
 
 
-def _by_base(model: nn.Module, base: bool, summary: Any, k: int | None) -> bool:
+def _by_base(model: Any, base: bool, summary: Any, k: int | None) -> bool:
     """Whether the base answers; ValueError where it is given what only Fwd2Bot reads."""
     has = hasattr(model, "fwd2bot")
     if base or not has:
@@ -194,74 +192,9 @@ def _prompt(formatter: ConversationFormatter, question: str, images: int, name: 
     return formatter.prompt(question, images)
 
 
-# ---------------------------------------------------------------------- what belongs to each question
-def _image_rows(questions: Sequence[str], images: Any, single: bool) -> tuple[list[int], list[list[Any]]]:
-    """How many images belong to each question, and the images."""
-    several = isinstance(images, (list, tuple))
-    if single:
-        rows = [_listed(images)]
-    elif not several:
-        rows = [[images]] * len(questions)
-    else:
-        rows = [_listed(row) for row in images]
-        if len(rows) != len(questions):
-            raise ValueError(
-                f"There are {len(questions)} questions and {len(rows)} images: give one image, or one list of images, "
-                "for each question, or a single image for all of them."
-            )
-    opened: dict[Any, Image.Image] = {}
-    for image in (image for row in rows for image in row):
-        key = id(image) if isinstance(image, Image.Image) else image
-        if key not in opened:
-            opened[key] = _opened(image)
-    rows = [[opened[id(i) if isinstance(i, Image.Image) else i] for i in row] for row in rows]
-    return [len(row) for row in rows], rows
-
-
-def _listed(images: Any) -> list[Any]:
-    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
-
-
-def _opened(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, (str, os.PathLike)):
-        return open_image(image, reading=OWN)  # as `ask` and `compress` read people's own photographs
-    raise ValueError(f"An image is the path of a file or a PIL image, got {type(image).__name__}.")
-
-
-def _summary_rows(
-    model: nn.Module, questions: Sequence[str], summary: Any, single: bool, k: int | None
-) -> tuple[list[int], list[Tensor]]:
-    """How many images belong to each question, and their summaries [M, k, D]."""
-    if isinstance(summary, Tensor):
-        if summary.dim() == 2:
-            rows = [summary[None]] * len(questions)
-        elif single or summary.dim() != 3:
-            rows = [summary]
-        else:
-            rows = [one[None] for one in summary]
-    elif single:
-        rows = [torch.stack(list(summary))]
-    else:
-        rows = [one[None] if one.dim() == 2 else one for one in summary]
-    if len(rows) != len(questions):
-        raise ValueError(
-            f"There are {len(questions)} questions and {len(rows)} summaries: give one summary for each question, as "
-            f"[{len(questions)}, k, D] or a list, or a single one, as [k, D], for all of them."
-        )
-    size = model.get_input_embeddings().weight.shape[1]
-    for row in rows:
-        if row.dim() != 3 or row.shape[-1] != size:
-            raise ValueError(f"A summary is [k, {size}], or [images, k, {size}], not {list(row.shape)}.")
-        if k is not None and k > row.shape[1]:
-            raise ValueError(f"The summaries hold {row.shape[1]} tokens per image, but k = {k}.")
-    return [len(row) for row in rows], [row[:, :k] for row in rows]
-
-
 # ---------------------------------------------------------------------- the model
 def _batch(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     prompts: Sequence[str],
     rows: Sequence[Any],
@@ -301,41 +234,3 @@ def _warn_of_empty(answers: Sequence[str], questions: Sequence[str], stacklevel:
             "or said nothing but special tokens.",
             stacklevel=stacklevel,
         )
-
-
-class _Stop(StoppingCriteria):
-    """Ends the generation of an iterator that nobody reads any more."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)
-
-
-def _streamed(
-    generate: Callable[[dict[str, Any]], list[str]], processor: Any, questions: Sequence[str], options: dict[str, Any]
-) -> Iterator[str]:
-    """The pieces of one answer: `generate` runs in a thread, whose error is raised here."""
-    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    stop = _Stop()
-    criteria = StoppingCriteriaList([stop, *(options.pop("stopping_criteria", None) or [])])
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            answers = generate({**options, "streamer": streamer, "stopping_criteria": criteria})
-            _warn_of_empty(answers, questions, stacklevel=2)
-        except BaseException as error:
-            failed.append(error)
-            streamer.end()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield from (piece for piece in streamer if piece)
-    finally:
-        stop.asked.set()
-        thread.join()
-    if failed:
-        raise failed[0]

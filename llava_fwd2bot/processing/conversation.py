@@ -104,8 +104,8 @@ class ConversationFormatter:
         """The raw text of `turns`; after a human turn, with what asks for an answer."""
         image_token = self.processor.image_token
         if self.version == "plain":
-            images = image_token * turns[0]["value"].count(PLACEHOLDER)
-            return images + "".join(f"{turn['value'].strip()}\n" for turn in turns[1:])
+            tokens = image_token * turns[0]["value"].count(PLACEHOLDER)
+            return tokens + "".join(f"{turn['value'].strip()}\n" for turn in turns[1:])
         if self.version == "v1":
             text = f"{SYSTEM_V1} "
             for turn in turns:
@@ -168,12 +168,12 @@ def _content(value: str) -> list[dict]:
     # Newlines beside a picture go: templates add their own. Spaces stay where text runs on around several pictures.
     content: list[dict] = []
     pieces = value.strip().split(PLACEHOLDER)
-    said = False
+    has_text = False
     for i, piece in enumerate(pieces):
         if i:
             content.append({"type": "image"})
         piece = piece.strip() if len(pieces) <= 2 else piece.strip("\n")
         if piece.strip():
-            content.append({"type": "text", "text": piece if said else piece.lstrip()})
-            said = True
+            content.append({"type": "text", "text": piece if has_text else piece.lstrip()})
+            has_text = True
     return content

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .conversation import needs_bos, prompt_ids
 from .images import check_sizes, join_pixels, prepare_pixels
@@ -17,7 +17,7 @@ GREEDY = {"do_sample": False}
 
 
 @contextmanager
-def contiguous_head(model: nn.Module) -> Iterator[None]:
+def contiguous_head(model: Any) -> Iterator[None]:
     """Within it a batch's first tokens cost what they should on a CPU in bfloat16.
 
     `generate` gives the head the last token's states, a strided slice; of such a one the product copies the whole head
@@ -32,7 +32,7 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def summaries_of(model: nn.Module, processor: Any, images: Sequence[Image.Image], k: int | None = None) -> Tensor:
+def summaries_of(model: Any, processor: Any, images: Sequence[Image.Image], k: int | None = None) -> Tensor:
     """The summaries of `images`, compressed in one batch, [M, k, D]."""
     pixels = [prepare_pixels(processor, model, [image]) for image in images]
     return model.compress(**join_pixels(pixels, model.get_input_embeddings().weight), num_tokens=k)
@@ -40,7 +40,7 @@ def summaries_of(model: nn.Module, processor: Any, images: Sequence[Image.Image]
 
 @torch.inference_mode()
 def from_summaries(
-    model: nn.Module, processor: Any, prompts: Sequence[str], summary: Tensor | None, **options: Any
+    model: Any, processor: Any, prompts: Sequence[str], summary: Tensor | None, **options: Any
 ) -> list[str]:
     """One text for each prompt.
 
@@ -61,9 +61,7 @@ def from_summaries(
 
 
 @torch.inference_mode()
-def from_base(
-    model: nn.Module, processor: Any, prompt: str, images: Sequence[Image.Image], **options: Any
-) -> list[str]:
+def from_base(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image], **options: Any) -> list[str]:
     """The base's text for one prompt, from all dense tokens; Fwd2Bot, where it is on the model, is off meanwhile.
 
     One prompt at a time: with crops n differs, and padding around images is each host's own affair.
@@ -93,6 +91,6 @@ def _left_padded(rows: Sequence[Tensor], pad: int | None) -> tuple[Tensor, Tenso
     return ids, mask
 
 
-def _texts(model: nn.Module, processor: Any, out: Tensor, prompt_length: int) -> list[str]:
+def _texts(model: Any, processor: Any, out: Tensor, prompt_length: int) -> list[str]:
     new = out[:, prompt_length:] if getattr(model, "prompt_in_output", True) else out
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -70,8 +70,8 @@ def processor_digest(processor: Any) -> str:
     else:
         words = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
-    told = [preparation(processor), words, template, {n: str(t) for n, t in tokenizer.special_tokens_map.items()}]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    settings = [preparation(processor), words, template, {n: str(t) for n, t in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class ImageReader:

@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct reads EfficientNet-Lite0's 49 tokens of a photograph. `load_fwd2bot("smol-llava")` opens it with
 Fwd2Bot; as a base for training, `--model_name_or_path smol-llava` names it without. It is put together the first time
-it is asked for, in LLAVA_FWD2BOT_CACHE or else the user's cache folder (270 MB).
+it is needed, in LLAVA_FWD2BOT_CACHE or else the user's cache folder (270 MB).
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ def words_of(captions: Sequence[str]) -> set[str]:
 
 def objects_in(captions: Sequence[str]) -> tuple[list[str], list[str]]:
     """The objects that the captions name, and those that they leave no room for."""
-    said = words_of(captions)
-    there = [name for name, (sure, _) in _WORDS.items() if said & sure]
-    absent = [name for name, (_, possible) in _WORDS.items() if not said & possible]
+    words = words_of(captions)
+    there = [name for name, (sure, _) in _WORDS.items() if words & sure]
+    absent = [name for name, (_, possible) in _WORDS.items() if not words & possible]
     return there, absent
 
 

@@ -105,7 +105,7 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         asked.check_files()
     _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
-        # saved with the model: it is asked in the words it was trained in
+        # saved with the model: prompts are to have the words of training
         processor.chat_template = V1_TEMPLATE.replace("</s>", processor.tokenizer.eos_token)
     model = load_for_training(name, args, given, processor, model_args.tune_mm_mlp_adapter, host)
     planner = None if config is None else model.planner()
@@ -161,7 +161,7 @@ def _keep_inputs(name: str, data_args: Any, args: Any, fwd2bot_args: Any, fwd2bo
     if is_checkpoint(name):
         try:
             models["the base of --model_name_or_path"] = base_of(name)
-        except (OSError, ValueError):  # told, with its remedy, where it is opened
+        except (OSError, ValueError):  # reported, with its remedy, where it is opened
             pass
     files = {"--data_path": data_args.data_path, "--fwd2bot_caption_data": fwd2bot_args.fwd2bot_caption_data}
     files |= {f"--{name}": getattr(data_args, name) for name in ("eval_data_path", "eval_caption_data")}

@@ -103,6 +103,8 @@ class Fwd2BotDiskMixin(_Trainer):
     def _load_best_model(self) -> None:
         if not self._has_fwd2bot:
             return super()._load_best_model()
+        if self.state.best_model_checkpoint is None:
+            return None
         reload(self._fwd2bot_model, self.state.best_model_checkpoint)
         if self._saves_whole and self._own_groups is not None:
             sharded.refresh_master_weights(self.optimizer, self._own_groups)

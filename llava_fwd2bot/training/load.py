@@ -1,4 +1,4 @@
-"""The model that is trained: the base in the precision asked for, with Fwd2Bot on it, a LoRA adapter, or neither.
+"""The model that is trained: the base in the requested precision, with Fwd2Bot on it, a LoRA adapter, or neither.
 
 What trains is float32, whatever computes: an update of half precision is mostly below the weight's last bit.
 """
@@ -32,7 +32,7 @@ def load_for_training(
     projector_alone: bool = False,
     host: type | None = None,
 ) -> nn.Module:
-    """The base in the precision asked for, with Fwd2Bot on it, or a LoRA adapter, or neither."""
+    """The base in the requested precision, with Fwd2Bot on it, or a LoRA adapter, or neither."""
     if args.deepspeed and dist.is_initialized():
         import deepspeed
 

@@ -17,6 +17,8 @@ def split_groups(optimizer: torch.optim.Optimizer, model: nn.Module, args: Any) 
     """
     own: dict[str, list[nn.Parameter]] = {"summary": [], "projector": []}
     for name, parameter in model.named_parameters():
+        if "fwd2bot.compressor." in name:
+            continue  # an ordinary module, which trains at --learning_rate
         if parameter.requires_grad and "fwd2bot." in name:
             own["summary"].append(parameter)
         elif parameter.requires_grad and "mm_projector" in name.replace("multi_modal_projector", "mm_projector"):

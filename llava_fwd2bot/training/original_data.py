@@ -46,17 +46,17 @@ class WithCaptions(Dataset):
         known: dict[str, list[str]] = {}
         if caption_data is not None:
             for entry in read_records(caption_data):
-                said = entry.get("caption", entry.get("captions"))
-                known.setdefault(entry["image"], []).extend([said] if isinstance(said, str) else said)
+                captions = entry.get("caption", entry.get("captions"))
+                known.setdefault(entry["image"], []).extend([captions] if isinstance(captions, str) else captions)
         shown = {_first_image(record) for record in records}
-        for image, said in known.items():
+        for image, captions in known.items():
             if image not in shown:
-                turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": said[0]}]
-                records.append({"image": image, "conversations": turns, "caption": said})
+                turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": captions[0]}]
+                records.append({"image": image, "conversations": turns, "caption": captions})
         self.captions = []
         for record in records:
-            said = record.get("caption") or known.get(_first_image(record), [])
-            self.captions.append([said] if isinstance(said, str) else list(said))
+            captions = record.get("caption") or known.get(_first_image(record), [])
+            self.captions.append([captions] if isinstance(captions, str) else list(captions))
         self.epoch = 0
         self._bad = torch.zeros(len(records), dtype=torch.uint8).share_memory_()  # which workers find, too
 
@@ -105,8 +105,8 @@ class WithCaptions(Dataset):
         # LLaVA-NeXT gives another record for one that it cannot read, and says so by its id alone
         stand_in = "id" in item and item["id"] != self.data.list_data_dict[i].get("id", i)
         if self.captions[i] and not stand_in:
-            said = random.Random(f"{self.epoch}-{i}").choice(self.captions[i])
-            ids = self.tokenizer(said.strip(), add_special_tokens=False)["input_ids"]
+            caption = random.Random(f"{self.epoch}-{i}").choice(self.captions[i])
+            ids = self.tokenizer(caption.strip(), add_special_tokens=False)["input_ids"]
             item["caption_ids"] = torch.tensor(ids[: self.max_length])
         return item
 

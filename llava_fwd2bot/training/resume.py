@@ -130,7 +130,7 @@ def checkpoint_to_resume(given: str | bool | None, output: str | os.PathLike) ->
     newer = newer[: newer.index(path.name)] if path.name in newer else []
     if newer:
         warnings.warn(
-            f"{path} is resumed as asked, though {output} has newer ones ({', '.join(newer)}), which will be "
+            f"{path} is resumed as requested, though {output} has newer ones ({', '.join(newer)}), which will be "
             "overwritten as training passes them.",
             stacklevel=2,
         )
@@ -208,7 +208,7 @@ def check_same_run(checkpoint: str, now: dict[str, Any], explicit: bool) -> None
             f"{message} Say the same again, choose another --output_dir, or go on all the same by "
             f"--resume_from_checkpoint {checkpoint}."
         )
-    warnings.warn(f"{message} It is resumed as asked.", stacklevel=2)
+    warnings.warn(f"{message} It is resumed as requested.", stacklevel=2)
 
 
 # ---------------------------------------------------------------------- which data
@@ -231,7 +231,7 @@ def moved_data(checkpoint: str, before: dict[str, int], now: dict[str, int], fre
     (epoch, seen), (next_epoch, after) = _place(before, step), _place(now, step)
     after = 0 if fresh_epoch else after
     moved = next_epoch * now["rows"] + after - (epoch * before["rows"] + seen)
-    told = [
+    layouts = [
         f"{x['processes']} process(es) x batch {x['batch']} x accumulation {x['accumulation']} = {rows_per_step(x)}"
         for x in (before, now)
     ]
@@ -243,4 +243,4 @@ def moved_data(checkpoint: str, before: dict[str, int], now: dict[str, int], fre
             f"after {after:,} rows of epoch {next_epoch + 1}. For none, let processes x batch x accumulation be "
             f"{rows_per_step(before)} as before."
         )
-    return f"{checkpoint} was trained with {told[0]} rows in a step, now it is {told[1]}. {what}"
+    return f"{checkpoint} was trained with {layouts[0]} rows in a step, now it is {layouts[1]}. {what}"

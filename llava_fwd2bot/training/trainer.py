@@ -72,6 +72,12 @@ def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
+    # of the Trainer, whose types allow for cases that do not arise here
+    model: Any
+    train_dataset: Any
+    optimizer: Any
+    _signature_columns: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(("model", "args"), args, strict=False)) | kwargs
         if isinstance(given.get("args"), TrainingArguments):
@@ -94,7 +100,7 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
             self.loss_is_scaled_for_ga = False
 
     @property
-    def _fwd2bot_model(self) -> nn.Module:
+    def _fwd2bot_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -115,9 +121,9 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
             now = self.run_layout
             if before and now["rows"]:
                 fresh = bool(getattr(self.args, "ignore_data_skip", False))
-                told = moved_data(resume_from_checkpoint, before, now, fresh)
-                if told:
-                    warnings.warn(told, stacklevel=2)
+                message = moved_data(resume_from_checkpoint, before, now, fresh)
+                if message:
+                    warnings.warn(message, stacklevel=2)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_negatives(self) -> None:
@@ -148,12 +154,12 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
         inputs = {**inputs, "return_logits": return_outputs}
         if model.training:
             self._say_step()
-        if not model.training or self._step is None:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        else:
-            tokens, micro_batches = self._step
-            inputs.update(num_items_in_batch=tokens, micro_batches=micro_batches)
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        step = self._step if model.training else None
+        if step is not None:
+            inputs.update(num_items_in_batch=step[0], micro_batches=step[1])
+        computed: Any = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss, outputs = computed
+        if step is not None:
             # a share of the step's loss; the Trainer divides it by its steps, and the ranks take the mean
             steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
             loss = loss * steps * self.accelerator.num_processes
@@ -185,7 +191,7 @@ class Fwd2BotTrainerMixin(Fwd2BotEvaluationMixin, Fwd2BotDiskMixin):
             return
         self._tell_ranks(batches)
         own = sum(self._labelled_tokens(batch) for batch in batches)
-        tokens = torch.as_tensor(own, device=self.accelerator.device)
+        tokens: Any = torch.as_tensor(own, device=self.accelerator.device)
         ranks = self.accelerator.num_processes
         if getattr(self.args, "average_tokens_across_devices", True):
             tokens = self.accelerator.reduce(tokens, reduction="sum")

@@ -19,6 +19,7 @@ LAYERS = (
     ("config",),
     ("processing",),
     ("bottleneck", "losses"),
+    ("compressors",),
     ("checkpoint.read", "checkpoint.write", "checkpoint.fingerprint", "checkpoint.gathering", "checkpoint.hub"),
     ("modeling",),
     ("mixin",),

@@ -141,7 +141,15 @@ def test_blocks_of(page, files, loaded_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__docs__"}
     for language, marker, text in blocks(page):
-        assert marker in (None, "arguments") and language in ("python", "bash", "json", "yaml", "text", "bibtex")
+        assert marker in (None, "arguments") and language in (
+            "python",
+            "bash",
+            "json",
+            "yaml",
+            "text",
+            "bibtex",
+            "toml",
+        )
         if language == "python" and marker is None:
             exec(compile(text, str(page), "exec"), names)
         elif language == "python":

@@ -27,7 +27,9 @@ def folder(tmp_path):
 
 def test_the_named_checkpoint_wins(folder):
     """An explicit path lost to any checkpoint in the folder, and True was taken for a folder's name."""
-    with pytest.warns(UserWarning, match=r"resumed as asked, though .* newer ones \(checkpoint-12, checkpoint-10, ch"):
+    with pytest.warns(
+        UserWarning, match=r"resumed as requested, though .* newer ones \(checkpoint-12, checkpoint-10, ch"
+    ):
         assert checkpoint_to_resume(str(folder / "checkpoint-2"), folder) == str(folder / "checkpoint-2")
     for newest in ("True", "yes", "1", True, None):
         with pytest.warns(UserWarning, match="checkpoint-12 was not finished"):
@@ -110,7 +112,7 @@ def test_a_run_that_was_stopped(base_dir, llava_data, tmp_path):
     changed = [*command(base_dir, llava_data, tmp_path / "cut", *SAVES, "--max_steps", "2"), "--weight_decay", "0.1"]
     with pytest.raises(ValueError, match=r"other settings: .*weight_decay 0.0 → 0.1.*--resume_from_checkpoint"):
         train(changed)
-    with pytest.warns(UserWarning, match="It is resumed as asked"):
+    with pytest.warns(UserWarning, match="It is resumed as requested"):
         train([*changed, "--resume_from_checkpoint", str(cut)])
     assert [e["step"] for e in history(tmp_path / "cut")] == [1, 2]
 

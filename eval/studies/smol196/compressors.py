@@ -18,10 +18,9 @@ from eval.studies.smol196.model import Language, Lora, Projector
 from eval.studies.smol196.recipes import KS, LANGUAGE, LINEAR, MOST, Recipe
 from eval.studies.smol196.rows import Memory, Rows, answer_rows
 from llava_fwd2bot.bottleneck import SummaryTokens, compress_pass, embed, nested_averages
+from llava_fwd2bot.compressors.query import QueryTransformer
 from llava_fwd2bot.config import Fwd2BotConfig
 from llava_fwd2bot.losses import MAX_LOGIT_SCALE, answer_loss, contrastive_loss, distillation_loss
-
-from ..rivals import QueryTransformer
 
 
 class Compressor(nn.Module):
@@ -43,7 +42,7 @@ class Compressor(nn.Module):
             )
             self.own["tokens"] = SummaryTokens(config, language.words, prompts.image, prompts.text)
         elif recipe.kind == "query":
-            self.own["resampler"] = QueryTransformer(size, MOST, PLACES, size // 64)
+            self.own["resampler"] = QueryTransformer(size, MOST, heads=size // 64, places=PLACES)
         elif recipe.kind == "downsample":
             self.own["places"] = nn.Embedding(len(KS) * MOST, size)
             nn.init.normal_(self.own["places"].weight, std=0.02)

@@ -1,7 +1,7 @@
 """The original LLaVA (haotian-liu/LLaVA, `llava` 1.2.2) and LLaVA-NeXT (`llava` 1.7): their classes, their batch.
 
 An image stands in `input_ids` as one IMAGE_TOKEN_INDEX (-200); pixels come as `images`. How crops become one row of
-dense tokens (anyres), or the frames of a video, is asked of LLaVA itself, so they are compressed together.
+dense tokens (anyres), or the frames of a video, is decided by LLaVA itself, so they are compressed together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ except ImportError as error:
         f"a checkout on PYTHONPATH; what it imports comes by {install_command('original')}. LLaVA 1.2.2 runs on "
         f"transformers 4.37.2 and from 5.4 on, LLaVA-NeXT on 4.37 to 4.40, and this is {transformers.__version__}."
     ) from error
-
 
 # of the configuration: what an image becomes before the projector's tokens are read
 _IMAGE_SETTINGS = (

@@ -24,7 +24,7 @@ from .model import OriginalHost
 
 @dataclass(frozen=True)
 class Shim:
-    """One repair. `needed` is asked where it would be applied; `versions` are those that it is for."""
+    """One repair. `needed` is evaluated where it would be applied; `versions` are those that it is for."""
 
     name: str
     versions: str

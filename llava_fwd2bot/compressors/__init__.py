@@ -1,0 +1,68 @@
+"""The ways to make k tokens of an image's dense tokens, by name; Fwd2Bot is one of them.
+
+A package registers its own by an entry point of the group `llava_fwd2bot.compressors` that names a
+`Compressor` class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from ..config import Fwd2BotConfig
+from .base import Compressor
+from .fwd2bot import Fwd2Bot, LastToken
+from .linear import Averages, Pool, Random, Uniform
+from .query import Query
+
+GROUP = "llava_fwd2bot.compressors"
+_OWN = (Fwd2Bot, Averages, Pool, Uniform, Random, Query, LastToken)
+
+
+@cache
+def compressors() -> dict[str, Compressor]:
+    """All compressors, by name: those of this package, then those of other packages.
+
+    Raises:
+        ValueError: an entry point is no `Compressor`, or has the name of another.
+    """
+    found: dict[str, Compressor] = {kind.name: kind() for kind in _OWN}
+    for point in entry_points(group=GROUP):
+        kind = point.load()
+        if not (isinstance(kind, type) and issubclass(kind, Compressor)):
+            raise ValueError(f"The entry point {point.name} of {GROUP} is {point.value}, which is no Compressor class.")
+        if kind.name in found:
+            raise ValueError(f"{point.value} calls its compressor {kind.name!r}, which there is already.")
+        found[kind.name] = kind()
+    return found
+
+
+def compressor_of(name: str) -> Compressor:
+    """The compressor called `name`; ValueError that lists those there are."""
+    if name not in compressors():
+        raise ValueError(f"compressor must be one of {', '.join(compressors())}, got {name!r}.")
+    return compressors()[name]
+
+
+def check_compressor(compressor: Compressor, config: Fwd2BotConfig) -> None:
+    """Whether `config` asks of the compressor what it can do.
+
+    Raises:
+        ValueError: k is beyond its most, or the contrastive loss is on and it makes no summaries of texts.
+    """
+    most = compressor.max_tokens
+    if most is not None and config.num_summary_tokens > most:
+        raise ValueError(
+            f"The compressor {compressor.name!r} makes at most {most} token(s) of an image: set num_summary_tokens "
+            f"(--fwd2bot) to {most}, not {config.num_summary_tokens}."
+        )
+    if config.contrastive_weight > 0 and not compressor.compares_texts:
+        raise ValueError(
+            f"The compressor {compressor.name!r} makes no summaries of texts, which the contrastive loss compares "
+            "with: set contrastive_weight=0 (--fwd2bot_contrastive_weight 0)."
+        )
+    if config.nested_k and not compressor.prefix:
+        raise ValueError(
+            f"With the compressor {compressor.name!r} the first j of k tokens are not the j tokens of an image, and "
+            "one stored summary cannot serve several budgets: leave nested_k out (--fwd2bot_nested_k)."
+        )
