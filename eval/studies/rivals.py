@@ -4,7 +4,8 @@
 
 Each is Fwd2Bot's host class with its compress pass replaced by a compressor of the package, or by one of its own, so
 that data, trainer, losses and checkpoints are the same code; each has the answer pass with its own LoRA. They are
-written anew from the papers' ideas, at the smallest size that keeps the idea, and are no re-implementations of the papers' systems.
+written anew from the papers' ideas, at the smallest size that keeps the idea, and are no re-implementations of the
+papers' systems.
 
 pool     average pooling of the grid (Matryoshka Multimodal Models, arXiv 2405.17430)
 query    a query transformer whose first k queries are used (MQT-LLaVA, arXiv 2405.19315)
