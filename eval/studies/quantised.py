@@ -36,7 +36,6 @@ from llava_fwd2bot.cache.summary_file import fingerprint_of, write_tensors
 from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.evaluation.encode import Encoder
 from llava_fwd2bot.evaluation.measure import environment, in_turn, summarize
-from llava_fwd2bot.evaluation.metrics import bootstrap
 from llava_fwd2bot.evaluation.search import ranks
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json, write_text
@@ -45,17 +44,14 @@ from llava_fwd2bot.processing.conversation import ConversationFormatter
 from llava_fwd2bot.processing.generate import from_summaries
 from llava_fwd2bot.smol import instructions as make
 
+from .quantised_document import IMAGES, TASKS, TOKENS, document, table
 from .quantised_models import FLOAT, PRECISIONS, bytes_of, bytes_of_shape, llava_7b, open_model
 from .smol import score
 from .smol_items import Selection, contents_of, questions_of, sugarcrepe_items
 
 ALONE = ("8-bit", "nf4 double")  # also measured with one stage quantised
-TASKS = ("exists", "caption", "retrieval", "sugarcrepe")
 HEADLINE = {"exists": "accuracy", "caption": "cider"}
-TITLES = {"exists": "yes/no", "caption": "CIDEr", "retrieval": "text→image R@1", "sugarcrepe": "SugarCrepe"}
 WORDS = {"exists": 8, "caption": 30}
-IMAGES = 8  # compressed at once, where that is timed
-TOKENS = 32  # of an answer that is timed
 
 
 class Study:
@@ -211,79 +207,6 @@ def shapes() -> list[dict[str, Any]]:
             whole, packed = (bytes_of_shape(model, lora_r, bits, tower=tower) for bits in (16, 4))
             rows.append({"lora_r": lora_r, "tower": tower, "bfloat16": whole, "nf4": packed, "ratio": packed / whole})
     return rows
-
-
-# ---------------------------------------------------------------------- the table
-def cell(parts: dict[str, Any], task: str, first: str, second: str) -> str:
-    own, base = parts.get(f"{task} {first} → {second}"), parts.get(f"{task} {FLOAT} → {FLOAT}")
-    if own is None or base is None:
-        return ""
-    value = f"{100 * own['value']:.1f}"
-    if own is base or not base["value"]:  # of 0 there is no share
-        return value
-    low, high = bootstrap(own["items"], base["items"], groups=own["groups"])
-    return f"{value}: {100 * own['value'] / base['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def table(found: dict[str, Any]) -> str:
-    parts, rows = found["parts"], []
-    pairs = list(dict.fromkeys(tuple(name.split(" ", 1)[1].split(" → ")) for name in parts))
-    known = set(found.get("memory", ()))
-    rows.append("| compressed by | answered or searched by | " + " | ".join(TITLES[t] for t in TASKS))
-    rows[0] += " | MB, model | MB, layers | answer, tokens/s | compress, images/s |"
-    rows.append("|---" * (len(TASKS) + 6) + "|")
-    for first, second in pairs:
-        cells = [first, second, *(cell(parts, task, first, second) for task in TASKS)]
-        if first == second and first in known:
-            cells += [f"{found['memory'][first][part] / 1e6:.0f}" for part in ("model", "layers")]
-            seconds = found.get("seconds", {})
-            for kind, count in (("answer", TOKENS), ("compress", IMAGES)):
-                timed = seconds.get(f"{kind} {first}")
-                cells.append("" if timed is None else f"{count / timed['median']:.1f}")
-        else:
-            cells += [""] * 4
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def document(found: dict[str, Any]) -> str:
-    """The Markdown beside the JSON."""
-    parts, here = found["parts"], found.get("environment", {})
-    counts = {t: len(parts[f"{t} {FLOAT} → {FLOAT}"]["items"]) for t in TASKS if f"{t} {FLOAT} → {FLOAT}" in parts}
-    lines = [
-        "# smol-llava quantised",
-        "",
-        f"Items: {', '.join(f'{TITLES[t]} {n}' for t, n in counts.items())}. After the colon: the share of {FLOAT}'s "
-        "figure and its 95 % interval, by paired bootstrap over images. For R@1 and SugarCrepe the first column "
-        "compresses the images, the second the texts. Quantised are the linear layers of the language model; `MB, "
-        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float, "
-        "counted after an answer: when bitsandbytes first computes on a CPU, it unpacks doubly quantised scales.",
-        "",
-        table(found),
-        "",
-    ]
-    if here:
-        lines += [
-            f"Speed: median of rounds in which all models ran in turn, {here['threads']} thread(s) of "
-            f"{here['device']}, one answer of {TOKENS} tokens, {IMAGES} images. torch {here['torch']}, bitsandbytes "
-            f"{here['bitsandbytes']}, torchao {here['torchao']}, {here['date'][:10]}.",
-            "",
-        ]
-    lines += [
-        "## LLaVA-1.5-7B, counted",
-        "",
-        "Bytes of the shape with both stages' adapters, not measured: bfloat16, and NF4 with double quantisation of "
-        "the language model's linear layers, with the vision tower's as well where it says so.",
-        "",
-        "| LoRA rank | tower in 4 bits | GB, bfloat16 | GB, NF4 | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in found["shapes"]:
-        sizes = " | ".join(f"{row[name] / 1e9:.2f}" for name in ("bfloat16", "nf4"))
-        lines.append(
-            f"| {row['lora_r'] or 'none'} | {'yes' if row['tower'] else 'no'} | {sizes} | {row['ratio']:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
