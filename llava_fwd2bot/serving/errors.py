@@ -99,7 +99,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(APIError, ours)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_routing)
-    app.add_exception_handler(Exception, ours)
 
 
 def _methods(request: Request) -> list[str]:
