@@ -27,7 +27,13 @@ from ..cache.tables import EXIF, OK, SYSTEM
 from .errors import APIError, invalid
 
 ROOT = "upload://images"  # the folder, as it were, of images that came over HTTP
-SHOWN = ("width", "height", "bytes", "added", *EXIF)  # what is told of an image; its path on the server is not
+SHOWN = (
+    "width",
+    "height",
+    "bytes",
+    "added",
+    *EXIF,
+)  # what a response says of an image; its path on the server is not shown
 
 
 @dataclass
@@ -39,13 +45,13 @@ class Stored:
 
     def about(self) -> dict[str, Any]:
         own = [name for name in self.row if name not in (*SYSTEM, "score", "copies")]  # columns of the user's
-        told = {name: self.row.get(name) for name in (*SHOWN, *own)}
-        told = {
+        values = {name: self.row.get(name) for name in (*SHOWN, *own)}
+        shown = {
             name: value if isinstance(value, (int, float, str)) else str(value)
-            for name, value in told.items()
+            for name, value in values.items()
             if value is not None
         }
-        return {"id": self.row["id"], "object": "image", "cache": self.cache, "sha256": self.row["sha256"], **told}
+        return {"id": self.row["id"], "object": "image", "cache": self.cache, "sha256": self.row["sha256"], **shown}
 
 
 class Caches:
