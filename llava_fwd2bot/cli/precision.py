@@ -30,6 +30,6 @@ def check_precision(args: argparse.Namespace, settings: Any, path: str | None = 
     same = f"--load-{stored}" if stored else f"no --load-{asked}"
     way_out = " or allow it with --mixed-precision" if hasattr(args, "mixed_precision") else ""
     raise ValueError(
-        f"{path or args.cache} was filled by a {stored or 'float'} model, and a {asked or 'float'} one would read it: pass "
-        f"{same},{way_out or ' so that both are the same'}."
+        f"{path or args.cache} was filled by a {stored or 'float'} model, and a {asked or 'float'} one would read it: "
+        f"pass {same},{way_out or ' so that both are the same'}."
     )

@@ -33,7 +33,7 @@ SHOWN = (
     "bytes",
     "added",
     *EXIF,
-)  # what a response says of an image; its path on the server is not shown
+)  # in responses; the path on the server is not
 
 
 @dataclass
