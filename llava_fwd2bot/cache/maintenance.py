@@ -199,14 +199,21 @@ def _named(cache: SummaryCache, name: str) -> list[dict[str, Any]]:
 
 # ---------------------------------------------------------------------- the way back
 def commits(cache: SummaryCache) -> list[dict[str, Any]]:
-    """The commits whose files can be restored, the newest first: version, at, what, rows."""
+    """The commits whose files can be restored, the newest first: version, at, what, rows.
+
+    A version is listed once, with the commit that made it: `repair` may record one that changed no file.
+    """
     with guarded(cache.path):
         there = {entry["version"] for entry in cache.table(FILES).list_versions()}
-    rows = sorted(cache.rows(COMMITS).to_pylist(), key=lambda row: row["at"], reverse=True)
+    made: dict[int, dict[str, Any]] = {}
+    for row in sorted(cache.rows(COMMITS).to_pylist(), key=lambda row: row["at"]):
+        if row["what"] != RESTORING:
+            made.setdefault(row["files_version"], row)
+    rows = sorted(made.values(), key=lambda row: row["at"], reverse=True)
     return [
         {"version": row["files_version"], "at": str(row["at"]), "what": row["what"], "rows": row["files_rows"]}
         for row in rows
-        if row["files_version"] in there and row["what"] != RESTORING
+        if row["files_version"] in there
     ]
 
 

@@ -204,8 +204,8 @@ def filter_error(where: str | None, known: Sequence[str]) -> Iterator[None]:
     except BaseException as error:
         if where is None or not of_engine(error):
             raise
-        columns = ", ".join(known)
-        raise ValueError(f"The filter {where!r} does not work: {first_line(error)}. Columns: {columns}.") from error
+        columns, problem = ", ".join(known), first_line(error).rstrip(".")
+        raise ValueError(f"The filter {where!r} does not work: {problem}. Columns: {columns}.") from error
 
 
 # functions by which a short condition makes a text of any length, and thereby ends the process for lack of memory

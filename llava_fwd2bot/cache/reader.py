@@ -103,7 +103,7 @@ class SummaryCache(CacheStore, CacheWriter):
         lancedb_module()
         text = os.fspath(path)
         if is_local(text) and not Path(text).exists():
-            raise FileNotFoundError(errno.ENOENT, "There is no such cache", text)
+            raise FileNotFoundError(errno.ENOENT, "There is no such cache (`fwd2bot compress --cache` makes one)", text)
         there = tables_of(text)
         if not there.issuperset(TABLES):
             if there.issuperset(OLD_TABLES):

@@ -46,7 +46,8 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not (directory / CONFIG_NAME).is_file():
-        raise FileNotFoundError(2, f"There is no Fwd2Bot checkpoint here: {CONFIG_NAME} is missing", str(directory))
+        problem = f"There is no Fwd2Bot checkpoint here ({CONFIG_NAME} is missing); name the folder that training wrote"
+        raise FileNotFoundError(2, f"{problem}, a hub name, or smol-llava", str(directory))
     settings = read_json(directory / CONFIG_NAME)
     if settings.get("format") != FORMAT:
         raise ValueError(

@@ -71,11 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int | None:
     if argv and argv[0] in COMMANDS:
         return import_module(f".{MODULES.get(argv[0], argv[0])}", __package__).main(argv[1:])
-    parser = Parser(prog="fwd2bot", description="LLaVA with images condensed into a few summary tokens.")
+    parser = Parser(prog="fwd2bot", description="LLaVA with images compressed into a few summary tokens.")
     parser.add_argument("--version", action="version", version=f"fwd2bot {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
     for name, help in COMMANDS.items():
         commands.add_parser(name, help=help, add_help=False)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
     parser.parse_args(argv)
     parser.error("the command must come first")  # reached only with arguments before it
 

@@ -146,6 +146,8 @@ def _show(args: argparse.Namespace, text: str | None, hits: list[dict[str, Any]]
         if args.queries:
             print(f"{escaped(query)}:")
         print(table(hits) if hits else "Nothing was found.")
+    if sheet and not args.json:
+        print(f"fwd2bot: the page is {sheet}", file=sys.stderr)
 
 
 def model_of(path: str) -> str:

@@ -18,7 +18,7 @@ from .parser import did_you_mean
 # LLaVA's and transformers' arguments that most runs set
 COMMON = {
     "model_name_or_path": "the base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to train further",
-    "data_path": "LLaVA's conversations: a .json list or .jsonl",
+    "data_path": "conversations: a .json list, .jsonl, .parquet, or a folder of Hugging Face's datasets",
     "image_folder": "where the images of the records are",
     "output_dir": "the folder to write; the same command resumes in it",
     "on_bad_image": "missing or damaged images: raise (default) or skip",
@@ -36,7 +36,7 @@ COMMON = {
     "logging_steps": "steps between two lines of losses; default: 10",
     "save_steps": "steps between two checkpoints; default: 500",
     "group_by_modality_length": "True: batches of one modality and of similar lengths",
-    "deepspeed": "a DeepSpeed configuration: ZeRO-2",
+    "deepspeed": "a DeepSpeed configuration: ZeRO-2 or ZeRO-3",
 }
 METHOD = {
     "fwd2bot": "k, the number of summary tokens",

@@ -78,10 +78,12 @@ def test_rm_asks_and_restore_brings_back(run, filled, photos, monkeypatch):
 
 
 def test_restore_lists_every_version(run, filled):
-    """Five were shown, and "and 3 more": the one that is looked for may be any."""
+    """Five were shown, and "and 3 more": the one that is looked for may be any. An idle `repair` showed one twice."""
     for name in ("a.png", "b.png", "beach/a.png", "beach/z.jpg", "copy.png"):
         assert run("cache", "rm", filled, name, "--yes")[0] == 0
+    assert run("cache", "repair", filled, "--no-compress")[0] == 0
     lines = run("cache", "restore", filled)[1].splitlines()
+    assert len({line.split()[0] for line in lines}) == len(lines)
     assert len(lines) > 6 and sum("(rm" in line for line in lines) == 5
     assert lines == json.loads(run("cache", "restore", filled, "--json")[1])["versions"]
 

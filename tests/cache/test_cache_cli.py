@@ -195,11 +195,12 @@ def test_search_by_words_by_image_and_by_id(fill, run, checkpoint, photos, tmp_p
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 2 and "beach/a.png" in page and "http" not in page
     (photos / "beach/a.png").unlink()
-    run(*search, "dogs", "--html", sheet)
+    plain = [word for word in search if word != "--json"]
+    assert str(sheet) in run(*plain, "dogs", "--html", sheet)[2]  # it did not say where the page is
     assert "not there any more" in sheet.read_text()  # the search itself needs no image
     assert run("search", "--model", checkpoint, "--cache", fill.cache)[0] == 2
     code, _, err = run(*search, "dogs", "--filter", "colour = 3")
-    assert code == 1 and "Columns: id" in err
+    assert code == 1 and ". Columns: id" in err and ".." not in err
     code, _, err = run(*search, "  ")
     assert code == 1 and "empty" in err
 

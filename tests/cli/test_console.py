@@ -111,6 +111,12 @@ def test_the_nearest_argument_of_train(run):
     assert "--fwd2bto: did you mean --fwd2bot?" in err
 
 
+def test_no_command_lists_the_commands(run):
+    """The first thing that a newcomer types; the error named no command."""
+    code, out, err = run()
+    assert (code, out) == (2, "") and all(name in err for name in COMMANDS)
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["no-such-option", "--no-such-option"]])
 def test_parsers_import_no_torch(argv):
     """Help and wrong usage of every command answer at once, without ten seconds of imports."""
