@@ -150,7 +150,7 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         steps = {"layout": trainer.run_layout, "steps": trainer.state.global_step, "finished": finished}
         write_run(output, {**run, **steps, "skipped_images": skipped})
     if trainer.is_world_process_zero():
-        print(next_command(output, config is not None, dataset.has_captions), file=sys.stderr)
+        print(next_command(output, config is not None, dataset.num_captioned > 0), file=sys.stderr)
     trainer.log_metrics("train", {**result.metrics, **({"skipped_images": len(skipped)} if skipped else {})})
     return output
 
@@ -192,7 +192,7 @@ def _check_data(dataset: LlavaDataset, config: Fwd2BotConfig | None, args: Any) 
             "--fwd2bot needs images, and no record of the data has one. Images are named by 'image' in each record; "
             "without --fwd2bot text alone can be trained."
         )
-    if config.contrastive_weight > 0 and not dataset.has_captions:
+    if config.contrastive_weight > 0 and not dataset.num_captioned:
         warnings.warn(
             "There are no captions, so the contrastive loss is not trained, and the summaries will not serve "
             "retrieval. Give --fwd2bot_caption_data, or a `caption` in the records; or silence this by "
@@ -208,8 +208,8 @@ def skipped_images(trainer: Fwd2BotTrainer) -> list[str]:
     dataset = trainer.train_dataset
     if dataset.on_bad_image != "skip":
         return []
-    flags = trainer.accelerator.reduce(dataset.bad_images.to(trainer.args.device).long(), reduction="sum")
-    names = list(dataset.image_names)
+    flags = trainer.accelerator.reduce(dataset.bad_images.flags.to(trainer.args.device).long(), reduction="sum")
+    names = dataset.bad_images.names
     return [names[at] for at in flags.nonzero().flatten().tolist()]
 
 
