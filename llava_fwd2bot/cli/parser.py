@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
         # a required option may be missing because its name is misspelt
         names = (word.split("=")[0] for word in self._given if word.startswith("--") and len(word) > 2)
         hints = [f"{name}: {hint}" for name in names if name not in known and (hint := did_you_mean(name, known))]
+        if self._subparsers is not None and "required" in message:
+            hints.append(f"{self.prog} --help lists them")
         super().error("; ".join([message, *dict.fromkeys(hints)]))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

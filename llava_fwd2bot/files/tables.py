@@ -76,7 +76,7 @@ class Table:
             for at, image in enumerate(images if value.is_valid else ()):
                 if not image.is_valid:
                     continue
-                stored = pc.is_valid(image["bytes"]).as_py()
+                stored = pc.is_valid(image["bytes"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
                 row.append(f"{self.path.name}#{column}.{start + i}.{at}" if stored else image["path"].as_py())
             found.append(row)
         return found

@@ -115,6 +115,7 @@ def test_no_command_lists_the_commands(run):
     """The first thing that a newcomer types; the error named no command."""
     code, out, err = run()
     assert (code, out) == (2, "") and all(name in err for name in COMMANDS)
+    assert "fwd2bot cache --help lists them" in run("cache")[2]
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["no-such-option", "--no-such-option"]])
