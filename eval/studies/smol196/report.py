@@ -31,9 +31,10 @@ SmolLM2-135M reads 14 × 14 = 196 dense tokens of EfficientNet-Lite0 at 448 pixe
 picture, the bound is a dense adapter trained as long. In brackets 95 % intervals, by drawing pictures anew, paired
 where two are compared. One seed.
 
-`fwd2bot` is the paper's recipe, `answer` the answer loss alone, `residual` our residual with distillation, and `token` a
-token of its own for retrieval. `residual-answer` and `residual-token` combine two of these. `kv` keeps keys and values,
-`average` takes nested averages, `pool` grid cells, and `uniform` every (n / k)-th token. `downsample` shrinks the picture.
+`fwd2bot` is the paper's recipe, `answer` the answer loss alone, `residual` our residual with distillation, and `token`
+a token of its own for retrieval. `residual-answer` and `residual-token` combine two of these. `kv` keeps keys and
+values, `average` takes nested averages, `pool` grid cells, and `uniform` every (n / k)-th token. `downsample` shrinks
+the picture.
 `eval/studies/smol196/recipes.py` defines them. In the claims "open" means p ≥ 0.05 after correction.
 
 """
