@@ -24,12 +24,12 @@ def check_precision(args: argparse.Namespace, settings: Any, path: str | None = 
     Raises:
         ValueError: they differ, and there is no --mixed-precision; the message names both.
     """
-    stored, asked = settings.quantised or None, quantisation(args)
-    if stored == asked or getattr(args, "mixed_precision", False):
+    stored, requested = settings.quantised or None, quantisation(args)
+    if stored == requested or getattr(args, "mixed_precision", False):
         return
-    same = f"--load-{stored}" if stored else f"no --load-{asked}"
+    same = f"--load-{stored}" if stored else f"no --load-{requested}"
     way_out = " or allow it with --mixed-precision" if hasattr(args, "mixed_precision") else ""
     raise ValueError(
-        f"{path or args.cache} was filled by a {stored or 'float'} model, and a {asked or 'float'} one would read it: "
-        f"pass {same},{way_out or ' so that both are the same'}."
+        f"{path or args.cache} was filled by a {stored or 'float'} model, and a {requested or 'float'} one would read "
+        f"it: pass {same},{way_out or ' so that both are the same'}."
     )

@@ -40,10 +40,10 @@ class Table:
         else:
             files = sorted(map(str, self.path.rglob("*.parquet"))) if self.path.is_dir() else [str(self.path)]
             if not files:
-                told = ", ".join(found[:8]) or "nothing"
+                shown = ", ".join(found[:8]) or "nothing"
                 raise ValueError(
                     f"{path} is a folder without parquet files, and was not written by datasets.save_to_disk: it holds "
-                    f"{told}. Name a .json, .jsonl or .parquet file, or such a folder."
+                    f"{shown}. Name a .json, .jsonl or .parquet file, or such a folder."
                 )
             rows = datasets.load_dataset("parquet", data_files=files, split="train")
         if isinstance(rows, dict):

@@ -132,8 +132,8 @@ class Caches:
             names = ", ".join(dict.fromkeys(own for own, _ in places))
             raise APIError(404, f"There is no image {wanted[:200]!r} in {names}.", "image_not_found", param)
         if len({image.row["sha256"] for image in found}) > 1:
-            told = ", ".join(f"cache://{image.cache}/{image.row['id']}" for image in found)
-            raise APIError(409, f"{wanted} is in several caches: say {told}.", "ambiguous_id", param)
+            choices = ", ".join(f"cache://{image.cache}/{image.row['id']}" for image in found)
+            raise APIError(409, f"{wanted} is in several caches: say {choices}.", "ambiguous_id", param)
         return found[0]
 
     def summary(self, image: Stored, k: int | None, param: str) -> Tensor:

@@ -18,7 +18,7 @@ from ..processing.batched import Answer
 from ..processing.conversation import PLACEHOLDER, prompt_ids
 from .batcher import Job
 from .engine import Base
-from .errors import APIError, invalid, told
+from .errors import APIError, api_error, invalid
 from .lifecycle import Deadline, gone, result_of, within
 from .prompts import Conversation, conversation_of, prompt_of
 from .schemas import ChatRequest
@@ -36,13 +36,13 @@ def routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", summary="Answer questions about images", responses=answered)
     async def chat(body: ChatRequest, request: Request) -> Response:
         deadline = Deadline(service.limits.seconds)
-        asked = await within(request, prepared(service, body), deadline)
+        pending = await within(request, prepared(service, body), deadline)
         if body.stream:
-            return await asked.stream(request, deadline)
-        return JSONResponse(await within(request, asked.whole(), deadline))
+            return await pending.stream(request, deadline)
+        return JSONResponse(await within(request, pending.whole(), deadline))
 
 
-async def prepared(service: Service, body: ChatRequest) -> Asked:
+async def prepared(service: Service, body: ChatRequest) -> PreparedChat:
     """The question of a request, with its images compressed or read.
 
     Raises:
@@ -86,7 +86,7 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
     room = _positions(service) - answer.max_new_tokens
     if tokens > min(limits.prompt_tokens, room):
         raise _too_long(f"{tokens:,} tokens", min(limits.prompt_tokens, room))
-    return Asked(service, body, "base" if by_base else "answer", payload, answer, seen, tokens)
+    return PreparedChat(service, body, "base" if by_base else "answer", payload, answer, seen, tokens)
 
 
 def _answer(service: Service, body: ChatRequest) -> Answer:
@@ -157,7 +157,7 @@ def _too_long(has: str, most: int) -> APIError:
     return invalid(message, "messages", "context_length_exceeded")
 
 
-class Asked:
+class PreparedChat:
     """A question that is ready for the model, and the two ways to answer it."""
 
     def __init__(
@@ -205,9 +205,9 @@ class Asked:
         self._count()
         message = {"role": "assistant", "content": self.answer.text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": self.answer.reason, "logprobs": None}
-        told = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.model}
         images = [image.about() for image in self.images]
-        return {**told, "choices": [choice], "usage": self.usage(), "fwd2bot": {"images": images}}
+        return {**head, "choices": [choice], "usage": self.usage(), "fwd2bot": {"images": images}}
 
     # ------------------------------------------------------------------ in pieces
     async def stream(self, request: Request, deadline: Deadline) -> Response:
@@ -246,7 +246,7 @@ class Asked:
             if job.future.cancelled():
                 return
             if error := job.future.exception():
-                yield _event(told(error).body())
+                yield _event(api_error(error).body())
                 return
             self._count()
             yield self._chunk({}, self.answer.reason)
@@ -261,9 +261,9 @@ class Asked:
         self, delta: dict[str, Any] | None, reason: str | None = None, usage: dict[str, Any] | None = None
     ) -> str:
         choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
-        told = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
         more = {} if usage is None else {"usage": usage, "fwd2bot": {"images": [i.about() for i in self.images]}}
-        return _event({**told, "choices": choices, **more})
+        return _event({**head, "choices": choices, **more})
 
 
 def _event(data: dict[str, Any]) -> str:

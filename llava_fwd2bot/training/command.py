@@ -86,10 +86,10 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     }
     captions = fwd2bot_args.fwd2bot_caption_data
     dataset = LlavaDataset(data_args.data_path, processor, data_args.image_folder, captions, **reading)
-    asked = None
+    eval_dataset = None
     if data_args.eval_data_path or data_args.eval_caption_data:
         folder = data_args.eval_image_folder or data_args.image_folder
-        asked = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
+        eval_dataset = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
     run = {
         "data": data_of(data_path=data_args.data_path, caption_data=fwd2bot_args.fwd2bot_caption_data),
         "settings": settings_of(args, **_more_settings(model_args, data_args, config)),
@@ -101,8 +101,8 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     if checkpoint is not None:
         check_same_run(checkpoint, run, args.resume_from_checkpoint is not None)
     dataset.check_files()
-    if asked is not None:
-        asked.check_files()
+    if eval_dataset is not None:
+        eval_dataset.check_files()
     _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
         # saved with the model: prompts are to have the words of training
@@ -113,7 +113,7 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         model=model,
         args=args,
         train_dataset=dataset,
-        eval_dataset=asked,
+        eval_dataset=eval_dataset,
         data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id, planner=planner),
         processing_class=processor,
     )
