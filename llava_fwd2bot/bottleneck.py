@@ -118,15 +118,15 @@ def compress_pass(
     """
     count, j, dtype = len(contexts), len(tokens), prompt.dtype
     starts = [len(c) + len(prompt) for c in contexts]
-    asked = [tokens] * count if residual is None else [tokens + r for r in residual]  # M × [j, D]
+    inputs = [tokens] * count if residual is None else [tokens + r for r in residual]  # M × [j, D]
     if len(set(starts)) == 1:  # a few copies for all rows
         dense = torch.stack([c.to(dtype) for c in contexts])  # [M, n, D]
-        last = torch.stack(asked) if residual is not None else tokens.expand(count, -1, -1)
+        last = torch.stack(inputs) if residual is not None else tokens.expand(count, -1, -1)
         rows = torch.cat([dense, prompt.expand(count, -1, -1), last.to(dtype)], dim=1)  # [M, L, D]
         hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state
         return hidden[:, starts[0] :].clone()  # [M, j, D], without the rest of the rows
     longest, pieces = max(starts) + j, []
-    for context, end, start in zip(contexts, asked, starts, strict=True):
+    for context, end, start in zip(contexts, inputs, starts, strict=True):
         pieces += [context.to(dtype), prompt, end.to(dtype), prompt.new_zeros(longest - start - j, prompt.shape[1])]
     rows = torch.cat(pieces).view(count, longest, -1)  # [M, L, D]
     hidden = language_model(inputs_embeds=rows, use_cache=False).last_hidden_state

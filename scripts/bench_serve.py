@@ -53,12 +53,13 @@ def photographs(folder: Path, count: int) -> list[str]:
     names = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
     pictures = [Image.open(source / name).convert("RGB") for name in names if (source / name).is_file()]
     rng = random.Random(0)
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         picture = pictures[i % len(pictures)]
         side = rng.randint(200, min(picture.size))
         left, top = (rng.randint(0, most - side) for most in picture.size)
-        picture.crop((left, top, left + side, top + side)).resize((224, 224)).save(folder / f"{i}.jpg")
+        if not (folder / f"{i}.jpg").is_file():
+            picture.crop((left, top, left + side, top + side)).resize((224, 224)).save(folder / f"{i}.jpg")
     return [f"{i}.jpg" for i in range(count)]
 
 
@@ -83,8 +84,9 @@ async def send(http: httpx.AsyncClient, ask: Ask) -> tuple[str | None, int, floa
     return told["choices"][0]["message"]["content"], told["usage"]["completion_tokens"], seconds
 
 
-async def rounds(url: str, asks: Sequence[Ask], count: int) -> dict:
+async def rounds(server: Server, asks: Sequence[Ask], count: int) -> dict:
     """Figures of each round, what was lost, and what was other than alone."""
+    url = server.url
     limits = httpx.Limits(max_connections=len(asks), max_keepalive_connections=len(asks))
     distinct, alone, figures, found = sorted(set(asks)), {}, [], []
     async with httpx.AsyncClient(base_url=url, timeout=3600, limits=limits) as http:
@@ -92,13 +94,15 @@ async def rounds(url: str, asks: Sequence[Ask], count: int) -> dict:
             await send(http, ask)
         for turn in range(count):
             share = distinct[turn * len(distinct) // count : (turn + 1) * len(distinct) // count]
-            started = time.perf_counter()
+            started, work = time.perf_counter(), server.processor_seconds
             for ask in share:
                 alone[ask] = await send(http, ask)
             one_by_one = len(share) / (time.perf_counter() - started)
-            started = time.perf_counter()
+            alone_work = (server.processor_seconds - work) / len(share)
+            started, work = time.perf_counter(), server.processor_seconds
             answers = await asyncio.gather(*(send(http, ask) for ask in asks))
             at_once = len(asks) / (time.perf_counter() - started)
+            work = (server.processor_seconds - work) / len(asks)
             cut = quantiles([seconds for *_, seconds in answers], n=20)
             found += zip(asks, answers, strict=True)
             figures.append(
@@ -107,6 +111,9 @@ async def rounds(url: str, asks: Sequence[Ask], count: int) -> dict:
                     "alone_p50": median(alone[ask][2] for ask in share),
                     "together_per_second": at_once,
                     "ratio": at_once / one_by_one,
+                    "alone_processor_seconds": alone_work,
+                    "together_processor_seconds": work,
+                    "processor_ratio": alone_work / work,
                     "p50": cut[9],
                     "p95": cut[18],
                 }
@@ -117,7 +124,9 @@ async def rounds(url: str, asks: Sequence[Ask], count: int) -> dict:
         print("other than alone:", case)
     return {
         "rounds": figures,
+        "asks": len(asks),
         "ratio": median(one["ratio"] for one in figures),
+        "processor_ratio": median(one["processor_ratio"] for one in figures),
         "mean_tokens": mean(tokens for _, tokens, _ in alone.values()),
         "distinct_asks": len(distinct),
         "distinct_answers": len({text for text, *_ in alone.values()}),
@@ -138,10 +147,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--long-asks", type=int, help="of the second load, where it is less; default: as many")
+    parser.add_argument("--folder", help="where pictures and cache stay for the next time; default: nowhere")
     parser.add_argument("--keep", action="store_true", help="write the figures to eval/results/serve.json")
     args = parser.parse_args()
     rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as empty:
+        folder = args.folder or empty
         names = photographs(Path(folder) / "photos", args.images)
         path = Path(folder) / "photos.cache"
         filling = ["compress", "--model", args.model, "--images", str(Path(folder) / "photos"), "--cache", str(path)]
@@ -153,9 +165,13 @@ def main() -> None:
         server = Server(args.model, *options, "--timeout", 3600, threads=args.threads)
         loads = {}
         try:
-            for name, least in (("by themselves", 0), (f"{args.max_tokens} tokens each", args.max_tokens)):
-                asks = [(image, question, least, args.max_tokens) for image, question in drawn]
-                loads[name] = asyncio.run(rounds(server.url, asks, args.rounds))
+            both = (
+                ("by themselves", 0, args.asks),
+                (f"{args.max_tokens} tokens each", args.max_tokens, args.long_asks),
+            )
+            for name, least, count in both:
+                asks = [(image, question, least, args.max_tokens) for image, question in drawn[:count]]
+                loads[name] = asyncio.run(rounds(server, asks, args.rounds))
         finally:
             server.stop()
     result = {

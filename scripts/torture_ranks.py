@@ -104,6 +104,7 @@ def wrapped(model: nn.Module, kind: str) -> tuple[nn.Module, Any]:
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # 1 by default
         "zero_optimization": {"stage": int(kind[-1])},
     }
     optimizer = torch.optim.SGD(trained(model), lr=RATE)

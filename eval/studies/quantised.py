@@ -20,7 +20,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from llava_fwd2bot.cache.summary_file import fingerprint_of, write_tensors
 from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.evaluation.encode import Encoder
 from llava_fwd2bot.evaluation.measure import environment, in_turn, summarize
-from llava_fwd2bot.evaluation.metrics import bootstrap
 from llava_fwd2bot.evaluation.search import ranks
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json, write_text
@@ -44,16 +44,14 @@ from llava_fwd2bot.processing.conversation import ConversationFormatter
 from llava_fwd2bot.processing.generate import from_summaries
 from llava_fwd2bot.smol import instructions as make
 
+from .quantised_document import IMAGES, TASKS, TOKENS, document, table
 from .quantised_models import FLOAT, PRECISIONS, bytes_of, bytes_of_shape, llava_7b, open_model
 from .smol import score
 from .smol_items import Selection, contents_of, questions_of, sugarcrepe_items
 
 ALONE = ("8-bit", "nf4 double")  # also measured with one stage quantised
-TASKS = ("exists", "caption", "retrieval", "sugarcrepe")
 HEADLINE = {"exists": "accuracy", "caption": "cider"}
-TITLES = {"exists": "yes/no", "caption": "CIDEr", "retrieval": "text→image R@1", "sugarcrepe": "SugarCrepe"}
 WORDS = {"exists": 8, "caption": 30}
-TOKENS = 32  # of an answer that is timed
 
 
 class Study:
@@ -155,32 +153,40 @@ class Study:
                     self.found["parts"][name] = do(task, first, second)
                     self.save()
                     print(f"{name}: {self.found['parts'][name]['value']:.4f}", flush=True)
-        if set(self.found.get("memory", {})) != set(precisions):
-            self.found |= self.sizes_and_speeds(precisions, rounds)
+        for precision in precisions:
+            if precision not in self.found.setdefault("memory", {}):
+                self.found["memory"][precision] = self.sizes(precision)
+                self.save()
+        if {f"answer {precision}" for precision in precisions} - set(self.found.get("seconds", {})):
+            self.found |= {"seconds": self.speeds(precisions, rounds), "environment": about_here()}
             self.save()
 
     def save(self) -> None:
         write_json(self.output, self.found)
 
-    @torch.inference_mode()
-    def sizes_and_speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
-        """Bytes after a forward; seconds of an answer of TOKENS tokens, and of 8 images, all models in turn."""
-        self._model, sides, memory = None, {}, {}
-        paths = self.selection.flickr().paths[:8]
+    def sizes(self, precision: str) -> dict[str, int]:
+        """Bytes after an answer, as some layers repack their weights when they are first used."""
+        model, _ = self.model(precision)
+        self.ask(precision, 1)()
+        return {"model": bytes_of(model), "layers": bytes_of(model.model.language_model.layers)}
+
+    def ask(self, precision: str, tokens: int) -> Callable[[], Any]:
+        """What gives one answer of so many tokens about the first image."""
+        model, processor = self.model(precision)
+        state = self.states("flickr images", precision)[:1].to(model.dtype)
+        prompt = ConversationFormatter(processor).prompt(make.DESCRIBE)
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return lambda: from_summaries(model, processor, [prompt], state, **options)
+
+    def speeds(self, precisions: Sequence[str], rounds: int) -> dict[str, Any]:
+        """Seconds of an answer of TOKENS tokens and of compressing IMAGES images, all models in turn."""
+        sides: dict[str, Callable[[], Any]] = {}
+        paths = self.selection.flickr().paths[:IMAGES]
         for name in precisions:
-            model, processor = open_model(name, self.checkpoint)
-            encoder = Encoder(model, processor, name)
-            state = encoder.images(paths)[:1].to(model.dtype)
-            prompt = ConversationFormatter(processor).prompt(make.DESCRIBE)
-            options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
-            sides[f"answer {name}"] = lambda m=model, p=processor, s=state, t=prompt, o=options: from_summaries(
-                m, p, [t], s, **o
-            )
-            sides[f"compress {name}"] = lambda e=encoder: e.images(paths)
-            sides[f"answer {name}"]()
-            memory[name] = {"model": bytes_of(model), "layers": bytes_of(model.model.language_model.layers)}
-        seconds = {name: summarize(s) for name, s in in_turn(sides, rounds, torch.device("cpu")).items()}
-        return {"memory": memory, "seconds": seconds, "environment": about_here()}
+            sides[f"answer {name}"] = self.ask(name, TOKENS)
+            encoder = Encoder(*self.model(name), name)
+            sides[f"compress {name}"] = partial(encoder.images, paths)
+        return {name: summarize(seconds) for name, seconds in in_turn(sides, rounds, torch.device("cpu")).items()}
 
 
 def about_here() -> dict[str, Any]:
@@ -201,76 +207,6 @@ def shapes() -> list[dict[str, Any]]:
             whole, packed = (bytes_of_shape(model, lora_r, bits, tower=tower) for bits in (16, 4))
             rows.append({"lora_r": lora_r, "tower": tower, "bfloat16": whole, "nf4": packed, "ratio": packed / whole})
     return rows
-
-
-# ---------------------------------------------------------------------- the table
-def cell(parts: dict[str, Any], task: str, first: str, second: str) -> str:
-    own, base = parts.get(f"{task} {first} → {second}"), parts.get(f"{task} {FLOAT} → {FLOAT}")
-    if own is None or base is None:
-        return ""
-    value = f"{100 * own['value']:.1f}"
-    if own is base or not base["value"]:  # of 0 there is no share
-        return value
-    low, high = bootstrap(own["items"], base["items"], groups=own["groups"])
-    return f"{value}: {100 * own['value'] / base['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def table(found: dict[str, Any]) -> str:
-    parts, rows = found["parts"], []
-    pairs = list(dict.fromkeys(tuple(name.split(" ", 1)[1].split(" → ")) for name in parts))
-    known = set(found.get("memory", ()))
-    rows.append("| compressed by | answered or searched by | " + " | ".join(TITLES[t] for t in TASKS))
-    rows[0] += " | MB, model | MB, layers | answer, tokens/s | compress, images/s |"
-    rows.append("|---" * (len(TASKS) + 6) + "|")
-    for first, second in pairs:
-        cells = [first, second, *(cell(parts, task, first, second) for task in TASKS)]
-        if first == second and first in known:
-            cells += [f"{found['memory'][first][part] / 1e6:.0f}" for part in ("model", "layers")]
-            timed = (found["seconds"][f"{kind} {first}"]["median"] for kind in ("answer", "compress"))
-            cells += [f"{count / s:.1f}" for count, s in zip((TOKENS, 8), timed, strict=True)]
-        else:
-            cells += [""] * 4
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def document(found: dict[str, Any]) -> str:
-    """The Markdown beside the JSON."""
-    parts, here = found["parts"], found.get("environment", {})
-    counts = {t: len(parts[f"{t} {FLOAT} → {FLOAT}"]["items"]) for t in TASKS if f"{t} {FLOAT} → {FLOAT}" in parts}
-    lines = [
-        "# smol-llava quantised",
-        "",
-        f"Items: {', '.join(f'{TITLES[t]} {n}' for t, n in counts.items())}. After the colon: the share of {FLOAT}'s "
-        "figure and its 95 % interval, by paired bootstrap over images. For R@1 and SugarCrepe the first column "
-        "compresses the images, the second the texts. Quantised are the linear layers of the language model; `MB, "
-        "layers` are its blocks alone, adapters included, `MB, model` is all, embeddings and vision tower in float.",
-        "",
-        table(found),
-        "",
-    ]
-    if here:
-        lines += [
-            f"Speed: median of rounds in which all models ran in turn, {here['threads']} thread(s) of "
-            f"{here['device']}, one answer of {TOKENS} tokens, 8 images. torch {here['torch']}, bitsandbytes "
-            f"{here['bitsandbytes']}, torchao {here['torchao']}, {here['date'][:10]}.",
-            "",
-        ]
-    lines += [
-        "## LLaVA-1.5-7B, counted",
-        "",
-        "Bytes of the shape with both stages' adapters, not measured: bfloat16, and NF4 with double quantisation of "
-        "the language model's linear layers, with the vision tower's as well where it says so.",
-        "",
-        "| LoRA rank | tower in 4 bits | GB, bfloat16 | GB, NF4 | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in found["shapes"]:
-        sizes = " | ".join(f"{row[name] / 1e9:.2f}" for name in ("bfloat16", "nf4"))
-        lines.append(
-            f"| {row['lora_r'] or 'none'} | {'yes' if row['tower'] else 'no'} | {sizes} | {row['ratio']:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

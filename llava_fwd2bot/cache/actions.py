@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from . import duplicates
 from . import maintenance as tools
 from .format import FILES
 from .legacy import OldCache
@@ -113,8 +114,8 @@ def listed(args: Namespace) -> Iterator[dict[str, Any]]:
                 if row.pop("status") == OK:
                     yield row
     else:
-        for group in tools.copies(cache):
+        for group in duplicates.copies(cache):
             yield {"copies": "same bytes", **{str(i): source for i, source in enumerate(group)}}
         if args.near is not None:
-            for one, other, score in tools.near(cache, args.near):
+            for one, other, score in duplicates.near(cache, args.near):
                 yield {"copies": f"alike {score:.4f}", "0": one, "1": other}

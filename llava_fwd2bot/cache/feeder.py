@@ -109,8 +109,8 @@ class Feeder:
                 item.problem = f"{item.entry.display_name}: {error.strerror or error}"
             except ValueError as error:
                 item.problem, item.broken = str(error), True
-        asked = [item.key for item in items if item.key and item.key not in self.flying]
-        known = self.known(asked) if asked else {}
+        keys = [item.key for item in items if item.key and item.key not in self.flying]
+        known = self.known(keys) if keys else {}
         for i, item in enumerate(items):
             if item.problem is None and item.key not in self.flying:
                 item.size = known.get(item.key)

@@ -1,9 +1,9 @@
-"""`fwd2bot cache stats | merge | optimize | prune | rm | restore | dedup`: inspect, merge, clean up."""
+"""`fwd2bot cache stats | merge | optimize | prune | rm | restore`: inspect, merge, clean up."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from .plan import is_gone
 from .reader import SummaryCache
 from .remembered import keep, state_of
 from .repair import marked
-from .rows import vectors_in
 from .sizes import CODEC_NAMES, bytes_per_token
 from .store import MANY
 from .tables import ABOUT, OK, users_columns
@@ -248,53 +247,6 @@ def _without_summary(cache: SummaryCache) -> list[str]:
     for rows in marked(cache, lost, "its summary was removed"):
         cache.put_files(rows, "restore")
     return [row["id"] for row in lost]
-
-
-# ---------------------------------------------------------------------- copies
-def copies(cache: SummaryCache) -> list[list[str]]:
-    """Groups of files of the same bytes, by their paths."""
-    groups: dict[str, list[str]] = {}
-    seen: set[int] = set()
-    twice: set[int] = set()
-    for rows in cache.batches(FILES, ["sha256"], 65536):  # first by 64 bits, which fit
-        for key in prefixes(rows["sha256"].to_pylist()).tolist():
-            (twice if key in seen else seen).add(key)
-    twice.discard(0)
-    for rows in cache.batches(FILES, ["sha256", "source", "status"], 65536) if twice else ():
-        keys = prefixes(rows["sha256"].to_pylist()).tolist()
-        for key, row in zip(keys, rows.to_pylist(), strict=True):
-            if key in twice and row["status"] == OK:
-                groups.setdefault(row["sha256"], []).append(row["source"])
-    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
-
-
-def near(cache: SummaryCache, least: float, neighbours: int = 10) -> Iterator[tuple[str, str, float]]:
-    """(path, path, cosine) of different contents that are at least so alike; by the index where there is one.
-
-    Args:
-        least: the cosine. neighbours: of each image that are looked at.
-    """
-    import torch
-
-    done: set[tuple[str, str]] = set()
-    for rows in cache.batches(SUMMARIES, ["sha256", "embedding"], 1024):
-        names = _first_paths(cache, rows["sha256"].to_pylist())
-        for key, vector in zip(rows["sha256"].to_pylist(), vectors_in(rows), strict=True):
-            if key not in names:
-                continue
-            for hit in cache.search(torch.from_numpy(np.array(vector)), neighbours, columns=("source", "sha256")):
-                pair = tuple(sorted((names[key], hit["source"])))
-                if hit["sha256"] != key and hit["score"] >= least and pair not in done:
-                    done.add(pair)
-                    yield *pair, hit["score"]
-
-
-def _first_paths(cache: SummaryCache, keys: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    rows = cache.rows(FILES, ["sha256", "source"], f"{one_of('sha256', keys)} AND status = '{OK}'").to_pylist()
-    for row in sorted(rows, key=lambda row: row["source"]):
-        found.setdefault(row["sha256"], row["source"])
-    return found
 
 
 def on_disk(cache: SummaryCache) -> int | None:

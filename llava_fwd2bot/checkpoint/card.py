@@ -43,8 +43,8 @@ def _license_of(base: str, is_local: bool) -> dict[str, str]:
     elif base.count("/") == 1:
         cached = try_to_load_from_cache(base, "README.md")
         found = Path(cached) if isinstance(cached, str) else None
-    told = metadata_load(found) if found is not None and found.is_file() else None
-    kept = {name: told[name] for name in ("license", "license_name", "license_link") if name in (told or {})}
+    theirs = metadata_load(found) if found is not None and found.is_file() else None
+    kept = {name: theirs[name] for name in ("license", "license_name", "license_link") if name in (theirs or {})}
     return kept if "license" in kept else {"license": "other", "license_name": "of-the-base-model"}
 
 

@@ -250,14 +250,14 @@ def _cost(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace) -> None:
     from ..evaluation.answers import DENSE, Answerer, answer_questions, read_questions
 
-    asked = read_questions(args.questions)
+    lines = read_questions(args.questions)
     if args.k and len(args.k) > 1:
         raise ValueError("eval answer writes one file: give one --k.")
 
     def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
         k = DENSE if args.from_base else ks[0]
-        done = answer_questions(answerer, asked, args.images, args.answers, k, str(args.model), args.limit)
+        done = answer_questions(answerer, lines, args.images, args.answers, k, str(args.model), args.limit)
         return {"evaluator": "answer", "k": k or "dense", **done}, {}
 
     _evaluate(args, run, json.dumps)

@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--stage", choices=("answer", "compress", "base"), help=stages)
     parser.add_argument("--base", metavar="PATH", help="the base, if it has moved from the path in the checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="with --to merged; auto: the base's own")
-    told = "with --to vllm: load the base, and store answers by which a client knows an engine of another base"
-    parser.add_argument("--probe", action="store_true", help=told)
+    text = "with --to vllm: load the base, and store answers by which a client knows an engine of another base"
+    parser.add_argument("--probe", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     args = parser.parse_args(argv)
     if args.dtype != "auto" and args.to != "merged":

@@ -243,15 +243,15 @@ def reading_of(args: argparse.Namespace, known: CacheSettings | None) -> Reading
     """
     from ..files.pixels import Reading
 
-    asked = Reading(args.exif_orientation != "off", on_white=True)
+    requested = Reading(args.exif_orientation != "off", on_white=True)
     if known is None:
-        return asked
+        return requested
     if args.exif_orientation not in (None, known.exif_orientation):
         raise ValueError(
             f"{args.cache} was made with --exif-orientation {known.exif_orientation}, which cannot be mixed: leave "
             f"out --exif-orientation {args.exif_orientation}, or choose another --cache."
         )
-    if known.reading != asked:
+    if known.reading != requested:
         kept = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.reading.as_settings().items())
         print(f"fwd2bot: {args.cache} keeps its settings ({kept})", file=sys.stderr)
     return known.reading

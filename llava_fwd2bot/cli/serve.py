@@ -12,6 +12,7 @@ from ..extras import require
 from .console import tell
 from .options import checked, count, load_model, model_options, number, quantisation
 from .parser import Parser
+from .precision import check_precision, precision_option
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,17 +56,18 @@ def _parser() -> Parser:
     group.add_argument("--cache", action="append", default=[], metavar="PATH", help="a cache; may be repeated")
     group.add_argument("--create", action="store_true", help="make caches that are not there")
     group.add_argument("--name", help="of the model in requests; default: its folder's")
-    told = "a vLLM server that answers from the summaries, as http://host:8001; the compress pass stays here"
-    group.add_argument("--engine-url", metavar="URL", help=told)
+    text = "a vLLM server that answers from the summaries, as http://host:8001; the compress pass stays here"
+    group.add_argument("--engine-url", metavar="URL", help=text)
+    precision_option(group)
     group = serve.add_argument_group("where it listens")
     group.add_argument("--host", default="127.0.0.1", help="address; default: 127.0.0.1, this machine alone")
     group.add_argument(
         "--port", type=number(int, 0, "a port", 65535), default=8000, help="default: 8000; 0: a free one"
     )
-    told = "a file with the bearer token that requests must bring; needed beyond this machine"
-    group.add_argument("--token-file", metavar="FILE", help=f"{told}. Or set FWD2BOT_TOKEN")
-    told = "a host from which URLs of images are fetched; may be repeated; default: no URL is fetched"
-    group.add_argument("--fetch-host", action="append", default=[], metavar="HOST", help=told)
+    text = "a file with the bearer token that requests must bring; needed beyond this machine"
+    group.add_argument("--token-file", metavar="FILE", help=f"{text}. Or set FWD2BOT_TOKEN")
+    text = "a host from which URLs of images are fetched; may be repeated; default: no URL is fetched"
+    group.add_argument("--fetch-host", action="append", default=[], metavar="HOST", help=text)
     group = serve.add_argument_group("limits")
     defaults = {field.name: field.default for field in fields(Limits)}
     for option, field, help in _LIMITS:
@@ -108,6 +110,8 @@ def _app(args: argparse.Namespace, limits: Any, token: str | None, hosts: tuple[
     path, most = checked(args.model)
     settings = _settings(args, path, most) if args.create else None
     caches = Caches(args.cache, fingerprint_of(path), settings, quantisation(args) or "")
+    for name in caches.names:
+        check_precision(args, caches.named(name)[1].settings, name)
     engine = None
     if args.engine_url:
         from ..serving.vllm import VLLMAnswers

@@ -67,9 +67,9 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
         ValueError: a field is missing or of the wrong type, or a question occurs twice. One id may have several
             questions, as in LLaVA's files of TextVQA and MME, where it identifies the image.
     """
-    asked = read_records(file, lines=True)[:limit]
+    questions = read_records(file, lines=True)[:limit]
     seen = set()
-    for number, line in enumerate(asked, 1):
+    for number, line in enumerate(questions, 1):
         missing = [name for name in ("question_id", "image", "text") if name not in line]
         if missing:
             raise ValueError(f"{file}, question {number} has no {' and no '.join(missing)}.")
@@ -83,12 +83,12 @@ def read_questions(file: Path, limit: int | None = None) -> list[dict[str, Any]]
         if (key := (line["question_id"], line["text"])) in seen:
             raise ValueError(f"{file} has question_id {key[0]!r} twice with the same text. Remove one of them.")
         seen.add(key)
-    return asked
+    return questions
 
 
 def answer_questions(
     answerer: Answerer,
-    asked: Sequence[dict[str, Any]],
+    questions: Sequence[dict[str, Any]],
     images: Path,
     answers: Path,
     k: int,
@@ -98,7 +98,7 @@ def answer_questions(
     """Answers the questions that the file `answers` lacks; each answer is written at once.
 
     Args:
-        asked: as of `read_questions`. limit: answer only the first questions; `answers` may hold more.
+        questions: as of `read_questions`. limit: answer only the first questions; `answers` may hold more.
 
     Returns:
         {"answers": path, "questions": their number, "answered_before": how many the file already held}.
@@ -107,30 +107,34 @@ def answer_questions(
         FileNotFoundError: an image is missing. ValueError: `answers` was made by another model, preparation or k, or an
             image has changed since its question was answered.
     """
-    whole, asked = asked, asked[:limit]
-    absent = [line["image"] for line in asked if not (images / line["image"]).is_file()]
+    whole, questions = questions, questions[:limit]
+    absent = [line["image"] for line in questions if not (images / line["image"]).is_file()]
     if absent:
-        problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
+        problem = f"{len(absent)} of {len(questions)} questions are about images that are missing, the first"
         raise FileNotFoundError(2, problem, str(images / absent[0]))
     encoder = answerer.encoder
     metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
     metadata["made_by"] = encoder.made_by
     about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
-    paths = [images / line["image"] for line in asked]
+    paths = [images / line["image"] for line in questions]
     contents = encoder.digests(paths)
-    done = {i for i in _done(answers, about, whole, contents) if i < len(asked)}
+    done = {i for i in _done(answers, about, whole, contents) if i < len(questions)}
     answers.parent.mkdir(parents=True, exist_ok=True)
     with (
         answers.open("a", encoding="utf-8") as file,
-        tqdm(total=len(asked), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
+        tqdm(total=len(questions), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
     ):
-        for i, text in answerer(paths, [line["text"] for line in asked], k, done):
-            line = {"question_id": asked[i]["question_id"], "image": asked[i]["image"], "prompt": asked[i]["text"]}
+        for i, text in answerer(paths, [line["text"] for line in questions], k, done):
+            line = {
+                "question_id": questions[i]["question_id"],
+                "image": questions[i]["image"],
+                "prompt": questions[i]["text"],
+            }
             line |= {"text": text, "image_sha256": contents[i], **about}
             file.write(json_line(line))
             file.flush()
             bar.update()
-    return {"answers": str(answers), "questions": len(asked), "answered_before": len(done)}
+    return {"answers": str(answers), "questions": len(questions), "answered_before": len(done)}
 
 
 # key of an answer's metadata → its name in messages
@@ -150,7 +154,7 @@ def _difference(line: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def _done(
-    answers: Path, about: dict[str, Any], asked: Sequence[dict[str, Any]], contents: Sequence[str] = ()
+    answers: Path, about: dict[str, Any], questions: Sequence[dict[str, Any]], contents: Sequence[str] = ()
 ) -> set[int]:
     """The indices of the questions that `answers` holds.
 
@@ -167,14 +171,14 @@ def _done(
             raise ValueError(f"{answers} {_difference(line, about)}. Choose another file with --answers.")
 
     done, places = set(), {}
-    for i, line in enumerate(asked):
+    for i, line in enumerate(questions):
         places.setdefault(line["question_id"], {})[line["text"]] = i
     for line in resumable_lines(answers, '{"question_id": ', check):
         own = places.get(line["question_id"])
         if own is None:  # of a longer file of questions
             continue
         i = own.get(line.get("prompt"))
-        wanted = asked[next(iter(own.values())) if i is None else i]
+        wanted = questions[next(iter(own.values())) if i is None else i]
         for name, now in (("image", wanted["image"]), ("prompt", wanted["text"])):
             if line.get(name) != now:
                 raise ValueError(

@@ -45,10 +45,10 @@ def captioning(
     how = [str(root), str(answerer.max_new_tokens), str(encoder.model.dtype), encoder.made_by]
     identity = "\n".join([*how, *names, *encoder.digests(paths)])
     items = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    asked = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
+    questions = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
     for k in [*([DENSE] if with_base else []), *ks]:
         answers = work / f"captions-{data.name}-{items}-{fingerprint}-k{k}.jsonl"
-        answer_questions(answerer, asked, root, answers, k, model)
+        answer_questions(answerer, questions, root, answers, k, model)
         captions = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
         found = caption_scores([captions[n] for n in range(len(data))], data.captions, spice)
         per_item[f"k={k or 'dense'}"] = found.pop("per_image")

@@ -71,7 +71,7 @@ def codecs(
     """
     if DENSE in ks:
         raise ValueError("Codecs encode summaries, so k must be at least 1.")
-    chosen, asked = checked(data, names, questions, images, limit)
+    chosen, lines = checked(data, names, questions, images, limit)
     size = answerer.encoder.like.shape[1]
     rows: dict[tuple[str, int], dict[str, Any]] = {
         (c.name, k): {"k": k, "by": c.name, "bytes_per_image": k * c.bytes_per_token(size)} for c in chosen for k in ks
@@ -80,7 +80,7 @@ def codecs(
     if data is not None:
         _retrieve(answerer.encoder, data, ks, chosen, rows, per_item)
     if questions is not None:
-        _answer(answerer, asked, ks, chosen, rows, per_item)
+        _answer(answerer, lines, ks, chosen, rows, per_item)
     return [rows[name, k] for k in ks for name in names], per_item
 
 
@@ -106,22 +106,22 @@ def checked(
 
 
 def _read_asked(questions: Path, images: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
-    asked = read_questions(questions, limit)
+    lines = read_questions(questions, limit)
     unanswered = [
         line["question_id"]  # which may have several questions
-        for line in asked
+        for line in lines
         if not isinstance(line.get("answer"), str) or not line["answer"].strip()
     ]
-    if unanswered or not asked:
+    if unanswered or not lines:
         reason = f"question {unanswered[0]!r} has no answer" if unanswered else "there is no question"
         raise ValueError(f"{questions}: {reason}. Each line needs question_id, image, text and answer.")
     folder = questions.parent if images is None else images
-    asked = [{**line, "image": folder / line["image"]} for line in asked]
-    absent = [line["image"] for line in asked if not line["image"].is_file()]
+    lines = [{**line, "image": folder / line["image"]} for line in lines]
+    absent = [line["image"] for line in lines if not line["image"].is_file()]
     if absent:
-        problem = f"{len(absent)} of {len(asked)} questions are about images that are missing, the first"
+        problem = f"{len(absent)} of {len(lines)} questions are about images that are missing, the first"
         raise FileNotFoundError(2, problem, str(absent[0]))
-    return asked
+    return lines
 
 
 def _retrieve(
@@ -150,24 +150,24 @@ def relative_error(states: Tensor, decoded: Tensor) -> float:
 
 
 def _answer(
-    answerer: Answerer, asked: list[dict[str, Any]], ks: Sequence[int], chosen: list[Codec], rows: dict, per_item: dict
+    answerer: Answerer, lines: list[dict[str, Any]], ks: Sequence[int], chosen: list[Codec], rows: dict, per_item: dict
 ) -> None:
-    paths, truth = [line["image"] for line in asked], [line["answer"] for line in asked]
+    paths, truth = [line["image"] for line in lines], [line["answer"] for line in lines]
     unique = list(dict.fromkeys(paths))
     states = answerer.encoder.images(unique)
     first: dict[int, list[str]] = {}
-    bar = tqdm(total=len(chosen) * len(ks) * len(asked), desc="answer", unit="question")
+    bar = tqdm(total=len(chosen) * len(ks) * len(lines), desc="answer", unit="question")
     for codec in chosen:  # float16 is the first
         decoded = Decoded(answerer.encoder, unique, states, codec)
         one = Answerer(decoded, answerer.max_new_tokens, answerer.batch_size)
         for k in ks:
-            answers = [""] * len(asked)
-            for i, text in one(paths, [line["text"] for line in asked], k):
+            answers = [""] * len(lines)
+            for i, text in one(paths, [line["text"] for line in lines], k):
                 answers[i] = text
                 bar.update()
-            empty = [str(line["question_id"]) for line, text in zip(asked, answers, strict=True) if not text.strip()]
+            empty = [str(line["question_id"]) for line, text in zip(lines, answers, strict=True) if not text.strip()]
             if empty:
-                problem = f"{len(empty)} of {len(asked)} answers are empty and count as wrong; the first: "
+                problem = f"{len(empty)} of {len(lines)} answers are empty and count as wrong; the first: "
                 bar.write(f"fwd2bot: {codec.name} k={k}: {problem}{', '.join(empty[:3])}", file=sys.stderr)
             hits, reference = exact(answers, truth), first.setdefault(k, answers)
             same = [float(a == b) for a, b in zip(answers, reference, strict=True)]

@@ -30,10 +30,10 @@ class Counts:
         """[B, C] sums of counts → the figure of each draw, [B]; NaN where there is none."""
         with np.errstate(divide="ignore", invalid="ignore"):
             if self.kind == "pope":  # of each category: right yes, said yes, true yes
-                both, said, truth = sums.reshape(len(sums), -1, 3).transpose(2, 0, 1)
-                return np.where(said + truth > 0, 2 * both / (said + truth), 0.0).mean(1)
-            hits, asked, pairs, seen = sums.reshape(len(sums), -1, 4).transpose(2, 0, 1)
-            return 100 * (hits / asked + pairs / seen).sum(1)
+                both, predicted, truth = sums.reshape(len(sums), -1, 3).transpose(2, 0, 1)
+                return np.where(predicted + truth > 0, 2 * both / (predicted + truth), 0.0).mean(1)
+            hits, counted, pairs, seen = sums.reshape(len(sums), -1, 4).transpose(2, 0, 1)
+            return 100 * (hits / counted + pairs / seen).sum(1)
 
     @property
     def value(self) -> float:
@@ -55,14 +55,14 @@ def counts(parts: dict[str, Any]) -> Counts:
     width = 3 if kind == "pope" else 4
     rows: dict[str, np.ndarray] = {}
     strata: dict[str, str] = {}
-    for image, column, *told in items:
+    for image, column, *fields in items:
         row = rows.setdefault(image, np.zeros(width * len(columns)))
         at = width * columns.index(column)
         if kind == "pope":
-            said, truth = map(bool, told)
-            row[at : at + 3] += (said and truth, said, truth)
+            predicted, truth = map(bool, fields)
+            row[at : at + 3] += (predicted and truth, predicted, truth)
         else:
-            row[at : at + 2] += (bool(told[0]), 1)
+            row[at : at + 2] += (bool(fields[0]), 1)
             strata[image] = column
     if kind == "mme":  # a pair is right where both of an image's questions are
         for image, row in rows.items():

@@ -40,10 +40,10 @@ class Table:
         else:
             files = sorted(map(str, self.path.rglob("*.parquet"))) if self.path.is_dir() else [str(self.path)]
             if not files:
-                told = ", ".join(found[:8]) or "nothing"
+                shown = ", ".join(found[:8]) or "nothing"
                 raise ValueError(
                     f"{path} is a folder without parquet files, and was not written by datasets.save_to_disk: it holds "
-                    f"{told}. Name a .json, .jsonl or .parquet file, or such a folder."
+                    f"{shown}. Name a .json, .jsonl or .parquet file, or such a folder."
                 )
             rows = datasets.load_dataset("parquet", data_files=files, split="train")
         if isinstance(rows, dict):
@@ -76,7 +76,7 @@ class Table:
             for at, image in enumerate(images if value.is_valid else ()):
                 if not image.is_valid:
                     continue
-                stored = pc.is_valid(image["bytes"]).as_py()
+                stored = pc.is_valid(image["bytes"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
                 row.append(f"{self.path.name}#{column}.{start + i}.{at}" if stored else image["path"].as_py())
             found.append(row)
         return found

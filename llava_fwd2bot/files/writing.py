@@ -55,21 +55,21 @@ def write_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(20, "There is a file where a folder is to be written", str(path))
     # process numbers are not unique on shared disks
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    before = beside.with_suffix(".old")
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    before = staging.with_suffix(".old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside.mkdir()
+    staging.mkdir()
     try:
-        yield beside
+        yield staging
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     try:
         if path.exists():
             os.rename(path, before)
-        os.rename(beside, path)
+        os.rename(staging, path)
     except OSError as error:
         if before.exists():
             os.rename(before, path)
-        raise OSError(error.errno, f"{error.strerror}; what was written for it lies in {beside}", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror}; what was written for it lies in {staging}", str(path)) from error
     shutil.rmtree(before, ignore_errors=True)

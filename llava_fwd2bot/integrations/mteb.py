@@ -59,7 +59,7 @@ class Fwd2BotEncoder(AbsEncoder):
         )
 
     @torch.inference_mode()
-    def encode(self, inputs: Any, *, show_progress_bar: bool = True, **told: Any) -> Any:
+    def encode(self, inputs: Any, *, show_progress_bar: bool = True, **task: Any) -> Any:
         """The vectors of a loader's rows, a NumPy array [N, D].
 
         Args:

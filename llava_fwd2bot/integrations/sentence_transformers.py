@@ -49,8 +49,8 @@ def write_sentence_transformers(checkpoint: str | os.PathLike, output: str | os.
     refuse_overlap("write_sentence_transformers:", output, models={"the checkpoint": str(source)})
     if output.exists():
         raise ValueError(f"{output} is there already: name a new folder.")
-    with write_folder(output) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+    with write_folder(output) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
         for name, content in embedding_files().items():
-            write_json(beside / name, content)
+            write_json(temporary / name, content)
     return output

@@ -111,18 +111,18 @@ def ask_many(
         raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
     summary, dense, compressed = _context(model, processor, context, cache, k)
     formatter = ConversationFormatter(processor)
-    asked = [
+    rows = [
         Answer(prompt_ids(processor, formatter.prompt(text))["input_ids"][0], [summary], processor.tokenizer, **options)
         for text in questions
     ]
     if stream:
-        return _streamed(model, asked, batch_size)
-    for at in range(0, len(asked), batch_size):
-        run(model, asked[at : at + batch_size])
-    words = sum(len(answer.ids) - 1 for answer in asked)
-    read = words + len(asked) * len(summary) + compressed
-    base = None if dense is None else words + len(asked) * dense
-    return ManyAnswers([answer.text for answer in asked], len(summary), read, base)
+        return _streamed(model, rows, batch_size)
+    for at in range(0, len(rows), batch_size):
+        run(model, rows[at : at + batch_size])
+    words = sum(len(answer.ids) - 1 for answer in rows)
+    read = words + len(rows) * len(summary) + compressed
+    base = None if dense is None else words + len(rows) * dense
+    return ManyAnswers([answer.text for answer in rows], len(summary), read, base)
 
 
 @torch.inference_mode()
@@ -156,19 +156,19 @@ def _dense_length(processor: Any, width: int, height: int) -> int | None:
     return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum()) or None
 
 
-def _streamed(model: Any, asked: Sequence[Answer], batch_size: int) -> Iterator[tuple[int, str]]:
+def _streamed(model: Any, rows: Sequence[Answer], batch_size: int) -> Iterator[tuple[int, str]]:
     """The pieces of all answers; the model runs in a thread, whose error is raised here."""
     pieces: queue.SimpleQueue[tuple[int, str] | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
-    for number, answer in enumerate(asked):
+    for number, answer in enumerate(rows):
         answer.emit = lambda text, number=number: pieces.put((number, text))
         answer.cancelled = stop.is_set
 
     def work() -> None:
         try:
-            for at in range(0, len(asked), batch_size):
+            for at in range(0, len(rows), batch_size):
                 if not stop.is_set():
-                    run(model, asked[at : at + batch_size])
+                    run(model, rows[at : at + batch_size])
             pieces.put(None)
         except BaseException as error:
             pieces.put(error)

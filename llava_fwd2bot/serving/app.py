@@ -128,5 +128,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     size = service.model.like.shape[1]
     trained = sorted(service.config.nested_k or [service.k])
     limits = service.limits
-    told = {"k": service.k, "trained_k": trained, "hidden_size": size, "caches": service.caches.names}
-    return {**own, "fwd2bot": {**told, "max_images": limits.images, "max_tokens": limits.new_tokens}}
+    facts = {"k": service.k, "trained_k": trained, "hidden_size": size, "caches": service.caches.names}
+    return {**own, "fwd2bot": {**facts, "max_images": limits.images, "max_tokens": limits.new_tokens}}

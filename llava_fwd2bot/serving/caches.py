@@ -27,7 +27,13 @@ from ..cache.tables import EXIF, OK, SYSTEM
 from .errors import APIError, invalid
 
 ROOT = "upload://images"  # the folder, as it were, of images that came over HTTP
-SHOWN = ("width", "height", "bytes", "added", *EXIF)  # what is told of an image; its path on the server is not
+SHOWN = (
+    "width",
+    "height",
+    "bytes",
+    "added",
+    *EXIF,
+)  # in responses; the path on the server is not
 
 
 @dataclass
@@ -39,13 +45,13 @@ class Stored:
 
     def about(self) -> dict[str, Any]:
         own = [name for name in self.row if name not in (*SYSTEM, "score", "copies")]  # columns of the user's
-        told = {name: self.row.get(name) for name in (*SHOWN, *own)}
-        told = {
+        values = {name: self.row.get(name) for name in (*SHOWN, *own)}
+        shown = {
             name: value if isinstance(value, (int, float, str)) else str(value)
-            for name, value in told.items()
+            for name, value in values.items()
             if value is not None
         }
-        return {"id": self.row["id"], "object": "image", "cache": self.cache, "sha256": self.row["sha256"], **told}
+        return {"id": self.row["id"], "object": "image", "cache": self.cache, "sha256": self.row["sha256"], **shown}
 
 
 class Caches:
@@ -126,8 +132,8 @@ class Caches:
             names = ", ".join(dict.fromkeys(own for own, _ in places))
             raise APIError(404, f"There is no image {wanted[:200]!r} in {names}.", "image_not_found", param)
         if len({image.row["sha256"] for image in found}) > 1:
-            told = ", ".join(f"cache://{image.cache}/{image.row['id']}" for image in found)
-            raise APIError(409, f"{wanted} is in several caches: say {told}.", "ambiguous_id", param)
+            choices = ", ".join(f"cache://{image.cache}/{image.row['id']}" for image in found)
+            raise APIError(409, f"{wanted} is in several caches: say {choices}.", "ambiguous_id", param)
         return found[0]
 
     def summary(self, image: Stored, k: int | None, param: str) -> Tensor:

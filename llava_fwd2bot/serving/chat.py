@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..processing.batched import Answer
 from ..processing.conversation import PLACEHOLDER, prompt_ids
 from .batcher import Job
 from .engine import Base
-from .errors import APIError, invalid, told
+from .errors import APIError, api_error, invalid
 from .lifecycle import Deadline, gone, result_of, within
 from .prompts import Conversation, conversation_of, prompt_of
 from .schemas import ChatRequest
@@ -35,13 +36,13 @@ def routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", summary="Answer questions about images", responses=answered)
     async def chat(body: ChatRequest, request: Request) -> Response:
         deadline = Deadline(service.limits.seconds)
-        asked = await within(request, prepared(service, body), deadline)
+        pending = await within(request, prepared(service, body), deadline)
         if body.stream:
-            return await asked.stream(request, deadline)
-        return JSONResponse(await within(request, asked.whole(), deadline))
+            return await pending.stream(request, deadline)
+        return JSONResponse(await within(request, pending.whole(), deadline))
 
 
-async def prepared(service: Service, body: ChatRequest) -> Asked:
+async def prepared(service: Service, body: ChatRequest) -> PreparedChat:
     """The question of a request, with its images compressed or read.
 
     Raises:
@@ -50,19 +51,7 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
     limits = service.limits
     by_base = service.check_model(body.model)
     service.check_k(body.k)
-    if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options goes with stream.", "stream_options")
-    most = body.max_completion_tokens or body.max_tokens or min(NEW_TOKENS, limits.new_tokens)
-    if most > limits.new_tokens:
-        name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-        raise invalid(f"{most:,} tokens were asked for; an answer has up to {limits.new_tokens:,}.", name)
-    least = body.min_tokens or 0
-    if least > most or (least and service.remote is not None):
-        told = "The engine takes no min_tokens." if least <= most else f"min_tokens = {least} is more than max_tokens."
-        raise invalid(told, "min_tokens")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stops) > STOPS or not all(stops):
-        raise invalid(f"stop takes up to {STOPS} texts, none of them empty.", "stop")
+    answer = _answer(service, body)
     talk = conversation_of(body.messages)
     service.check_count(len(talk.images))
     if sum(len(turn["value"]) for turn in talk.turns) > 64 * limits.prompt_tokens:
@@ -74,8 +63,7 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
     tokens = len(ids)
     if tokens > limits.prompt_tokens:
         raise _too_long(f"{tokens:,} tokens", limits.prompt_tokens)
-    answer = Answer(ids, [], service.processor.tokenizer, max_new_tokens=most, min_new_tokens=least, stop=stops)
-    answer.temperature, answer.top_p, answer.seed = body.temperature or 0.0, body.top_p or 1.0, body.seed
+    answer.ids = ids
     seen: list[Seen] = []
     if by_base:
         payload: Any = await _for_base(service, talk, prompt, answer, body.k)
@@ -95,10 +83,39 @@ async def prepared(service: Service, body: ChatRequest) -> Asked:
         leading = text.startswith(f"{PLACEHOLDER}\n" * len(seen)) and text.count(PLACEHOLDER) == len(seen)
         answer.question = text[len(seen) * (len(PLACEHOLDER) + 1) :] if leading else text
         payload = answer
-    room = _positions(service) - most
+    room = _positions(service) - answer.max_new_tokens
     if tokens > min(limits.prompt_tokens, room):
         raise _too_long(f"{tokens:,} tokens", min(limits.prompt_tokens, room))
-    return Asked(service, body, "base" if by_base else "answer", payload, answer, seen, tokens)
+    return PreparedChat(service, body, "base" if by_base else "answer", payload, answer, seen, tokens)
+
+
+def _answer(service: Service, body: ChatRequest) -> Answer:
+    """An answer without its prompt, as long and as random as the request says."""
+    limits = service.limits
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options goes with stream.", "stream_options")
+    most = body.max_completion_tokens or body.max_tokens or min(NEW_TOKENS, limits.new_tokens)
+    if most > limits.new_tokens:
+        name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        raise invalid(f"{most:,} tokens were asked for; an answer has up to {limits.new_tokens:,}.", name)
+    least = body.min_tokens or 0
+    if least > most or (least and service.remote is not None):
+        reason = "The engine takes no min_tokens" if least <= most else f"min_tokens = {least} is more than max_tokens"
+        raise invalid(f"{reason}.", "min_tokens")
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > STOPS or not all(stops):
+        raise invalid(f"stop takes up to {STOPS} texts, none of them empty.", "stop")
+    return Answer(
+        torch.empty(0, dtype=torch.long),
+        [],
+        service.processor.tokenizer,
+        max_new_tokens=most,
+        min_new_tokens=least,
+        stop=stops,
+        temperature=body.temperature or 0.0,
+        top_p=body.top_p or 1.0,
+        seed=body.seed,
+    )
 
 
 def _ids(service: Service, prompt: str, images: int) -> Tensor:
@@ -140,7 +157,7 @@ def _too_long(has: str, most: int) -> APIError:
     return invalid(message, "messages", "context_length_exceeded")
 
 
-class Asked:
+class PreparedChat:
     """A question that is ready for the model, and the two ways to answer it."""
 
     def __init__(
@@ -188,9 +205,9 @@ class Asked:
         self._count()
         message = {"role": "assistant", "content": self.answer.text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": self.answer.reason, "logprobs": None}
-        told = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.model}
         images = [image.about() for image in self.images]
-        return {**told, "choices": [choice], "usage": self.usage(), "fwd2bot": {"images": images}}
+        return {**head, "choices": [choice], "usage": self.usage(), "fwd2bot": {"images": images}}
 
     # ------------------------------------------------------------------ in pieces
     async def stream(self, request: Request, deadline: Deadline) -> Response:
@@ -229,7 +246,7 @@ class Asked:
             if job.future.cancelled():
                 return
             if error := job.future.exception():
-                yield _event(told(error).body())
+                yield _event(api_error(error).body())
                 return
             self._count()
             yield self._chunk({}, self.answer.reason)
@@ -244,9 +261,9 @@ class Asked:
         self, delta: dict[str, Any] | None, reason: str | None = None, usage: dict[str, Any] | None = None
     ) -> str:
         choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
-        told = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
         more = {} if usage is None else {"usage": usage, "fwd2bot": {"images": [i.about() for i in self.images]}}
-        return _event({**told, "choices": choices, **more})
+        return _event({**head, "choices": choices, **more})
 
 
 def _event(data: dict[str, Any]) -> str:

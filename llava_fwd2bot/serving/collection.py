@@ -109,8 +109,8 @@ async def _add(service: Service, body: ImageRequest) -> JSONResponse:
     # once it is being stored it is stored to its end, also where the client goes
     storing = asyncio.to_thread(service.caches.add, name, body.id, data, key, size, exif, summary, service.pooling)
     stored, new = await asyncio.shield(storing)
-    told = {**stored.about(), "url": f"{SCHEME}{name}/{body.id}", "compressed": summary is not None}
-    return JSONResponse(told, 201 if new else 200)
+    content = {**stored.about(), "url": f"{SCHEME}{name}/{body.id}", "compressed": summary is not None}
+    return JSONResponse(content, 201 if new else 200)
 
 
 async def _look(service: Service, body: LookRequest) -> dict[str, Any]:

@@ -133,10 +133,10 @@ class Model:
 
     def _base(self, jobs: list[Job]) -> None:
         for job in jobs:
-            asked: Base = job.payload
-            rows = Rows([asked.answer], ends_of(self.model), lambda going, steps: False)
-            from_base(self.model, self.processor, asked.prompt, asked.images, **rows.options())
-            job.finish(asked.answer)
+            request: Base = job.payload
+            rows = Rows([request.answer], ends_of(self.model), lambda going, steps: False)
+            from_base(self.model, self.processor, request.prompt, request.images, **rows.options())
+            job.finish(request.answer)
 
     def _look(self, jobs: list[Job]) -> None:
         for job in jobs:

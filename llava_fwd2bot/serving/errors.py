@@ -61,7 +61,7 @@ def busy(message: str) -> APIError:
     return APIError(429, message, "server_busy", headers={"Retry-After": "1"})
 
 
-def told(error: BaseException) -> APIError:
+def api_error(error: BaseException) -> APIError:
     """The error that a client is told of for whatever was raised; what is a fault of the server is logged."""
     if isinstance(error, APIError):
         return error
@@ -82,7 +82,7 @@ def install(app: FastAPI) -> None:
     """Has every error of `app` answered in OpenAI's format."""
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        return told(error).response()
+        return api_error(error).response()
 
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -99,7 +99,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(APIError, ours)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_routing)
-    app.add_exception_handler(Exception, ours)
 
 
 def _methods(request: Request) -> list[str]:

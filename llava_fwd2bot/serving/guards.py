@@ -9,7 +9,7 @@ import asyncio
 import hmac
 from typing import Any
 
-from .errors import APIError
+from .errors import APIError, api_error
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PATIENCE = 60.0  # seconds that a client may take to send the next piece of a body
@@ -47,7 +47,19 @@ class Guard:
         except APIError as error:
             await error.response()(scope, receive, send)
             return
-        await self.app(scope, _Replayed(body, receive), send)
+        started = False
+
+        async def watched(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, _Replayed(body, receive), watched)
+        except Exception as error:  # further out it would be answered as well, but its connection closed
+            if started:
+                raise
+            await api_error(error).response()(scope, receive, send)
 
     async def _body(self, receive: Any) -> bytes | None:
         """The whole body, which may have more bytes than its header says."""

@@ -205,13 +205,14 @@ class VLLMAnswers(EngineModel):
             ) from error
 
     def _pieces(self, body: dict[str, Any]) -> Iterator[str]:
-        said = ""
+        written = ""
         try:
             for event in self.engine.stream(CHAT, body):
                 choices = event.get("choices") or [{}]  # the last event may hold the usage alone
                 piece = (choices[0].get("delta") or {}).get("content")
                 if piece:
-                    said += piece
+                    written += piece
                     yield piece
         except EngineError as error:
-            raise EngineError(f"{error} It had said {said.strip()!r}." if said else str(error), error.status) from error
+            message = f"{error} It had written {written.strip()!r}." if written else str(error)
+            raise EngineError(message, error.status) from error

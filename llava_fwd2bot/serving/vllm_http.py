@@ -75,7 +75,7 @@ class Engine:
                     return
                 event = self._parsed(data, path)
                 if "error" in event:
-                    raise EngineError(f"The engine at {self.url} stopped in the middle: {_told(event)}")
+                    raise EngineError(f"The engine at {self.url} stopped in the middle: {_detail(event)}")
                 yield event
             raise EngineError(f"The engine at {self.url} ended in the middle of an answer: is it still running?")
         finally:
@@ -147,15 +147,16 @@ class Engine:
     def _refusal(self, response: http.client.HTTPResponse, path: str) -> EngineError:
         content = self._read(response)
         try:
-            told = _told(json.loads(content))
+            detail = _detail(json.loads(content))
         except (ValueError, AttributeError):
-            told = content[:200].decode(errors="replace") or response.reason
+            detail = content[:200].decode(errors="replace") or response.reason
         if response.status == 401:
-            told += " (give the engine's key)"
-        return EngineError(f"The engine at {self.url} answered {path} with {response.status}: {told}", response.status)
+            detail += " (give the engine's key)"
+        message = f"The engine at {self.url} answered {path} with {response.status}: {detail}"
+        return EngineError(message, response.status)
 
 
-def _told(values: dict[str, Any]) -> str:
+def _detail(values: dict[str, Any]) -> str:
     """The message in an error of OpenAI's format, or of another."""
     error = values.get("error", values.get("detail", values))
     return str(error.get("message", error) if isinstance(error, dict) else error)

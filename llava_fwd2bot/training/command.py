@@ -86,10 +86,10 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     }
     captions = fwd2bot_args.fwd2bot_caption_data
     dataset = LlavaDataset(data_args.data_path, processor, data_args.image_folder, captions, **reading)
-    asked = None
+    eval_dataset = None
     if data_args.eval_data_path or data_args.eval_caption_data:
         folder = data_args.eval_image_folder or data_args.image_folder
-        asked = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
+        eval_dataset = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
     run = {
         "data": data_of(data_path=data_args.data_path, caption_data=fwd2bot_args.fwd2bot_caption_data),
         "settings": settings_of(args, **_more_settings(model_args, data_args, config)),
@@ -101,8 +101,8 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     if checkpoint is not None:
         check_same_run(checkpoint, run, args.resume_from_checkpoint is not None)
     dataset.check_files()
-    if asked is not None:
-        asked.check_files()
+    if eval_dataset is not None:
+        eval_dataset.check_files()
     _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
         # saved with the model: prompts are to have the words of training
@@ -113,7 +113,7 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         model=model,
         args=args,
         train_dataset=dataset,
-        eval_dataset=asked,
+        eval_dataset=eval_dataset,
         data_collator=Fwd2BotCollator(processor.tokenizer.pad_token_id, planner=planner),
         processing_class=processor,
     )
@@ -150,7 +150,7 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
         steps = {"layout": trainer.run_layout, "steps": trainer.state.global_step, "finished": finished}
         write_run(output, {**run, **steps, "skipped_images": skipped})
     if trainer.is_world_process_zero():
-        print(next_command(output, config is not None, dataset.has_captions), file=sys.stderr)
+        print(next_command(output, config is not None, dataset.num_captioned > 0), file=sys.stderr)
     trainer.log_metrics("train", {**result.metrics, **({"skipped_images": len(skipped)} if skipped else {})})
     return output
 
@@ -192,7 +192,7 @@ def _check_data(dataset: LlavaDataset, config: Fwd2BotConfig | None, args: Any) 
             "--fwd2bot needs images, and no record of the data has one. Images are named by 'image' in each record; "
             "without --fwd2bot text alone can be trained."
         )
-    if config.contrastive_weight > 0 and not dataset.has_captions:
+    if config.contrastive_weight > 0 and not dataset.num_captioned:
         warnings.warn(
             "There are no captions, so the contrastive loss is not trained, and the summaries will not serve "
             "retrieval. Give --fwd2bot_caption_data, or a `caption` in the records; or silence this by "
@@ -208,8 +208,8 @@ def skipped_images(trainer: Fwd2BotTrainer) -> list[str]:
     dataset = trainer.train_dataset
     if dataset.on_bad_image != "skip":
         return []
-    flags = trainer.accelerator.reduce(dataset.bad_images.to(trainer.args.device).long(), reduction="sum")
-    names = list(dataset.image_names)
+    flags = trainer.accelerator.reduce(dataset.bad_images.flags.to(trainer.args.device).long(), reduction="sum")
+    names = dataset.bad_images.names
     return [names[at] for at in flags.nonzero().flatten().tolist()]
 
 

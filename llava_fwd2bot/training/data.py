@@ -26,10 +26,11 @@ from ..files.records import read_records
 from ..files.tables import Table, is_table
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
-from .collator import IGNORE_INDEX, first_names
+from .bad_images import BadImages
+from .collator import first_names
 from .packed import PackedRows
 from .records import Row, images_of, row_of, strings
-from .tokenized import QuotingTokenizer, with_labels
+from .tokenized import QuotingTokenizer, repeat_images, with_labels
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
 
@@ -92,10 +93,8 @@ class LlavaDataset(Dataset):
             self._add_captions(rows, caption_data)
         self.rows = PackedRows(rows)
         self.on_bad_image = on_bad_image
-        names = dict.fromkeys(name for row in self.rows for name in row.images) if on_bad_image == "skip" else ()
-        self._place = {name: at for at, name in enumerate(names)}
-        # one flag for each picture; shared memory, as the workers find them and the trainer counts them
-        self.bad_images = torch.zeros(len(self._place), dtype=torch.uint8).share_memory_()
+        names = (name for row in self.rows for name in row.images) if on_bad_image == "skip" else ()
+        self.bad_images = BadImages(names)
 
     def _records(self, path: str | Path) -> Iterable[dict[str, Any]]:
         if not is_table(path):
@@ -151,11 +150,6 @@ class LlavaDataset(Dataset):
         return len(self.rows)
 
     @property
-    def has_captions(self) -> bool:
-        """Whether any row can feed the contrastive loss."""
-        return bool(self.rows.captions.any())
-
-    @property
     def num_captioned(self) -> int:
         """How many rows can feed the contrastive loss."""
         return int((self.rows.captions > 0).sum())
@@ -187,23 +181,13 @@ class LlavaDataset(Dataset):
             remedy = "leave the records out by --on_bad_image skip" if kept else "give other data"
             return refuse_unusable(bad, owners, len(owners), self.reader.image_folder, remedy)
         for image, reason in bad.items():
-            self._skip(image, f"{owners[image]}: {Path(self.reader.image_folder or '', image)}: {reason}")
+            self.bad_images.skip(image, f"{owners[image]}: {Path(self.reader.image_folder or '', image)}: {reason}")
         self.rows = PackedRows(kept)
-
-    @property
-    def image_names(self) -> list[str]:
-        """The pictures in the order of `bad_images`; with `on_bad_image="skip"` alone."""
-        return list(self._place)
 
     @property
     def skipped_images(self) -> list[str]:
         """The pictures that could not be used so far, by this process or its workers."""
-        return [name for name, at in self._place.items() if self.bad_images[at]] if self.bad_images.any() else []
-
-    def _skip(self, image: str, reason: str) -> None:
-        if not self.bad_images[self._place[image]]:
-            self.bad_images[self._place[image]] = 1
-            warnings.warn(f"skipped a picture: {reason}", stacklevel=2)
+        return self.bad_images.skipped
 
     @property
     def lengths(self) -> list[int]:
@@ -236,14 +220,14 @@ class LlavaDataset(Dataset):
             raise IndexError(f"row {index} of {len(self.rows)}")
         for step in range(len(self.rows)):
             at = (index + step) % len(self.rows)
-            if self._place and any(self.bad_images[self._place[image]] for image in self.rows[at].images):
+            if self.bad_images.any_of(self.rows[at].images):
                 continue
             try:
                 return self._item(at)
             except ImageError as error:
                 if self.on_bad_image == "raise":
                     raise
-                self._skip(getattr(error, "image", self.rows[at].images[0]), str(error))
+                self.bad_images.skip(error.image or self.rows[at].images[0], str(error))
         raise ImageError("not one row is left: none of the pictures can be used")
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -304,11 +288,7 @@ class LlavaDataset(Dataset):
                 f"{name}: its text came out with {int(is_image.sum())} image token(s) for {len(counts)} image(s); the "
                 f"text may quote {self.reader.image_token!r}, or the chat template may not write it for each picture"
             )
-        labels[is_image] = IGNORE_INDEX
-        repeats = torch.ones_like(ids)
-        repeats[is_image] = torch.tensor(counts, dtype=torch.long)
-        ids, labels, is_image = (x.repeat_interleave(repeats) for x in (ids, labels, is_image))  # [T]
-        needed = int(is_image.nonzero()[-1]) + 1 if counts else 0
+        ids, labels, needed = repeat_images(ids, labels, is_image, counts)
         if needed > self.model_max_length:
             raise ValueError(
                 f"{name}: its pictures end at token {needed}, beyond --model_max_length {self.model_max_length}, and "

@@ -104,8 +104,9 @@ class Fwd2BotDiskMixin(_Trainer):
         if not self._has_fwd2bot:
             return super()._load_best_model()
         best = self.state.best_model_checkpoint
-        if best is not None:
-            reload(self._fwd2bot_model, best)
+        if best is None:
+            return None
+        reload(self._fwd2bot_model, best)
         if self._saves_whole and self._own_groups is not None:
             sharded.refresh_master_weights(self.optimizer, self._own_groups)
         if dist.is_available() and dist.is_initialized():

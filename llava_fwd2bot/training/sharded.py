@@ -39,12 +39,12 @@ def whole_optimizer_state(optimizer: Any, own: Groups | None = None, keep: bool 
             state[at] = own
     if not keep:
         return {}
-    told, count = [], 0
+    entries, count = [], 0
     for group in groups:
         size = len(group["params"])
-        told.append({**group, "params": list(range(count, count + size))})
+        entries.append({**group, "params": list(range(count, count + size))})
         count += size
-    return {"state": state, "param_groups": told}
+    return {"state": state, "param_groups": entries}
 
 
 def load_optimizer_state(optimizer: Any, saved: dict[str, Any], own: Groups | None = None) -> None:
@@ -69,8 +69,8 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any], own: Groups | No
                 _state_of(optimizer, parameter)[name] = _part(value, parameter) if name != "step" else value.clone()
             elif name != "step":
                 _set_zero(zero, parameter, value, name)
-    for group, told in zip(_inner(optimizer).param_groups, saved["param_groups"], strict=True):
-        group.update({name: value for name, value in told.items() if name != "params"})
+    for group, entries in zip(_inner(optimizer).param_groups, saved["param_groups"], strict=True):
+        group.update({name: value for name, value in entries.items() if name != "params"})
     if zero is not None:
         steps = [state["step"] for state in saved["state"].values() if "step" in state]
         set_steps(optimizer, float(steps[0]) if steps else 0.0)

@@ -45,3 +45,21 @@ class QuotingTokenizer:
         """The ids of `text` and their [start, end) in it, under the names that transformers has for them."""
         found = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return {"input_ids": found.ids, "offset_mapping": found.offsets}
+
+
+def repeat_images(
+    ids: torch.Tensor, labels: torch.Tensor, is_image: torch.Tensor, counts: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Each picture's id as many times as it has dense tokens, without labels.
+
+    Args:
+        ids, labels, is_image: [T'], with one id per picture. counts: dense tokens of each picture, in order.
+
+    Returns:
+        ids [T], labels [T], and where the last picture ends, 0 without pictures.
+    """
+    repeats = torch.ones_like(ids)
+    repeats[is_image] = torch.tensor(counts, dtype=torch.long)
+    labels = labels.masked_fill(is_image, IGNORE_INDEX)
+    ids, labels, is_image = (x.repeat_interleave(repeats) for x in (ids, labels, is_image))
+    return ids, labels, int(is_image.nonzero()[-1]) + 1 if counts else 0

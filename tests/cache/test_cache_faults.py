@@ -16,8 +16,9 @@ pytest.importorskip("lancedb")
 
 from llava_fwd2bot.cache import feeder  # noqa: E402
 from llava_fwd2bot.cache.compressor import Compressor  # noqa: E402
+from llava_fwd2bot.cache.duplicates import copies  # noqa: E402
 from llava_fwd2bot.cache.format import blocks, column  # noqa: E402
-from llava_fwd2bot.cache.maintenance import commits, copies, prune, restore  # noqa: E402
+from llava_fwd2bot.cache.maintenance import commits, prune, restore  # noqa: E402
 from llava_fwd2bot.cache.pipeline import fill  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 from llava_fwd2bot.cache.repair import lost_entries, repair  # noqa: E402

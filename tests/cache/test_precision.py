@@ -55,6 +55,13 @@ def test_a_quantised_cache_is_answered_as_it_was_filled(run, filled):
         assert code == 0 and json.loads(out)["answer"], err
 
 
+def test_the_server_reads_no_other_precision_either(run, filled):
+    """It only refused to add to such a cache, and answered from it without a word."""
+    pytest.importorskip("fastapi")
+    code, _, err = run("serve", "--cache", filled(), "--load-4bit", "--port", "0", "--device", "cpu")
+    assert code == 1 and "filled by a float model" in err and "with --mixed-precision" in err
+
+
 def test_repair_puts_no_other_precision_into_a_cache(run, filled):
     """Images that are compressed again would stand among summaries of the other precision, and nothing would tell."""
     cache = filled()

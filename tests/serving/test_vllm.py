@@ -187,7 +187,7 @@ def test_an_engine_that_dies_in_an_answer_is_told_with_what_it_said(engine, plac
     whole = list(client.answer("What?", summary=summaries[0], max_new_tokens=6, stream=True))
     engine[0].fault = fault
     pieces = []
-    with pytest.raises(EngineError, match=f"{told}.*It had said") as error:
+    with pytest.raises(EngineError, match=f"{told}.*It had written") as error:
         for piece in client.answer("What?", summary=summaries[0], max_new_tokens=6, stream=True):
             pieces.append(piece)
     assert pieces and pieces == whole[: len(pieces)] and repr("".join(pieces).strip()) in str(error.value)

@@ -106,7 +106,7 @@ def test_captions_join_records_and_make_rows(make):
     ]
     captions = [{"image": "a.png", "caption": "a red cat"}, {"image": "b.png", "captions": ["a mat"]}]
     dataset = make(records, captions)
-    assert len(dataset) == 4 and dataset.has_captions and not make(records[2:]).has_captions
+    assert len(dataset) == 4 and dataset.num_captioned and not make(records[2:]).num_captioned
     texts = [
         dataset.tokenizer.decode(item["caption_ids"]).strip() if "caption_ids" in item else None for item in dataset
     ]

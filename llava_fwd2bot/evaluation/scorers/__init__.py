@@ -129,9 +129,9 @@ def is_blank(record: dict[str, Any]) -> bool:
     return not record["text"].strip()
 
 
-def check_known(answers: Answers, asked: Collection[Any], source: str) -> None:
+def check_known(answers: Answers, known: Collection[Any], source: str) -> None:
     """Raises ValueError if an answer belongs to no question of the ground truth."""
-    other = [name for name in answers if name not in asked]
+    other = [name for name in answers if name not in known]
     if other:
         shown = ", ".join(map(repr, other[:3]))
         raise ValueError(

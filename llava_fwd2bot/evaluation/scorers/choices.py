@@ -31,15 +31,15 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
     questions only. Every question with an image must be answered.
     """
     problems = read_json(ground_truth / "problems.json")
-    asked = read_json(ground_truth / "pid_splits.json")[split]
+    wanted = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
-    check_unique(asked, source)
-    check_known(answers, set(asked), source)
+    check_unique(wanted, source)
+    check_known(answers, set(wanted), source)
     check_complete(
-        [name for name in asked if problems[name].get("image")], answers, f"questions with an image in {source}"
+        [name for name in wanted if problems[name].get("image")], answers, f"questions with an image in {source}"
     )
     per_item, with_image = {}, {}
-    for name in asked:
+    for name in wanted:
         if not isinstance(problems[name]["answer"], int):
             raise ValueError(f"{source}: the answer to {name!r} is {problems[name]['answer']!r}, no choice's number.")
         record = answers.get(name, {"text": "", "prompt": ""})
@@ -65,15 +65,15 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
     data = read_json(ground_truth)
     source = str(ground_truth)
     kinds = {number: kind for kind, number in data["question_type"].items()}
-    asked = {_id(question["question_id"]): question for question in data["questions"]}
+    wanted = {_id(question["question_id"]): question for question in data["questions"]}
     check_unique([_id(question["question_id"]) for question in data["questions"]], source)
     check_unique(map(_id, answers), "The answers, with numbers and texts as ids alike")
     by_id = {_id(name): record for name, record in answers.items()}
-    check_known(by_id, asked, source)
-    about_images = [name for name, question in asked.items() if question["data_type"] != "video"]
+    check_known(by_id, wanted, source)
+    about_images = [name for name, question in wanted.items() if question["data_type"] != "video"]
     check_complete(about_images, by_id, f"questions about images in {source}")
     per_item, by_data, by_kind, submission = {}, {}, {}, []
-    for name, question in asked.items():
+    for name, question in wanted.items():
         number = question["question_type_id"]
         if number not in kinds:
             raise ValueError(f"{source}: question {name!r} has type {number}, which question_type lacks.")
@@ -83,7 +83,7 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
         by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
         by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
     figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    groups = [str(question.get("data_id", name)) for name, question in asked.items()]
+    groups = [str(question.get("data_id", name)) for name, question in wanted.items()]
     figures, counts = with_groups(figures, (by_data, by_kind), source)
     return Score(figures, per_item, counts, groups, submission, submission_lines=True)
 

@@ -35,7 +35,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
     check_unique(keys, "The answers by image and question")
     answer_by_key = dict(zip(keys, answers.values(), strict=True))
-    figures, per_item, counts, parts, asked = {}, {}, {}, [], set()
+    figures, per_item, counts, parts, wanted = {}, {}, {}, [], set()
     for task in (*PERCEPTION, *COGNITION):
         folder = ground_truth / task
         texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
@@ -46,7 +46,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
             right = []
             for question, truth in _pair(text):
                 key = (f"{task}/{text.stem}", question)
-                asked.add(key)
+                wanted.add(key)
                 right.append(float(parse_yes_no(answer_to(key, answer_by_key, str(ground_truth))["text"]) == truth))
                 per_item[" ".join(key)] = right[-1]
                 parts.append([key[0], task, int(right[-1])])
@@ -55,7 +55,7 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
         figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of an MME task: {', '.join((*PERCEPTION, *COGNITION))}.")
-    check_known(answer_by_key, asked, str(ground_truth))
+    check_known(answer_by_key, wanted, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}

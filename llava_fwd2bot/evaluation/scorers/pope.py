@@ -64,10 +64,10 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     predicted: dict[str, list[bool]] = {}
     truth: dict[str, list[bool]] = {}
     figures, per_item, parts = {}, {}, []
-    asked = read_records(questions, lines=True)
-    check_unique([line["question_id"] for line in asked], str(questions))
-    check_known(answers, {line["question_id"] for line in asked}, str(questions))
-    for line in asked:
+    wanted = read_records(questions, lines=True)
+    check_unique([line["question_id"] for line in wanted], str(questions))
+    check_known(answers, {line["question_id"] for line in wanted}, str(questions))
+    for line in wanted:
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:

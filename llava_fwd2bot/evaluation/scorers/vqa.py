@@ -78,10 +78,10 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
     data = read_json(ground_truth)["data"]
     check_unique([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
     truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
-    asked = [(image, _question_of(prompt)) for image, prompt in answers]
-    check_unique(asked, "The answers by image and question")
+    wanted = [(image, _question_of(prompt)) for image, prompt in answers]
+    check_unique(wanted, "The answers by image and question")
     per_item, groups = {}, []
-    for (image, question), record in zip(asked, answers.values(), strict=True):
+    for (image, question), record in zip(wanted, answers.values(), strict=True):
         if (image, question) not in truth:
             raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
         people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
@@ -124,13 +124,13 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
             other answers empty.
     """
     if ground_truth is None:
-        asked = [line["question_id"] for line in read_records(questions, lines=True)]
-        check_unique(asked, str(questions))
-        check_known(answers, set(asked), str(questions))
-        texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in asked}
+        wanted = [line["question_id"] for line in read_records(questions, lines=True)]
+        check_unique(wanted, str(questions))
+        check_known(answers, set(wanted), str(questions))
+        texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in wanted}
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
-        note = f"{len(answers)} of {len(asked)} questions are answered; the answers to the others are empty"
-        return Score({}, submission=submission, note=note if len(answers) < len(asked) else None)
+        note = f"{len(answers)} of {len(wanted)} questions are answered; the answers to the others are empty"
+        return Score({}, submission=submission, note=note if len(answers) < len(wanted) else None)
     submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
     entries = read_json(ground_truth)["annotations"]
     names = [entry["question_id"] for entry in entries]
@@ -167,25 +167,25 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
             answer, an answer has no question, or not ten people answered.
     """
     entries = read_any_json(ground_truth)
-    asked = read_records(questions, lines=True)
+    wanted = read_records(questions, lines=True)
     check_unique([entry["image"] for entry in entries], str(ground_truth))
     for field in ("image", "question_id"):
-        check_unique([line[field] for line in asked], str(questions))
+        check_unique([line[field] for line in wanted], str(questions))
     truth = {entry["image"]: entry for entry in entries}
-    other = [line["image"] for line in asked if line["image"] not in truth]
+    other = [line["image"] for line in wanted if line["image"] not in truth]
     if other:
         raise ValueError(
-            f"{ground_truth} has nothing about {len(other)} of the {len(asked)} images of {questions}, the first: "
+            f"{ground_truth} has nothing about {len(other)} of the {len(wanted)} images of {questions}, the first: "
             f"{other[0]}. Do both belong to one split?"
         )
-    if len(asked) < len(truth):
+    if len(wanted) < len(truth):
         raise ValueError(
-            f"{questions} asks about {len(asked)} of the {len(truth)} images of {ground_truth}. Ask about all."
+            f"{questions} asks about {len(wanted)} of the {len(truth)} images of {ground_truth}. Ask about all."
         )
-    check_known(answers, {line["question_id"] for line in asked}, str(questions))
+    check_known(answers, {line["question_id"] for line in wanted}, str(questions))
     public = any("answers" in entry for entry in entries)
     per_item, by_type, submission = {}, {}, []
-    for line in asked:
+    for line in wanted:
         record = answer_to(line["question_id"], answers, str(questions))
         given = normal(record["text"])
         submission.append({"image": line["image"], "answer": given})

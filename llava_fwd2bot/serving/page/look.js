@@ -17,14 +17,14 @@ $("show").addEventListener("click", acting(async () => {
 
 function heat(map, number, image) {
   const figure = document.createElement("figure"), canvas = document.createElement("canvas"), told = document.createElement("figcaption");
-  const side = 224, paint = canvas.getContext("2d"), most = Math.max(...map.flat());
+  const side = 224, paint = canvas.getContext("2d"), others = map.flat().slice(1), most = Math.max(...others), least = Math.min(...others);  // the first position takes attention whatever it holds
   canvas.width = canvas.height = side;
   const edge = Math.min(image.naturalWidth, image.naturalHeight);  // what the model sees: the middle square
   paint.drawImage(image, (image.naturalWidth - edge) / 2, (image.naturalHeight - edge) / 2, edge, edge, 0, 0, side, side);
   const small = document.createElement("canvas"), cells = map.length;
   small.width = small.height = cells;
   const pixels = small.getContext("2d").createImageData(cells, cells);
-  map.flat().forEach((value, i) => pixels.data.set([255, 60, 0, Math.round(215 * (value / most))], 4 * i));
+  map.flat().forEach((value, i) => pixels.data.set([255, 60, 0, Math.round(215 * Math.min(1, (value - least) / (most - least || 1)))], 4 * i));
   small.getContext("2d").putImageData(pixels, 0, 0);
   paint.imageSmoothingEnabled = true;
   paint.drawImage(small, 0, 0, side, side);

@@ -257,7 +257,7 @@ function card(hit) {
   const item = document.createElement("li"), button = document.createElement("button"), text = document.createElement("span");
   const none = document.createElement("div");
   none.className = "none";
-  none.textContent = "no file";
+  none.textContent = hit.file ? "…" : "no file";
   text.textContent = `${hit.id} ${hit.score.toFixed(3)}`;
   button.append(none, text);
   button.setAttribute("aria-label", `Ask about ${hit.id}`);
@@ -270,7 +270,7 @@ function card(hit) {
       picture.shown = image.src = URL.createObjectURL(blob);
       image.alt = "";
       none.replaceWith(image);
-    }, () => {});  // the frame stays
+    }, () => { none.textContent = "no file"; });
   button.addEventListener("click", () => {
     setPicture(picture);
     choose(tabs[0]);
