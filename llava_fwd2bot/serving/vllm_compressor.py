@@ -21,7 +21,7 @@ from torch import Tensor
 from ..bottleneck import embed
 from ..cache.decode import Preparer
 from ..checkpoint.export_template import PROMPT_FLAG
-from ..files.images import LLAVA, Reading
+from ..files.pixels import LLAVA, Reading
 from ..hosts import host_class
 from ..processing.images import prepare_pixels
 from .vllm_files import client_files

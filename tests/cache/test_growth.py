@@ -17,7 +17,7 @@ from llava_fwd2bot.cache.plan import Filled, Plan  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from torture_cache import SETTINGS, about, content, rows  # noqa: E402
+from torture_rows import SETTINGS, about, content, rows  # noqa: E402
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from llava_fwd2bot.cache.naming import fingerprint_of  # noqa: E402
 from llava_fwd2bot.cache.pipeline import fill  # noqa: E402
 from llava_fwd2bot.cache.reader import SummaryCache  # noqa: E402
 from llava_fwd2bot.cache.sources import Source  # noqa: E402
-from llava_fwd2bot.files.images import OWN  # noqa: E402
+from llava_fwd2bot.files.pixels import OWN  # noqa: E402
 from llava_fwd2bot.serving.app import create_app  # noqa: E402
 from llava_fwd2bot.serving.caches import Caches  # noqa: E402
 
