@@ -104,7 +104,7 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         distributed = self.training and several  # the ranks' pairs are each other's negatives in training alone
         together = (distributed or (several and batch.plan is not None)) and is_sharded(self._language_model())
-        fullest = self._fullest = self._agree(batch) if together else None
+        fullest = self._fullest = self._calls(batch, together)
         if fullest is not None and fullest.images and not batch.image_inputs:
             fullest.run_idle(self._idle_image(num_tokens))
         summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)  # [U, j, D]
@@ -134,7 +134,7 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         if not terms and not distributed:  # other ranks may have something
             raise ValueError("This batch has neither a labelled token nor a caption: there is nothing to learn from.")
         found["loss"] = sum(terms)
-        if distributed:
+        if distributed or (self.training and fullest is not None):
             found["loss"] = found["loss"] + sum(fullest.idle if fullest else ())
             if "contrastive_loss" not in found:
                 found["loss"] = found["loss"] + touched(self.parameters())
@@ -186,6 +186,8 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
             pairs = pairs + touched(self.parameters())
             pairs, keys = gather_with_grad(pairs, sizes), gather_with_grad(keys, sizes)
         if not len(pairs):
+            if self._fullest is not None:
+                self._fullest.run_idle(self.fwd2bot.bounded_logit_scale())
             return {}
         scale = self.fwd2bot.bounded_logit_scale()
         images, texts = pairs.chunk(2, dim=1)

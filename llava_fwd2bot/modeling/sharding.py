@@ -3,11 +3,14 @@
 With FSDP and ZeRO-3 a layer's weights are gathered from all ranks for each call, forward and backward. ZeRO-1 and 2 put
 gradients together in the order in which backward makes them. So every rank must run the same calls in a step, whatever
 its rows hold: one without an image, a caption or a label runs a small pass in its place, whose result counts zero.
+
+ZeRO-3 does not clear its parts of the gradients after a step. A weight that gets no gradient on any rank is updated
+with that of an earlier step once more. So what an earlier step had runs in every later one, on a single process too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +61,26 @@ def touched(parameters: Iterator[nn.Parameter]) -> Tensor | float:
 
 
 class Fwd2BotRanksMixin:
-    """The calls that a rank makes for the others' sake in a training forward."""
+    """The calls that a rank makes for the others' sake, or for ZeRO-3's, in a training forward."""
 
     _fullest: Fullest | None = None  # within a training forward whose weights are split over ranks
+    _past: Sequence[int] = (0, 0, 0)  # ZeRO-3: 1 for what an earlier forward had: images, captions, labelled rows
+
+    def _calls(self, batch: Any, together: bool) -> Fullest | None:
+        """What this forward makes its calls for, if not for this rank's rows alone.
+
+        Args:
+            together: whether the ranks must run the same calls. Every rank then comes here first.
+        """
+        keeps = self.training and is_zero3(self.fwd2bot.tokens)
+        if not together and not keeps:
+            return None
+        fullest = self._agree(batch) if together else Fullest(*self._parts(batch))
+        if keeps:
+            parts = [fullest.images, fullest.captions, fullest.labelled_rows]
+            fullest = Fullest(*map(max, parts, self._past))
+            self._past = [max(past, min(1, part)) for past, part in zip(self._past, parts, strict=True)]
+        return fullest
 
     def _agree(self, batch: Any) -> Fullest:
         """What the fullest rank has. Every rank comes here first."""
@@ -69,10 +89,14 @@ class Fwd2BotRanksMixin:
                 "distill_weight is not supported where the language model's weights are split over ranks (FSDP, "
                 "ZeRO-3): its teacher's calls differ from rank to rank. Set it to 0, or use DDP or ZeRO-2."
             )
+        if batch.plan is not None and batch.plan.ranks is not None:  # told before the step
+            return Fullest(*(max(counts) for counts in zip(*batch.plan.ranks, strict=True)))
+        return Fullest.of(*self._parts(batch), self.fwd2bot.tokens.device)
+
+    def _parts(self, batch: Any) -> list[int]:
+        """How many images, captions and labelled rows this rank's batch has."""
         if batch.plan is not None:
-            if batch.plan.ranks is not None:  # told before the step
-                return Fullest(*(max(counts) for counts in zip(*batch.plan.ranks, strict=True)))
-            return Fullest.of(*batch.plan.counts, self.fwd2bot.tokens.device)
+            return batch.plan.counts
         images = self._count_images(batch.image_inputs)
         captions = labelled = 0
         if batch.caption_input_ids is not None and self.fwd2bot_config.contrastive_weight > 0:
@@ -80,7 +104,7 @@ class Fwd2BotRanksMixin:
             captions = int((torch.ones_like(batch.caption_input_ids) if mask is None else mask).any(1).sum())
         if batch.labels is not None:
             labelled = int(self.labelled_tokens(batch.labels, batch.input_ids, batch.attention_mask).any(1).sum())
-        return Fullest.of(images, captions, labelled, self.fwd2bot.tokens.device)
+        return [images, captions, labelled]
 
     def _idle_image(self, num_tokens: int | None) -> Tensor:
         """The calls that an image takes: vision tower, projector, compress pass."""
