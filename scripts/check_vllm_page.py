@@ -55,6 +55,7 @@ def page(
         "| different without the adapter | prompts answered otherwise by the engine's base; in the last two columns, "
         "by `generate` with the adapter off |",
         "| distinct answers | among the prompts of this column |",
+        "| served alike | answers of `fwd2bot serve` with `--engine-url` that equal those without it |",
         "",
         "## Summaries",
         "",
