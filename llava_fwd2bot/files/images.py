@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from .pixels import LLAVA, Reading, to_rgb
 from .regular import open_regular
@@ -143,7 +143,7 @@ def _decode(
 ) -> Image.Image:
     size = None
     try:
-        with _png_limits(), _open_header(file) as image:
+        with _pillow_settings(), _open_header(file) as image:
             size = image.size
             if size[0] * size[1] > max_pixels:
                 raise ImageError(
@@ -205,19 +205,22 @@ def _by_shortest_edge(size: tuple[int, int]) -> int:
 
 
 _limits = threading.Lock()
-_reading = 0  # pictures that are being read: the first raises PNG's limits, the last puts them back
-_before: tuple[int, int] = (0, 0)
+_reading = 0  # pictures that are being read: the first changes Pillow's settings, the last puts them back
+_before: tuple[int, int, bool] = (0, 0, False)
 
 
 @contextmanager
-def _png_limits() -> Iterator[None]:
+def _pillow_settings() -> Iterator[None]:
     # Pillow's limits of a PNG's text and colour profile are globals. Text may stand behind the pixels, so they are
-    # raised until the picture is decoded; counted, so that several threads may decode at once.
+    # raised until the picture is decoded; counted, so that several threads may decode at once. Whether a truncated
+    # file passes for a picture is a global as well, which other libraries turn on (lmms-eval).
     global _reading, _before
     with _limits:
         if not _reading:
-            _before = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+            truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+            _before = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, truncated)
             PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA, 2 * MAX_METADATA
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
         _reading += 1
     try:
         yield
@@ -225,7 +228,8 @@ def _png_limits() -> Iterator[None]:
         with _limits:
             _reading -= 1
             if not _reading:
-                PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _before
+                PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _before[:2]
+                ImageFile.LOAD_TRUNCATED_IMAGES = _before[2]
 
 
 _pillow_limit = threading.Lock()

@@ -132,7 +132,7 @@ def test_the_base_by_the_same_wrapper(checkpoint, processor, tmp_path):
     assert loss > 0 and greedy is False  # a loss: where there are choices, lmms-eval takes the least
     with pytest.raises(ValueError, match="likelihoods"):
         base.loglikelihood([instance])
-    with pytest.raises(ValueError, match="does not know: kk"):
+    with pytest.raises(ValueError, match="does not know these --model_args: kk"):
         Fwd2BotSimple(str(checkpoint), kk=3)
     with pytest.raises(ValueError, match="k must be from 1"):
         Fwd2BotSimple(str(checkpoint), k=9, device="cpu")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from llava_fwd2bot.files.images import MAX_PREPARED, ImageError, open_image, read_image
 from llava_fwd2bot.files.pixels import OWN, Reading
@@ -151,6 +151,17 @@ def test_metadata_are_still_bounded(tmp_path, kind):
     with pytest.raises(ImageError, match="its metadata .* take more than 64 MB unpacked") as info:
         open_image(tmp_path / "x.png")
     assert "damaged" not in str(info.value)
+
+
+def test_a_truncated_file_is_refused_whatever_other_libraries_set(tmp_path, monkeypatch):
+    """lmms-eval has Pillow fill in what is missing, for the whole process: damaged pictures then trained in silence."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype="uint8")).save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        open_image(tmp_path / "x.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # other code's own stays
 
 
 def test_what_is_no_damage_is_not_called_damage(tmp_path, monkeypatch):
