@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .generate import contiguous_head
 
+# criteria stop each row by itself; before 4.39 they stop all or none
+_ROW_BY_ROW = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 39)
 SLICE = 32  # tokens after which a long answer lets others in
 # settings of generate that count tokens from the prompt: an answer that goes on would count anew
 _COUNTED = ("min_length", "min_new_tokens", "begin_suppress_tokens", "forced_bos_token_id")
@@ -172,11 +175,11 @@ class _Stop(StoppingCriteria):
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         done = [answer.reason is not None or answer.cancelled() for answer in self.rows.answers]
         if not all(done) and self.rows.leave(done.count(False), self.rows.steps):
             done = [True] * len(done)
-        return torch.tensor(done, device=input_ids.device)
+        return torch.tensor(done, device=input_ids.device) if _ROW_BY_ROW else all(done)
 
 
 @torch.inference_mode()
