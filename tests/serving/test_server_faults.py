@@ -11,7 +11,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import openai
 import pytest
 from PIL import Image
 from server_toys import *  # noqa: F403
@@ -19,6 +18,8 @@ from server_toys import QUESTION, app_of, asking, file_bytes, listening, part, p
 
 from llava_fwd2bot.processing.batched import Answer
 from llava_fwd2bot.serving.limits import Limits
+
+openai = pytest.importorskip("openai")
 
 CHAT = "/v1/chat/completions"
 GOOD = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
