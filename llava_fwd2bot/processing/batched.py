@@ -126,10 +126,17 @@ class Rows:
 
     Args:
         leave: (rows that go on, tokens of this run) → whether to stop now and go on later.
+        image_token: an answer that holds this id goes on to its end: in a prompt it would stand for an image.
     """
 
-    def __init__(self, answers: Sequence[Answer], ends: set[int], leave: Callable[[int, int], bool]) -> None:
-        self.answers, self.ends, self.leave = answers, ends, leave
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        ends: set[int],
+        leave: Callable[[int, int], bool],
+        image_token: int | None = None,
+    ) -> None:
+        self.answers, self.ends, self.leave, self.image_token = answers, ends, leave, image_token
         self.prompt_seen, self.steps = False, 0
 
     def options(self) -> dict[str, Any]:
@@ -177,7 +184,9 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         done = [answer.reason is not None or answer.cancelled() for answer in self.rows.answers]
-        if not all(done) and self.rows.leave(done.count(False), self.rows.steps):
+        open_answers = [answer for answer, ended in zip(self.rows.answers, done, strict=True) if not ended]
+        fixed = any(self.rows.image_token in answer.tokens for answer in open_answers)
+        if open_answers and not fixed and self.rows.leave(len(open_answers), self.rows.steps):
             done = [True] * len(done)
         return torch.tensor(done, device=input_ids.device) if _ROW_BY_ROW else all(done)
 
@@ -209,7 +218,7 @@ def run(
     tokens = [summary.to(device, like) for answer in answers for summary in answer.summaries]
     if tokens:
         given["summary"] = torch.cat(tokens)[:, None]  # [all k, 1, D]
-    rows = Rows(answers, ends_of(model), leave)
+    rows = Rows(answers, ends_of(model), leave, image_token)
     with contiguous_head(model):
         model.generate(**given, **rows.options())
     return [answer for answer in answers if answer.reason is None and not answer.cancelled()]
