@@ -174,3 +174,14 @@ class Fwd2BotConfig:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Fwd2BotConfig:
         return cls.from_dict(read_json(path))
+
+
+def check_k(config: Any, k: int | None) -> None:
+    """Whether a model of `config` can use its first k summary tokens; None stands for all.
+
+    Raises:
+        ValueError: k is below 1 or above `config.num_summary_tokens`.
+    """
+    most = config.num_summary_tokens
+    if k is not None and not 1 <= k <= most:
+        raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")

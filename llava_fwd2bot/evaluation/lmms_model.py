@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .. import load_fwd2bot
 from ..cache.summary_file import fingerprint_of, write_tensors
+from ..config import check_k
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.generate import from_base, from_summaries, summaries_of
@@ -89,9 +90,7 @@ class _Fwd2Bot(lmms):
         self.model, self.processor = load_fwd2bot(folder, base, **loading)
         if not (load_in_4bit or load_in_8bit):
             self.model.to(device)
-        most = self.model.fwd2bot_config.num_summary_tokens
-        if k is not None and not 1 <= k <= most:
-            raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
+        check_k(self.model.fwd2bot_config, k)
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
         identity = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"
         identity += f" {processor_digest(self.processor)}"

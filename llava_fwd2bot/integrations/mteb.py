@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint.load import load_for_inference
+from ..config import check_k
 from ..extras import require
 from ..processing.generate import summaries_of
 
@@ -42,10 +43,9 @@ class Fwd2BotEncoder(AbsEncoder):
 
     def __init__(self, checkpoint: str | os.PathLike, k: int | None = None, **loading: Any) -> None:
         self.model, self.processor = load_for_inference(checkpoint, **loading)
-        most = self.model.fwd2bot_config.num_summary_tokens
-        if k is not None and not 1 <= k <= most:
-            raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
-        self.k = most if k is None else k
+        config = self.model.fwd2bot_config
+        check_k(config, k)
+        self.k = config.num_summary_tokens if k is None else k
         name = f"llava_fwd2bot/{os.path.basename(os.path.normpath(checkpoint))}-k{self.k}"
         self.mteb_model_meta = ModelMeta.create_empty(
             {

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..config import check_k
 from .conversation import PLACEHOLDER, ConversationFormatter
 from .generate import from_base, from_summaries, summaries_of
 from .rows import image_rows, summary_rows
@@ -167,9 +168,7 @@ def _by_base(model: Any, base: bool, summary: Any, k: int | None) -> bool:
             who = "base=True answers from dense tokens" if has else "This model has no Fwd2Bot"
             raise ValueError(f"{who}: leave out {given}.")
         return True
-    most = model.fwd2bot_config.num_summary_tokens
-    if k is not None and not 1 <= k <= most:
-        raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
+    check_k(model.fwd2bot_config, k)
     if warning := untrained_k(model.fwd2bot_config, k):
         warnings.warn(warning, stacklevel=3)
     return False

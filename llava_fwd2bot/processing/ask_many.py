@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import check_k
 from ..files.images import open_image
 from ..files.pixels import OWN
 from .answer import BATCH, ImageLike
@@ -106,9 +107,7 @@ def ask_many(
         raise ValueError("questions is a list of at least one text.")
     if empty := [i for i, question in enumerate(questions) if not question.strip()]:
         raise ValueError(f"question {empty[0]} is empty.")
-    most = model.fwd2bot_config.num_summary_tokens
-    if k is not None and not 1 <= k <= most:
-        raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
+    check_k(model.fwd2bot_config, k)
     summary, dense, compressed = _context(model, processor, context, cache, k)
     formatter = ConversationFormatter(processor)
     rows = [

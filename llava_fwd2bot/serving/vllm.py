@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..cache.reader import SummaryCache
+from ..config import check_k
 from ..processing.answer import untrained_k
 from ..processing.conversation import PLACEHOLDER
 from .vllm_files import client_files
@@ -155,9 +156,7 @@ class VLLMAnswers(EngineModel):
 
     def _summaries(self, ids: Sequence[str], summary: Tensor | None, k: int | None) -> Tensor:
         """[M, k, D] as the language model reads them."""
-        most = self.files.config.num_summary_tokens
-        if k is not None and not 1 <= k <= most:
-            raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
+        check_k(self.files.config, k)
         if warning := untrained_k(self.files.config, k):
             warnings.warn(warning, stacklevel=3)
         if isinstance(ids, str):
@@ -177,7 +176,7 @@ class VLLMAnswers(EngineModel):
                 raise ValueError("ids are of a cache, and there is none: VLLMAnswers(url, cache=…).")
             summary = self.cache.get(ids, k)
         else:
-            return torch.empty(0, most, self.files.tokens.shape[1])
+            return torch.empty(0, self.files.config.num_summary_tokens, self.files.tokens.shape[1])
         with torch.inference_mode():
             return self.files.bridge(summary.detach().cpu().to(self.files.tokens.dtype))
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..bottleneck import embed
 from ..cache.decode import Preparer
 from ..checkpoint.export_template import PROMPT_FLAG
+from ..config import check_k
 from ..files.pixels import LLAVA, Reading
 from ..hosts import host_class
 from ..processing.images import prepare_pixels
@@ -65,10 +66,8 @@ class VLLMCompressor(EngineModel):
     ) -> None:
         files = client_files(model, "compress")
         super().__init__(Engine(url, api_key, timeout), files, name)
-        most = files.config.num_summary_tokens
-        self.k, self.batch_size = k or most, batch_size
-        if not 1 <= self.k <= most:
-            raise ValueError(f"k must be from 1 to this model's k = {most}, got {k}.")
+        self.k, self.batch_size = k or files.config.num_summary_tokens, batch_size
+        check_k(files.config, self.k)
         self.host = host_class(HOST)
         self.prepare = Preparer(files.processor, self.host, max_pixels, reading, fast)
         own = files.processor.image_processor
