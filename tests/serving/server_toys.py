@@ -39,6 +39,8 @@ from llava_fwd2bot.serving.app import create_app  # noqa: E402
 from llava_fwd2bot.serving.caches import Caches  # noqa: E402
 
 QUESTION = "how many dogs are there"
+CHAT = "/v1/chat/completions"
+GOOD = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 
 
 def pixels(seed: int = 0) -> Image.Image:
@@ -53,6 +55,11 @@ def file_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
 
 def uri(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def chat(**changes: Any) -> dict[str, Any]:
+    """A good request, with changes."""
+    return {**GOOD, **changes}
 
 
 def part(url: str) -> dict[str, Any]:
