@@ -26,8 +26,10 @@ def main(argv: Sequence[str]) -> None:
     _refuse_smol(program, rest)
     if program == "train":
         from ..training.original import train
+        from ..training.processes import ending_process_group
 
-        train(rest)
+        with ending_process_group():
+            train(rest)
     else:
         from ..evaluation.original_options import eval_options
 

@@ -60,9 +60,11 @@ def main(argv: Sequence[str]) -> None:
     if "--help" not in argv:
         _refuse_unknown(argv)
     from ..training.command import train
+    from ..training.processes import ending_process_group
 
     quiet_bars()
-    train(argv)
+    with ending_process_group():
+        train(argv)
 
 
 def short_help() -> str:
