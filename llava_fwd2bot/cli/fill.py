@@ -25,9 +25,7 @@ def fill_options(compress: argparse.ArgumentParser, count: Any) -> None:
     group = compress.add_argument_group("with --cache")
     codec = f"float16, int8, int4 or int2; default: the cache's, or {DEFAULT_CODEC} for a new cache"
     group.add_argument("--codec", metavar="NAME", help=codec)
-    group.add_argument(
-        "--workers", type=count, metavar="N", help="threads that read images; default: processors - 1"
-    )
+    group.add_argument("--workers", type=count, metavar="N", help="threads that read images; default: processors - 1")
     group.add_argument("--retry", action="store_true", help="retry files that were skipped before")
     group.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts, for Slurm"
