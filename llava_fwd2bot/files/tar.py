@@ -51,7 +51,8 @@ def members(path: str | Path) -> Iterator[Member]:
     try:
         with tarfile.open(path, "r|*" if packed else "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile keeps every member that it has seen
+                # tarfile keeps every member that it has seen
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 if not member.isreg():
                     continue
                 if member.issparse() and not packed:
