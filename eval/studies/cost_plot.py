@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.evaluation import shapes
 from llava_fwd2bot.evaluation.cost import break_even
 from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.shapes import Sizes
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes
 
@@ -25,18 +27,8 @@ PROMPT, TEXT = 10, 60  # "Summarize the image in a few words.", and a question i
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a LLaVA-1.5: language model with plain multi-head attention, CLIP's tower, projector of two layers."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    vocabulary: int
-    vision_hidden: int
-    vision_intermediate: int
-    vision_layers: int
-    patch: int
-    dense_tokens: int
+class Shape(Sizes):
+    """Sizes of a LLaVA-1.5, and the operations that follow from them."""
 
     def tower(self) -> int:
         """Operations of the vision tower and the projector on one image; CLIP has one token more than patches."""
@@ -55,10 +47,10 @@ class Shape:
     def generate(self, prompt: int, answer: int, before: int = 0, lora_r: int = 0) -> int:
         """Operations of a prompt and an answer of `answer` tokens, the head included."""
         steps = sum(self.decoder(1, before + prompt + i, lora_r) for i in range(answer - 1))
-        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.hidden * self.vocabulary
+        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.hidden * self.vocab
 
 
-LLAVA_7B = Shape(4096, 11008, 32, 32064, 1024, 4096, 24, 14, 576)
+LLAVA_7B = Shape(**vars(shapes.LLAVA_7B))
 
 
 def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> dict[str, float]:
