@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.resample import over_seeds
 from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 
 from .ablation import done
 from .ablation_study import BASE, FEW, Claim, Study
-
-ROUNDS = 2000
 
 
 def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
@@ -58,38 +57,6 @@ def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
     return np.arange(items_of(results, figure).shape[1])
 
 
-def interval(
-    ours: np.ndarray, theirs: np.ndarray, pictures: np.ndarray, rounds: int = ROUNDS, ratio: bool = False
-) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the difference, or ratio, of two means, over pictures and the seeds of both.
-
-    Resamples in which `theirs` is 0 have no ratio and are left out.
-
-    Args:
-        ours, theirs: [seeds, items] of the same items. pictures: [items], resampled together.
-    """
-    _, group = np.unique(pictures, return_inverse=True)
-    sums = [
-        np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)
-    ]  # [seeds, pictures]
-    counts, rng, found = np.bincount(group), np.random.default_rng(0), []
-    for _ in range(rounds):
-        picked = rng.integers(0, len(counts), len(counts))
-        a, b = (_drawn(x, rng)[picked].sum() / counts[picked].sum() for x in sums)
-        if not ratio or b > 0:
-            found.append(a / b if ratio else a - b)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mean over resampled seeds, [pictures], corrected for the small number of seeds; one seed is kept as is."""
-    count, mean = len(sums), sums.mean(0)
-    if count == 1:
-        return mean
-    return mean + (count / (count - 1)) ** 0.5 * (sums[rng.integers(0, count, count)].mean(0) - mean)
-
-
 def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The verdict on a claim: it holds, is refuted, or is open."""
     verdict: dict[str, Any] = {"claim": claim.says, "figure": claim.figure, "better": claim.better, "than": claim.than}
@@ -97,7 +64,7 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     if sides[0] is None or sides[1] is None:
         return {**verdict, "verdict": "not measured"}
     ours, theirs = sides
-    low, high = interval(ours, theirs, pictures_of(found[claim.better], claim.figure))
+    low, high = over_seeds(ours, theirs, pictures_of(found[claim.better], claim.figure))
     verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
     holds, refuted = low > -claim.margin, high < -claim.margin
     return {
@@ -128,7 +95,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                         continue
                     line[title] = float(ours.mean() / theirs.mean())
                     pictures = pictures_of(results, figure)
-                    line[f"{title}_interval"] = interval(ours, theirs, pictures, ratio=True)
+                    line[f"{title}_interval"] = over_seeds(ours, theirs, pictures, ratio=True)
             kinds = results[0]["answers"]["kinds"]
             all_items = items_of(results, "answers", k).mean(0)
             for kind in dict.fromkeys(kinds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation.resample import bootstrap
 
 from .quantised_models import FLOAT
 

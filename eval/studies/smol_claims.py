@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.tables import decimals
 
 OURS = "fwd2bot-short"

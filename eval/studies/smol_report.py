@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from llava_fwd2bot.evaluation.drawing import png, pyplot
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.evaluation.tables import percent
 from llava_fwd2bot.files.text import read_json

@@ -19,7 +19,7 @@ import numpy as np
 from ..files.writing import write_bytes, write_json, write_text
 from . import codec, cost, resample
 from .drawing import png, pyplot
-from .metrics import bootstrap
+from .resample import bootstrap, sign_flips
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
 from .tables import decimals, markdown, percent
 
@@ -75,26 +75,6 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
 
 def _tokens(k: int | str) -> float:
     return float("inf") if k == DENSE else float(k)
-
-
-def sign_flips(
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    groups: Sequence[Any] | None = None,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """p of a paired permutation test: how often random signs of the items (or groups) give as large a difference."""
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    if groups is not None:
-        _, group = np.unique(np.asarray(groups), return_inverse=True)
-        difference = np.bincount(group, weights=difference)
-    difference = difference[difference != 0]
-    if not len(difference):
-        return 1.0
-    generator, seen = np.random.default_rng(seed), abs(difference.sum()) - 1e-12
-    flips = (abs((generator.choice((-1.0, 1.0), (1, len(difference))) * difference).sum()) for _ in range(draws))
-    return (1 + sum(total >= seen for total in flips)) / (draws + 1)
 
 
 INTRO = (

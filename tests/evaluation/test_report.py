@@ -7,7 +7,8 @@ import json
 import pytest
 
 from llava_fwd2bot.cli.main import main
-from llava_fwd2bot.evaluation.report import compare, report_markdown, sign_flips
+from llava_fwd2bot.evaluation.report import compare, report_markdown
+from llava_fwd2bot.evaluation.resample import sign_flips
 from llava_fwd2bot.evaluation.results import published, published_of, read_results
 from llava_fwd2bot.evaluation.tables import percent
 

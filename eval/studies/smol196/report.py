@@ -18,8 +18,9 @@ import numpy as np
 
 from eval.studies.smol196.pictures import SIDE
 from eval.studies.smol196.recipes import KS
-from eval.studies.smol196.scoring import Table, chance, decoder, holm, interval, read_table
+from eval.studies.smol196.scoring import Table, decoder, read_table
 from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.resample import bounds, chance, holm
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.smol import build
 
@@ -76,7 +77,8 @@ def shares_table(table: Table, runs: Sequence[str]) -> tuple[str, list[dict[str,
         cells = []
         for k in KS:
             if (run, f"k{k}") in table.scores:
-                value, low, high = interval(table.overall(run, f"k{k}"))
+                drawn = table.overall(run, f"k{k}")
+                value, (low, high) = float(drawn[0]), bounds(drawn[1:])
                 rows.append({"run": run, "k": k, "share": value, "interval": [low, high]})
                 cells.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
             else:
@@ -132,10 +134,10 @@ def claims(table: Table, runs: Sequence[str], results: dict[str, dict[str, Any]]
                 for factor in (1, 2) if kind[other] == "pool" else (1,):
                     if (run, f"k{k}") in table.scores and (other, f"k{k * factor}") in table.scores:
                         apart = table.overall(run, f"k{k}") - table.overall(other, f"k{k * factor}")
-                        value, low, high = interval(apart)
+                        value, (low, high) = float(apart[0]), bounds(apart[1:])
                         found.append(
                             {"run": run, "k": k, "against": other, "at": k * factor, "difference": value}
-                            | {"interval": [low, high], "p": chance(apart)}
+                            | {"interval": [low, high], "p": chance(value, apart[1:])}
                         )
     for claim, p in zip(found, holm([c["p"] for c in found]), strict=True):
         claim["p_holm"] = p
