@@ -19,6 +19,7 @@ from llava_fwd2bot.evaluation import shapes
 from llava_fwd2bot.evaluation.cost import break_even
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.shapes import Sizes
+from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes
 
@@ -135,17 +136,16 @@ def picture(found: dict[str, Any], k: int) -> bytes:
 def table(found: dict[str, Any], k: int) -> str:
     """The numbers of every curve as Markdown; the cost of one question to the base is 1."""
     shown = (1, 2, 4, 8, 32)
-    head = "| what | compress once | each question | " + " | ".join(f"{q} questions" for q in shown) + " | |"
-    text = [head, "|---" * (4 + len(shown)) + "|"]
+    heads = ["what", "compress once", "each question", *(f"{q} questions" for q in shown), ""]
     times = timed(found, k)
     cells = [f"{times[q]:.2f}" if q in times else "" for q in shown]
-    text.append(f"| smol-llava, time, answers of {found['new_tokens']} tokens | | | {' | '.join(cells)} | |")
+    rows = [[f"smol-llava, time, answers of {found['new_tokens']} tokens", "", "", *cells, ""]]
     for title, own in curves(found, k).items():
         for label, costs in own.items():
             parts = [f"{costs[name] / costs['base']:.2f}" for name in ("compress", "answer")]
             cells = [f"{relative(costs)[q - 1]:.2f}" for q in shown]
-            text.append(f"| {title}, {label} | {' | '.join([*parts, *cells, _from(costs)])} |")
-    return "\n".join(text)
+            rows.append([f"{title}, {label}", *parts, *cells, _from(costs)])
+    return markdown(heads, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,12 +6,14 @@ import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from llava_fwd2bot.evaluation import tables
 from llava_fwd2bot.evaluation.drawing import png, pyplot
 from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.results import with_ending
@@ -155,28 +157,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         ks = sorted({row["k"] for row in mine if row["k"]})
-        lines = [
-            f"### {TITLES[task]} (n = {mine[0]['items']:,})",
-            "",
-            "| method | " + " | ".join(f"k = {k}" for k in ks) + " |",
-        ]
-        lines.append("|---|" + "---|" * len(ks))
-        for row in (r for r in mine if r["method"] == "base"):
-            lines.insert(1, f"\nBase, all dense tokens: {_cell(row)}")
+        base = [f"Base, all dense tokens: {_cell(row)}" for row in mine if row["method"] == "base"]
+        lines = []
         for method in sorted({r["method"] for r in mine} - {"base"}, key=_place):
             own = [r for r in mine if r["method"] == method]
-            cells = {r["k"]: _cell(r) for r in own}
-            if len(own) > 1 and len({r["value"] for r in own}) == 1:  # the vector of the first token: measured once
-                cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
-            lines.append(f"| {method} | " + " | ".join(cells.get(k, "") for k in ks) + " |")
-        parts.append("\n".join(lines))
+            lines.append([method, *smol_claims.cells_of(own, ks, _cell)])
+        table = tables.markdown(["method", *(f"k = {k}" for k in ks)], lines)
+        parts += [f"### {TITLES[task]} (n = {mine[0]['items']:,})", *base, table]
     return "\n\n".join(parts) + "\n"
 
 
 def _cell(row: dict[str, Any]) -> str:
-    value, low, high = (percent(x, row["items"]) for x in (row["value"], *row["interval"]))
     share = f", {percent(row['retention'], row['items'])} %" if "retention" in row else ""
-    return f"{value} [{low}, {high}]{share}"
+    return tables.ranged(row["value"], row["interval"], partial(percent, count=row["items"])) + share
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:

@@ -21,7 +21,7 @@ from . import codec, cost, resample
 from .drawing import png, pyplot
 from .resample import bootstrap, sign_flips
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
-from .tables import decimals, markdown, percent
+from .tables import between, decimals, markdown, percent
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def _published(value: float) -> str:
 
 
 def _interval(values: Sequence[float] | None, show: Callable[[float], str]) -> str:
-    return "" if values is None else f"[{show(values[0])}, {show(values[1])}]"
+    return "" if values is None else between(values, show)
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:

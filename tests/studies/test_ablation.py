@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from eval.studies import ablation, scenes, scenes_base
-from eval.studies.ablation_report import judge, report
+from eval.studies.ablation_report import judge, label, report
 from eval.studies.ablation_study import Claim, Study
 from eval.studies.scene import SIDE
 from llava_fwd2bot.evaluation.resample import over_seeds
@@ -205,6 +205,15 @@ def test_the_vocabulary_has_every_word():
         for text in said:
             assert unknown not in processor.tokenizer(text)["input_ids"], text
     assert torch.tensor(processor.tokenizer("describe the picture.")["input_ids"]).ne(unknown).all()
+
+
+def test_a_row_named_for_its_k_says_it_once():
+    """The picture of the published study had curves called "k 1, k = 1"."""
+    assert [label(name) for name in ("k 16, k = 16", "k 1, k = 16", "both, k = 8")] == [
+        "k = 16",
+        "k 1, k = 16",
+        "both, k = 8",
+    ]
 
 
 def test_a_report_of_nothing_says_so(tmp_path, study):
