@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llava_fwd2bot.evaluation import tables
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.drawing import plain, png, pyplot
 from llava_fwd2bot.evaluation.resample import over_seeds
 from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
@@ -214,7 +214,7 @@ def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) ->
     axes[2].set_title("how much a summary holds", fontsize=10)
     axes[2].legend(fontsize=8, frameon=False)
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     figure.tight_layout()
     return png(figure)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from llava_fwd2bot.evaluation import shapes
 from llava_fwd2bot.evaluation.cost import break_even
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.drawing import plain, png, powers, pyplot
 from llava_fwd2bot.evaluation.shapes import Sizes
 from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.files.text import read_json
@@ -113,12 +113,10 @@ def picture(found: dict[str, Any], k: int) -> bytes:
             axis.plot(QUESTIONS, values, color=colour, label=f"{label}: {_from(costs)}")
             if at := break_even(costs["compress"], costs["answer"], costs["base"]):
                 axis.plot([at], [values[at - 1]], "o", color=colour)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
+        powers(axis, [1, 2, 4, 8, 16, 32])
         axis.set(xlabel="questions about one image", ylim=(0, 2.4))
         axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     times, at = timed(found, k), next(row["break_even"] for row in found["rows"] if row["k"] == k)
     from_where = f"cheaper from {at} questions" if at else "never cheaper"
     label = f"time on {found['environment']['threads']} CPU thread: {from_where}"

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from llava_fwd2bot.evaluation import tables
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.drawing import panels, plain, png, powers, pyplot
 from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.evaluation.tables import percent
@@ -177,13 +177,10 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
 
     Methods of the same schedule are in colour; those trained for longer are grey and dotted.
     """
-    plt = pyplot()
     tasks = [task for task in HEADLINE if any(row["task"] == task for row in rows)]
-    columns = min(3, len(tasks))
-    lines = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    figure, axes = panels(len(tasks), (4.6, 3.6))
     methods = sorted({r["method"] for r in rows} - {"base"}, key=_place)
-    palette = plt.get_cmap("tab10").colors
+    palette = pyplot().get_cmap("tab10").colors
     styles = {}
     for i, method in enumerate(methods):
         variant = (
@@ -194,7 +191,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
         if STEPS.get(method, SHORT) > SHORT:
             style |= {"color": "0.6", "linestyle": ":", "markerfacecolor": "white"}
         styles[method] = style
-    for axis, task in zip(axes.flat, tasks, strict=False):
+    for axis, task in zip(axes, tasks, strict=True):
         mine = [row for row in rows if row["task"] == task]
         for row in (r for r in mine if r["method"] == "base"):
             axis.axhline(100 * row["value"], color="black", linestyle="--", linewidth=1, label="base, dense")
@@ -208,15 +205,10 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
                 # offset, so that intervals do not overlap
                 ks = [row["k"] * 1.025 ** (i - len(styles) / 2) for row in line]
                 axis.errorbar(ks, values, yerr=[low, high], markersize=4, elinewidth=0.6, label=_label(method), **style)
-        ks = sorted({row["k"] for row in mine if row["k"]})
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, [str(k) for k in ks])
+        powers(axis, sorted({row["k"] for row in mine if row["k"]}))
         axis.set(title=TITLES[task], xlabel="tokens per image")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(tasks) :]:
-        axis.set_visible(False)
-    found = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+        plain(axis)
+    found = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     handles = {label: found[label] for label in ("base, dense", *map(_label, methods)) if label in found}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, frameon=False)
     longer = ", ".join(method for method in methods if STEPS.get(method, SHORT) > SHORT)

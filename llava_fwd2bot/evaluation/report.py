@@ -18,7 +18,7 @@ import numpy as np
 
 from ..files.writing import write_bytes, write_json, write_text
 from . import codec, cost, resample
-from .drawing import png, pyplot
+from .drawing import panels, plain, png, powers
 from .resample import bootstrap, sign_flips
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
 from .tables import between, decimals, markdown, percent
@@ -131,7 +131,6 @@ def _interval(values: Sequence[float] | None, show: Callable[[float], str]) -> s
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     """A PNG of retention over tokens, one panel per benchmark, with published retention in grey."""
-    plt = pyplot()
     names = [
         n
         for n in dict.fromkeys(r["benchmark"] for r in rows)
@@ -139,10 +138,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     ]
     if not names:
         raise ValueError("Nothing to draw: no benchmark has both a base and another result.")
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.4 * lines), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names), (4.4, 3.4))
+    for axis, name in zip(axes, names, strict=True):
         own = [row for row in rows if row["benchmark"] == name and "retention" in row and row["k"] != DENSE]
         for model in dict.fromkeys(row["model"] for row in own):
             line = sorted((row for row in own if row["model"] == model), key=lambda row: row["k"])
@@ -160,16 +157,12 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
             axis.plot([tokens for tokens, _ in line], shares, color="0.7", marker=".", linewidth=1)
             axis.annotate(method, (line[-1][0], shares[-1]), fontsize=6, color="0.5")
         axis.axhline(100, color="black", linestyle="--", linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
+        powers(axis, [1, 2, 4, 8, 16, 32])
         axis.set(title=name, xlabel="tokens per image", ylabel="retention, %")
         axis.title.set_fontsize(9)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
         if own:
             axis.legend(fontsize=7, frameon=False)
-    for axis in list(axes.flat)[len(names) :]:
-        axis.set_visible(False)
     figure.tight_layout()
     return png(figure)
 

@@ -19,7 +19,7 @@ import numpy as np
 from eval.studies.smol196.pictures import SIDE
 from eval.studies.smol196.recipes import KS
 from eval.studies.smol196.scoring import Table, decoder, read_table
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.drawing import png, powers, pyplot
 from llava_fwd2bot.evaluation.resample import bounds, chance, holm
 from llava_fwd2bot.evaluation.tables import markdown, ranged
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
@@ -185,10 +185,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
         style |= {"marker": "os^Dv"[number % 5], "markersize": 5}
         axis.errorbar(ks, values, yerr=bars, elinewidth=0.6, label=name_of(run), **style)
     axis.axhline(100, color="black", linestyle=":", linewidth=1, label="all dense tokens")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(KS, [str(k) for k in KS])
+    powers(axis, KS)
     axis.set(xlabel="tokens per image", ylabel="share: 0 without the image, 100 from all dense tokens")
-    axis.grid(alpha=0.3)
     axis.legend(fontsize=7, ncols=2, handlelength=4)
     figure.tight_layout()
     return png(figure)
