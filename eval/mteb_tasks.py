@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.extras import require
 from llava_fwd2bot.files.writing import write_text
 
@@ -69,11 +70,11 @@ def run(checkpoint: str, names: Sequence[str], ks: Sequence[int | None], output:
 
 
 def table(found: dict[str, dict[str, float]], columns: Sequence[str]) -> str:
-    lines = ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, scores in found.items():
-        cells = (f"{100 * scores[column]:.1f}" if column in scores else "" for column in columns)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [name, *(f"{100 * scores[column]:.1f}" if column in scores else "" for column in columns)]
+        for name, scores in found.items()
+    ]
+    return markdown(["task", *columns], rows) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

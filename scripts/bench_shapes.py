@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from llava_fwd2bot.evaluation.shapes import LLAVA_7B, Sizes
 
 PROMPT_TOKENS = 10  # "Summarize the image in a few words." with Llama's tokenizer, its space in front included
 SYSTEM_TOKENS = 35  # LLaVA v1's system prompt and "USER: ", before the image
@@ -18,49 +18,11 @@ CAPTION_TOKENS = 30
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Sizes):
     """Sizes of a LLaVA, and the text and the LoRA rank that go with them."""
 
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    vocab: int
-    vision_hidden: int
-    vision_intermediate: int
-    vision_layers: int
-    vision_heads: int
-    image_size: int
-    patch: int
     text_tokens: int
     lora_r: int  # the same share of the width in every shape: 64 of 4096, the package's default on 7B
-
-    @property
-    def dense_tokens(self) -> int:
-        return (self.image_size // self.patch) ** 2
-
-    def config(self) -> LlavaConfig:
-        return LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=self.vision_hidden,
-                intermediate_size=self.vision_intermediate,
-                num_hidden_layers=self.vision_layers,
-                num_attention_heads=self.vision_heads,
-                image_size=self.image_size,
-                patch_size=self.patch,
-            ),
-            text_config=LlamaConfig(
-                hidden_size=self.hidden,
-                intermediate_size=self.intermediate,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                num_key_value_heads=self.heads,
-                vocab_size=self.vocab,
-                max_position_embeddings=4096,
-            ),
-            image_token_id=self.vocab - 1,
-            image_seq_length=self.dense_tokens,
-        )
 
     # ------------------------------------------------------------------ numbers in the weights
     @property
@@ -163,6 +125,6 @@ SHAPES = {
     # LLaVA-1.5's proportions at a width a CPU can train: n and the text are the real ones, and the vocabulary and the
     # tower are cut until head and tower take the share they take of 7B, so that logits we save do not flatter us
     "toy": Shape(512, 1376, 8, 8, 1024, 192, 768, 2, 3, 336, 14, 200, 8),
-    "7b": Shape(4096, 11008, 32, 32, 32064, 1024, 4096, 24, 16, 336, 14, 200, 64),
+    "7b": Shape(**vars(LLAVA_7B), text_tokens=200, lora_r=64),
     "tiny": Shape(64, 128, 2, 4, 128, 64, 128, 2, 2, 48, 8, 24, 4),  # for the tests, in a second
 }

@@ -15,7 +15,7 @@ import torch
 from cli_fixtures import checkpoint, own_base, photos, run, stored  # noqa: F401
 from data_fixtures import folder, make  # noqa: F401
 from data_toys import TEMPLATE_WITHOUT_EOS, llama_tokenizer
-from eval_fixtures import captioned  # noqa: F401
+from eval_fixtures import captioned, import_script  # noqa: F401
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil

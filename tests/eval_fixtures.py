@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def import_script(monkeypatch):
+    """Imports a script by name; all modules of scripts/ are forgotten afterwards, so that no test sees another's."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    before = set(sys.modules)
+    yield import_module
+    for name in set(sys.modules) - before:
+        if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).parent == SCRIPTS:
+            del sys.modules[name]
 
 
 @pytest.fixture

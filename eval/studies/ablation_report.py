@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation import tables
+from llava_fwd2bot.evaluation.drawing import plain, png, pyplot
+from llava_fwd2bot.evaluation.resample import over_seeds
 from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 
 from .ablation import done
 from .ablation_study import BASE, FEW, Claim, Study
-
-ROUNDS = 2000
 
 
 def collect(study: Study, work: Path) -> dict[str, list[dict[str, Any]]]:
@@ -58,38 +59,6 @@ def pictures_of(results: list[dict[str, Any]], figure: str) -> np.ndarray:
     return np.arange(items_of(results, figure).shape[1])
 
 
-def interval(
-    ours: np.ndarray, theirs: np.ndarray, pictures: np.ndarray, rounds: int = ROUNDS, ratio: bool = False
-) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the difference, or ratio, of two means, over pictures and the seeds of both.
-
-    Resamples in which `theirs` is 0 have no ratio and are left out.
-
-    Args:
-        ours, theirs: [seeds, items] of the same items. pictures: [items], resampled together.
-    """
-    _, group = np.unique(pictures, return_inverse=True)
-    sums = [
-        np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)
-    ]  # [seeds, pictures]
-    counts, rng, found = np.bincount(group), np.random.default_rng(0), []
-    for _ in range(rounds):
-        picked = rng.integers(0, len(counts), len(counts))
-        a, b = (_drawn(x, rng)[picked].sum() / counts[picked].sum() for x in sums)
-        if not ratio or b > 0:
-            found.append(a / b if ratio else a - b)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _drawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mean over resampled seeds, [pictures], corrected for the small number of seeds; one seed is kept as is."""
-    count, mean = len(sums), sums.mean(0)
-    if count == 1:
-        return mean
-    return mean + (count / (count - 1)) ** 0.5 * (sums[rng.integers(0, count, count)].mean(0) - mean)
-
-
 def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The verdict on a claim: it holds, is refuted, or is open."""
     verdict: dict[str, Any] = {"claim": claim.says, "figure": claim.figure, "better": claim.better, "than": claim.than}
@@ -97,7 +66,7 @@ def judge(claim: Claim, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     if sides[0] is None or sides[1] is None:
         return {**verdict, "verdict": "not measured"}
     ours, theirs = sides
-    low, high = interval(ours, theirs, pictures_of(found[claim.better], claim.figure))
+    low, high = over_seeds(ours, theirs, pictures_of(found[claim.better], claim.figure))
     verdict |= {"difference": float(ours.mean() - theirs.mean()), "interval": [low, high], "margin": claim.margin}
     holds, refuted = low > -claim.margin, high < -claim.margin
     return {
@@ -128,7 +97,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                         continue
                     line[title] = float(ours.mean() / theirs.mean())
                     pictures = pictures_of(results, figure)
-                    line[f"{title}_interval"] = interval(ours, theirs, pictures, ratio=True)
+                    line[f"{title}_interval"] = over_seeds(ours, theirs, pictures, ratio=True)
             kinds = results[0]["answers"]["kinds"]
             all_items = items_of(results, "answers", k).mean(0)
             for kind in dict.fromkeys(kinds):
@@ -154,61 +123,59 @@ def capacity(found: dict[str, list[dict[str, Any]]], row: str) -> dict[str, dict
     return curves
 
 
+def label(name: str) -> str:
+    """What a bar or a curve is called; a row that is named for its k does not say it twice: `k 1, k = 1` → `k = 1`."""
+    return re.sub(r"^k (\d+), (k = \1)$", r"\2", name)
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+FIGURES = """## Figures
+
+{date}. All figures are percentages, means over items and seeds. Answers: in brackets the range over the seeds. \
+Share of the base's answers: in brackets the 95 % bootstrap interval over pictures and seeds; for one seed only over \
+pictures. With hard negatives: the gallery also has a copy of each that differs in one object.
+
+"""
+COLUMNS = ["row", "k", "seeds", "answers", "share of base", f"share of base, ≤ {FEW} objects"]
+COLUMNS += ["attribute", "count", "existence", "relation", "text→image R@1", "with hard negatives", "hard captions"]
 
 
 def markdown(
     lines: list[dict[str, Any]], verdicts: list[dict[str, Any]], curves: dict[str, Any], about: str = ""
 ) -> str:
-    text = [
-        "# Ablation on scenes",
-        "",
-        *(["## Read this first", "", about.strip(), ""] if about else []),
-        "## Figures",
-        "",
-        f"{date.today()}. All figures are percentages, means over items and seeds. Answers: in brackets the range over "
-        "the seeds. Share of the base's answers: in brackets the 95 % bootstrap interval over pictures and seeds; "
-        "for one seed only over pictures. With hard negatives: the gallery also has a copy of each that differs "
-        "in one object.",
-        "",
-    ]
-    text += [
-        f"| row | k | seeds | answers | share of base | share of base, ≤ {FEW} objects | attribute | count | existence "
-        "| relation | text→image R@1 | with hard negatives | hard captions |"
-    ]
-    text += ["|---" * 13 + "|"]
-    for line in lines:
-        low, high = line["answers_spread"]
-        spread = f" [{_percent(low)}, {_percent(high)}]" if line["seeds"] > 1 else ""
-        cells = [line["row"], str(line["k"]), str(line["seeds"]), _percent(line["answers"]) + spread]
-        for name in ("retention", "retention_few"):
-            drawn = " [{}, {}]".format(*map(_percent, line[f"{name}_interval"])) if name in line else ""
-            cells.append(_percent(line.get(name)) + drawn)
-        names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
-        text.append("| " + " | ".join([*cells, *(_percent(line.get(name)) for name in names)]) + " |")
-    text += ["", "## Claims", "", "| claim | seeds | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
-    for v in verdicts:
-        points = v["figure"] != "attention"
-        shown = (
-            ""
-            if "difference" not in v
-            else f"{100 * v['difference']:+.2f}" + (" points" if points else " % of attention")
-        )
-        span = "" if "interval" not in v else "[{:+.2f}, {:+.2f}]".format(*(100 * x for x in v["interval"]))
-        allowed = f", margin {100 * v['margin']:.1f}" if v.get("margin") else ""
-        text.append(
-            f"| {v['claim']}: {v['better']} against {v['than']}, {v['figure']} "
-            f"| {' against '.join(map(str, v.get('seeds', [])))} | {shown} | {span} | {v['verdict']}{allowed} |"
-        )
+    text = "# Ablation on scenes\n\n"
+    text += f"## Read this first\n\n{about.strip()}\n\n" if about else ""
+    text += FIGURES.format(date=date.today()) + tables.markdown(COLUMNS, map(_row, lines)) + "\n\n## Claims\n\n"
+    text += tables.markdown(["claim", "seeds", "difference", "95 % interval", "verdict"], map(_verdict, verdicts))
     if curves:
         counts = sorted({n for curve in curves.values() for n in curve})
-        text += ["", "## Answers by number of objects", "", "| row | " + " | ".join(map(str, counts)) + " |"]
-        text += ["|---" * (len(counts) + 1) + "|"]
-        text += [
-            f"| {name} | " + " | ".join(_percent(curve.get(n)) for n in counts) + " |" for name, curve in curves.items()
-        ]
-    return "\n".join(text) + "\n"
+        rows = [[label(name), *(_percent(curve.get(n)) for n in counts)] for name, curve in curves.items()]
+        text += "\n\n## Answers by number of objects\n\n" + tables.markdown(["row", *map(str, counts)], rows)
+    return text + "\n"
+
+
+def _row(line: dict[str, Any]) -> list[str]:
+    spread = " " + tables.between(line["answers_spread"], _percent) if line["seeds"] > 1 else ""
+    cells = [line["row"], str(line["k"]), str(line["seeds"]), _percent(line["answers"]) + spread]
+    for name in ("retention", "retention_few"):
+        drawn = " " + tables.between(line[f"{name}_interval"], _percent) if name in line else ""
+        cells.append(_percent(line.get(name)) + drawn)
+    names = ("attribute", "count", "existence", "relation", "t2i", "t2i_hard", "hard")
+    return [*cells, *(_percent(line.get(name)) for name in names)]
+
+
+def _verdict(v: dict[str, Any]) -> list[str]:
+    shown = span = ""
+    if "difference" in v:
+        unit = " % of attention" if v["figure"] == "attention" else " points"
+        shown = f"{100 * v['difference']:+.2f}{unit}"
+        span = tables.between([100 * x for x in v["interval"]], "{:+.2f}".format)
+    allowed = f", margin {100 * v['margin']:.1f}" if v.get("margin") else ""
+    sides = f"{v['claim']}: {v['better']} against {v['than']}, {v['figure']}"
+    return [sides, " against ".join(map(str, v.get("seeds", []))), shown, span, v["verdict"] + allowed]
 
 
 def longer_than_most(lines: list[dict[str, Any]]) -> list[bool]:
@@ -223,7 +190,7 @@ def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) ->
     plt = pyplot()
     shown = [line for line in lines if line["row"] != BASE]
     figure, axes = plt.subplots(1, 3, figsize=(14, 0.32 * len(shown) + 1.8), width_ratios=[1, 1, 0.9])
-    names = [f"{line['row']}, k = {line['k']}" for line in shown]
+    names = [label(f"{line['row']}, k = {line['k']}") for line in shown]
     places = range(len(shown))
     for axis, name, title in ((axes[0], "answers", "answers"), (axes[1], "t2i", "text→image R@1")):
         values = [100 * line.get(name, float("nan")) for line in shown]
@@ -242,12 +209,12 @@ def picture(lines: list[dict[str, Any]], curves: dict[str, dict[int, float]]) ->
             axes[0].legend(fontsize=8, frameon=False)
     for name, curve in curves.items():
         style = {"color": "black", "linestyle": "--"} if name == DENSE else {"marker": "o", "markersize": 4}
-        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=name, **style)
+        axes[2].plot(list(curve), [100 * x for x in curve.values()], label=label(name), **style)
     axes[2].set(xlabel="objects in the picture", ylabel="answers right, %")
     axes[2].set_title("how much a summary holds", fontsize=10)
     axes[2].legend(fontsize=8, frameon=False)
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     figure.tight_layout()
     return png(figure)
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_fwd2bot.evaluation import shapes
 from llava_fwd2bot.evaluation.cost import break_even
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from llava_fwd2bot.evaluation.drawing import plain, png, powers, pyplot
+from llava_fwd2bot.evaluation.shapes import Sizes
+from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes
 
@@ -25,18 +28,8 @@ PROMPT, TEXT = 10, 60  # "Summarize the image in a few words.", and a question i
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a LLaVA-1.5: language model with plain multi-head attention, CLIP's tower, projector of two layers."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    vocabulary: int
-    vision_hidden: int
-    vision_intermediate: int
-    vision_layers: int
-    patch: int
-    dense_tokens: int
+class Shape(Sizes):
+    """Sizes of a LLaVA-1.5, and the operations that follow from them."""
 
     def tower(self) -> int:
         """Operations of the vision tower and the projector on one image; CLIP has one token more than patches."""
@@ -55,10 +48,10 @@ class Shape:
     def generate(self, prompt: int, answer: int, before: int = 0, lora_r: int = 0) -> int:
         """Operations of a prompt and an answer of `answer` tokens, the head included."""
         steps = sum(self.decoder(1, before + prompt + i, lora_r) for i in range(answer - 1))
-        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.hidden * self.vocabulary
+        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.hidden * self.vocab
 
 
-LLAVA_7B = Shape(4096, 11008, 32, 32064, 1024, 4096, 24, 14, 576)
+LLAVA_7B = Shape(**vars(shapes.LLAVA_7B))
 
 
 def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> dict[str, float]:
@@ -120,12 +113,10 @@ def picture(found: dict[str, Any], k: int) -> bytes:
             axis.plot(QUESTIONS, values, color=colour, label=f"{label}: {_from(costs)}")
             if at := break_even(costs["compress"], costs["answer"], costs["base"]):
                 axis.plot([at], [values[at - 1]], "o", color=colour)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
+        powers(axis, [1, 2, 4, 8, 16, 32])
         axis.set(xlabel="questions about one image", ylim=(0, 2.4))
         axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     times, at = timed(found, k), next(row["break_even"] for row in found["rows"] if row["k"] == k)
     from_where = f"cheaper from {at} questions" if at else "never cheaper"
     label = f"time on {found['environment']['threads']} CPU thread: {from_where}"
@@ -143,17 +134,16 @@ def picture(found: dict[str, Any], k: int) -> bytes:
 def table(found: dict[str, Any], k: int) -> str:
     """The numbers of every curve as Markdown; the cost of one question to the base is 1."""
     shown = (1, 2, 4, 8, 32)
-    head = "| what | compress once | each question | " + " | ".join(f"{q} questions" for q in shown) + " | |"
-    text = [head, "|---" * (4 + len(shown)) + "|"]
+    heads = ["what", "compress once", "each question", *(f"{q} questions" for q in shown), ""]
     times = timed(found, k)
     cells = [f"{times[q]:.2f}" if q in times else "" for q in shown]
-    text.append(f"| smol-llava, time, answers of {found['new_tokens']} tokens | | | {' | '.join(cells)} | |")
+    rows = [[f"smol-llava, time, answers of {found['new_tokens']} tokens", "", "", *cells, ""]]
     for title, own in curves(found, k).items():
         for label, costs in own.items():
             parts = [f"{costs[name] / costs['base']:.2f}" for name in ("compress", "answer")]
             cells = [f"{relative(costs)[q - 1]:.2f}" for q in shown]
-            text.append(f"| {title}, {label} | {' | '.join([*parts, *cells, _from(costs)])} |")
-    return "\n".join(text)
+            rows.append([f"{title}, {label}", *parts, *cells, _from(costs)])
+    return markdown(heads, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

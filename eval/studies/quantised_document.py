@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation.resample import bootstrap
+from llava_fwd2bot.evaluation.tables import markdown
 
 from .quantised_models import FLOAT
 
@@ -21,17 +22,17 @@ def cell(parts: dict[str, Any], task: str, first: str, second: str) -> str:
     value = f"{100 * own['value']:.1f}"
     if own is base or not base["value"]:  # of 0 there is no share
         return value
-    low, high = bootstrap(own["items"], base["items"], groups=own["groups"])
-    return f"{value}: {100 * own['value'] / base['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    drawn = bootstrap(own["items"], base["items"], groups=own["groups"])
+    share, low, high = (f"{100 * x:.1f}" for x in (own["value"] / base["value"], *drawn))
+    return f"{value}: {share} % [{low}, {high}]"
 
 
 def table(found: dict[str, Any]) -> str:
     parts, rows = found["parts"], []
     pairs = list(dict.fromkeys(tuple(name.split(" ", 1)[1].split(" → ")) for name in parts))
     known = set(found.get("memory", ()))
-    rows.append("| compressed by | answered or searched by | " + " | ".join(TITLES[t] for t in TASKS))
-    rows[0] += " | MB, model | MB, layers | answer, tokens/s | compress, images/s |"
-    rows.append("|---" * (len(TASKS) + 6) + "|")
+    heads = ["compressed by", "answered or searched by", *(TITLES[t] for t in TASKS)]
+    heads += ["MB, model", "MB, layers", "answer, tokens/s", "compress, images/s"]
     for first, second in pairs:
         cells = [first, second, *(cell(parts, task, first, second) for task in TASKS)]
         if first == second and first in known:
@@ -42,8 +43,8 @@ def table(found: dict[str, Any]) -> str:
                 cells.append("" if timed is None else f"{count / timed['median']:.1f}")
         else:
             cells += [""] * 4
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append(cells)
+    return markdown(heads, rows)
 
 
 def document(found: dict[str, Any]) -> str:
@@ -75,12 +76,12 @@ def document(found: dict[str, Any]) -> str:
         "Bytes of the shape with both stages' adapters, not measured: bfloat16, and NF4 with double quantisation of "
         "the language model's linear layers, with the vision tower's as well where it says so.",
         "",
-        "| LoRA rank | tower in 4 bits | GB, bfloat16 | GB, NF4 | ratio |",
-        "|---|---|---|---|---|",
     ]
-    for row in found["shapes"]:
-        sizes = " | ".join(f"{row[name] / 1e9:.2f}" for name in ("bfloat16", "nf4"))
-        lines.append(
-            f"| {row['lora_r'] or 'none'} | {'yes' if row['tower'] else 'no'} | {sizes} | {row['ratio']:.3f} |"
-        )
+    sizes = [
+        [str(row["lora_r"] or "none"), "yes" if row["tower"] else "no"]
+        + [f"{row[name] / 1e9:.2f}" for name in ("bfloat16", "nf4")]
+        + [f"{row['ratio']:.3f}"]
+        for row in found["shapes"]
+    ]
+    lines.append(markdown(["LoRA rank", "tower in 4 bits", "GB, bfloat16", "GB, NF4", "ratio"], sizes))
     return "\n".join(lines) + "\n"

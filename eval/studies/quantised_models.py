@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.config import Fwd2BotConfig
+from llava_fwd2bot.evaluation.shapes import LLAVA_7B
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 FLOAT = "float32"  # what the others are compared with
@@ -81,27 +82,10 @@ def bytes_nf4(weights: int, double: bool = True) -> int:
 
 def llava_7b() -> nn.Module:
     """LLaVA-1.5-7B's shape on the meta device: no weight is made."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=4096,
-    )
     with torch.device("meta"):
-        return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+        return LlavaForConditionalGeneration(LLAVA_7B.config())
 
 
 def bytes_of_shape(model: nn.Module, lora_r: int, bits: int, double: bool = True, tower: bool = False) -> int:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation import tables
+from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.tables import decimals
 
 OURS = "fwd2bot-short"
@@ -90,31 +92,30 @@ def markdown(entries: list[dict[str, Any]], titles: dict[str, str]) -> str:
     for entry in entries:
         ks = sorted({row["k"] for row in entry["rows"]})
         unit = "ratio" if entry["ratio"] else "points"
-        lines = [
-            f"### {entry['claim']}",
-            "",
-            f"| `{entry['ours']}`, {unit} | against | " + " | ".join(f"k = {k}" for k in ks) + " |",
-            "|---|---|" + "---|" * len(ks),
-        ]
-        for task, other in dict.fromkeys((row["task"], row["against"]) for row in entry["rows"]):
+        pairs = dict.fromkeys((row["task"], row["against"]) for row in entry["rows"])
+        lines = []
+        for task, other in pairs:
             mine = [row for row in entry["rows"] if (row["task"], row["against"]) == (task, other)]
-            cells = {row["k"]: _cell(row, entry["ratio"]) for row in mine}
-            if (
-                len(mine) > 1 and len({row["value"] for row in mine}) == 1
-            ):  # the vector of the first token: measured once
-                cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
-            lines.append(f"| {titles[task]} | `{other}` | " + " | ".join(cells.get(k, "") for k in ks) + " |")
-        parts.append("\n".join(lines))
+            lines.append([titles[task], f"`{other}`", *cells_of(mine, ks, partial(_cell, ratio=entry["ratio"]))])
+        heads = [f"`{entry['ours']}`, {unit}", "against", *(f"k = {k}" for k in ks)]
+        parts += [f"### {entry['claim']}", tables.markdown(heads, lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def cells_of(rows: list[dict[str, Any]], ks: Sequence[int], show: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A cell for each of `ks`; where several have one value, it is that of the first token's vector, measured once."""
+    cells = {row["k"]: show(row) for row in rows}
+    if len(rows) > 1 and len({row["value"] for row in rows}) == 1:
+        cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
+    return [cells.get(k, "") for k in ks]
 
 
 def _cell(row: dict[str, Any], ratio: bool) -> str:
     low, high = row["interval"]
     if ratio:
-        text, certain = f"{row['value']:.2f} [{low:.2f}, {high:.2f}]", not low <= 1 <= high
+        text, certain = tables.ranged(row["value"], row["interval"], "{:.2f}".format), not low <= 1 <= high
     else:
         places = decimals(row["items"])
-        value, lower, upper = (f"{100 * x:+.{places}f}" for x in (row["value"], low, high))
-        text = f"{value} [{lower}, {upper}]"
+        text = tables.ranged(row["value"], row["interval"], lambda x: f"{100 * x:+.{places}f}")
         certain = not low <= 0 <= high
     return f"**{text}**" if certain else text

@@ -6,14 +6,16 @@ import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from llava_fwd2bot.evaluation.drawing import png, pyplot
-from llava_fwd2bot.evaluation.metrics import bootstrap
+from llava_fwd2bot.evaluation import tables
+from llava_fwd2bot.evaluation.drawing import panels, plain, png, powers, pyplot
+from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.evaluation.results import with_ending
 from llava_fwd2bot.evaluation.tables import percent
 from llava_fwd2bot.files.text import read_json
@@ -155,28 +157,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         ks = sorted({row["k"] for row in mine if row["k"]})
-        lines = [
-            f"### {TITLES[task]} (n = {mine[0]['items']:,})",
-            "",
-            "| method | " + " | ".join(f"k = {k}" for k in ks) + " |",
-        ]
-        lines.append("|---|" + "---|" * len(ks))
-        for row in (r for r in mine if r["method"] == "base"):
-            lines.insert(1, f"\nBase, all dense tokens: {_cell(row)}")
+        base = [f"Base, all dense tokens: {_cell(row)}" for row in mine if row["method"] == "base"]
+        lines = []
         for method in sorted({r["method"] for r in mine} - {"base"}, key=_place):
             own = [r for r in mine if r["method"] == method]
-            cells = {r["k"]: _cell(r) for r in own}
-            if len(own) > 1 and len({r["value"] for r in own}) == 1:  # the vector of the first token: measured once
-                cells = {k: cell if k == min(cells) else "the same" for k, cell in cells.items()}
-            lines.append(f"| {method} | " + " | ".join(cells.get(k, "") for k in ks) + " |")
-        parts.append("\n".join(lines))
+            lines.append([method, *smol_claims.cells_of(own, ks, _cell)])
+        table = tables.markdown(["method", *(f"k = {k}" for k in ks)], lines)
+        parts += [f"### {TITLES[task]} (n = {mine[0]['items']:,})", *base, table]
     return "\n\n".join(parts) + "\n"
 
 
 def _cell(row: dict[str, Any]) -> str:
-    value, low, high = (percent(x, row["items"]) for x in (row["value"], *row["interval"]))
     share = f", {percent(row['retention'], row['items'])} %" if "retention" in row else ""
-    return f"{value} [{low}, {high}]{share}"
+    return tables.ranged(row["value"], row["interval"], partial(percent, count=row["items"])) + share
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:
@@ -184,13 +177,10 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
 
     Methods of the same schedule are in colour; those trained for longer are grey and dotted.
     """
-    plt = pyplot()
     tasks = [task for task in HEADLINE if any(row["task"] == task for row in rows)]
-    columns = min(3, len(tasks))
-    lines = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    figure, axes = panels(len(tasks), (4.6, 3.6))
     methods = sorted({r["method"] for r in rows} - {"base"}, key=_place)
-    palette = plt.get_cmap("tab10").colors
+    palette = pyplot().get_cmap("tab10").colors
     styles = {}
     for i, method in enumerate(methods):
         variant = (
@@ -201,7 +191,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
         if STEPS.get(method, SHORT) > SHORT:
             style |= {"color": "0.6", "linestyle": ":", "markerfacecolor": "white"}
         styles[method] = style
-    for axis, task in zip(axes.flat, tasks, strict=False):
+    for axis, task in zip(axes, tasks, strict=True):
         mine = [row for row in rows if row["task"] == task]
         for row in (r for r in mine if r["method"] == "base"):
             axis.axhline(100 * row["value"], color="black", linestyle="--", linewidth=1, label="base, dense")
@@ -215,15 +205,10 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
                 # offset, so that intervals do not overlap
                 ks = [row["k"] * 1.025 ** (i - len(styles) / 2) for row in line]
                 axis.errorbar(ks, values, yerr=[low, high], markersize=4, elinewidth=0.6, label=_label(method), **style)
-        ks = sorted({row["k"] for row in mine if row["k"]})
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, [str(k) for k in ks])
+        powers(axis, sorted({row["k"] for row in mine if row["k"]}))
         axis.set(title=TITLES[task], xlabel="tokens per image")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(tasks) :]:
-        axis.set_visible(False)
-    found = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+        plain(axis)
+    found = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     handles = {label: found[label] for label in ("base, dense", *map(_label, methods)) if label in found}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, frameon=False)
     longer = ", ".join(method for method in methods if STEPS.get(method, SHORT) > SHORT)

@@ -9,43 +9,24 @@ from typing import Any
 
 from ..files.folders import reason_of
 from ..files.images import extensions
+from ..files.tar import compression, members
 from .entries import Entry
 
 
 def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
     """The images of a tar file (WebDataset's shards are such), by their names in it; a member is read when needed."""
-    import tarfile
-
-    known, packed = extensions(), not path.lower().endswith(".tar")
-    with tarfile.open(path, "r|*" if packed else "r:") as archive:
-        for member in archive:
-            ending = os.path.splitext(member.name)[1].lower()
-            if not member.isreg() or ending not in known:
-                if member.isreg():
-                    left_out[reason_of(None, ending)] += 1
-                continue
-            data = archive.extractfile(member).read() if packed else None  # what is packed has no places
-            yield Entry(
-                path,
-                member.name.removeprefix("./"),
-                member.size,
-                int(member.mtime * 1e9),
-                read=_held(data) if packed else _part(path, member.offset_data, member.size),
-            )
-            archive.members.clear()  # tarfile keeps every member that it has seen
+    known, packed = extensions(), compression(path) is not None
+    for member in members(path):
+        ending = os.path.splitext(member.name)[1].lower()
+        if ending not in known:
+            left_out[reason_of(None, ending)] += 1
+            continue
+        read = _held(member.read()) if packed else member.read  # what is packed has no places
+        yield Entry(path, member.name, member.size, member.modified, read=read)
 
 
-def _held(data: bytes) -> Any:
+def _held(data: bytes | None) -> Any:
     return lambda: data
-
-
-def _part(path: str, start: int, size: int) -> Any:
-    def read() -> bytes:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-
-    return read
 
 
 def of_parquet(path: str) -> Iterator[Entry]:

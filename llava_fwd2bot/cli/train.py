@@ -18,7 +18,7 @@ from .parser import did_you_mean
 # LLaVA's and transformers' arguments that most runs set
 COMMON = {
     "model_name_or_path": "the base, e.g. llava-hf/llava-1.5-7b-hf, or a Fwd2Bot checkpoint to train further",
-    "data_path": "conversations: a .json list, .jsonl, .parquet, or a folder of Hugging Face's datasets",
+    "data_path": "conversations: .json, .jsonl, .parquet, .tar shards, or a folder of datasets",
     "image_folder": "where the images of the records are",
     "output_dir": "the folder to write; the same command resumes in it",
     "on_bad_image": "missing or damaged images: raise (default) or skip",

@@ -1,6 +1,6 @@
-"""Scores of captions and answers, and bootstrap intervals; the same code for the base and for Fwd2Bot.
+"""Scores of captions and answers; the same code for the base and for Fwd2Bot.
 
-Every score has one number per item, so that intervals and paired comparisons can be computed later.
+Every score has one number per item, so that resample.py can make intervals and paired comparisons.
 """
 
 from __future__ import annotations
@@ -161,40 +161,3 @@ def yes_no(answers: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
     predicted = [not says_no(text) if text.strip() else not right for text, right in pairs]
     hits = [float(a == b) for a, b in zip(predicted, wanted, strict=True)]
     return {**figures_of(predicted, wanted), "per_item": hits}
-
-
-def bootstrap(
-    values: Sequence[float],
-    against: Sequence[float] | None = None,
-    rounds: int = 2000,
-    seed: int = 0,
-    groups: Sequence[Any] | None = None,
-) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against` on the same items.
-
-    Resamples in which `against` sums to 0 are left out.
-
-    Args:
-        groups: the group of each item. Groups are resampled whole: questions about one image are not independent.
-    """
-    columns = [np.asarray(values, dtype=float)]
-    if against is not None:
-        columns.append(np.asarray(against, dtype=float))
-        if columns[1].shape != columns[0].shape:
-            raise ValueError(f"a paired comparison needs the same items: {len(columns[0])} and {len(columns[1])}")
-    if groups is not None:
-        if len(groups) != len(columns[0]):
-            raise ValueError(f"{len(columns[0])} items, but groups of {len(groups)}")
-        _, group = np.unique(np.asarray(groups), return_inverse=True)
-        columns = [np.bincount(group, weights=column) for column in columns] + [np.bincount(group).astype(float)]
-    generator, drawn = np.random.default_rng(seed), []
-    for _ in range(rounds):  # one at a time: a benchmark may have 200,000 items
-        picked = generator.integers(0, len(columns[0]), len(columns[0]))
-        sums = [column[picked].sum() for column in columns]
-        under = sums[1] if against is not None else sums[-1] if groups is not None else len(picked)
-        if under > 0:
-            drawn.append(sums[0] / under)
-    if not drawn:
-        raise ValueError("the ratio is undefined: the other side is 0 for every item")
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)

@@ -18,10 +18,10 @@ import numpy as np
 
 from ..files.writing import write_bytes, write_json, write_text
 from . import codec, cost, resample
-from .drawing import png, pyplot
-from .metrics import bootstrap
+from .drawing import panels, plain, png, powers
+from .resample import bootstrap, sign_flips
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
-from .tables import decimals, markdown, percent
+from .tables import between, decimals, markdown, percent
 
 
 def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str, Any]]:
@@ -77,26 +77,6 @@ def _tokens(k: int | str) -> float:
     return float("inf") if k == DENSE else float(k)
 
 
-def sign_flips(
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    groups: Sequence[Any] | None = None,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """p of a paired permutation test: how often random signs of the items (or groups) give as large a difference."""
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    if groups is not None:
-        _, group = np.unique(np.asarray(groups), return_inverse=True)
-        difference = np.bincount(group, weights=difference)
-    difference = difference[difference != 0]
-    if not len(difference):
-        return 1.0
-    generator, seen = np.random.default_rng(seed), abs(difference.sum()) - 1e-12
-    flips = (abs((generator.choice((-1.0, 1.0), (1, len(difference))) * difference).sum()) for _ in range(draws))
-    return (1 + sum(total >= seen for total in flips)) / (draws + 1)
-
-
 INTRO = (
     "n: number of items. Intervals: 95 %, by bootstrap over items, all items of an image drawn together. Retention: "
     "the score as a share of the base's on the same items. p: the chance of a difference this large if there were none."
@@ -146,12 +126,11 @@ def _published(value: float) -> str:
 
 
 def _interval(values: Sequence[float] | None, show: Callable[[float], str]) -> str:
-    return "" if values is None else f"[{show(values[0])}, {show(values[1])}]"
+    return "" if values is None else between(values, show)
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     """A PNG of retention over tokens, one panel per benchmark, with published retention in grey."""
-    plt = pyplot()
     names = [
         n
         for n in dict.fromkeys(r["benchmark"] for r in rows)
@@ -159,10 +138,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     ]
     if not names:
         raise ValueError("Nothing to draw: no benchmark has both a base and another result.")
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.4 * lines), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names), (4.4, 3.4))
+    for axis, name in zip(axes, names, strict=True):
         own = [row for row in rows if row["benchmark"] == name and "retention" in row and row["k"] != DENSE]
         for model in dict.fromkeys(row["model"] for row in own):
             line = sorted((row for row in own if row["model"] == model), key=lambda row: row["k"])
@@ -180,16 +157,12 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
             axis.plot([tokens for tokens, _ in line], shares, color="0.7", marker=".", linewidth=1)
             axis.annotate(method, (line[-1][0], shares[-1]), fontsize=6, color="0.5")
         axis.axhline(100, color="black", linestyle="--", linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks := [1, 2, 4, 8, 16, 32], list(map(str, ticks)))
+        powers(axis, [1, 2, 4, 8, 16, 32])
         axis.set(title=name, xlabel="tokens per image", ylabel="retention, %")
         axis.title.set_fontsize(9)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
         if own:
             axis.legend(fontsize=7, frameon=False)
-    for axis in list(axes.flat)[len(names) :]:
-        axis.set_visible(False)
     figure.tight_layout()
     return png(figure)
 

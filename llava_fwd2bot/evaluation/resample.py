@@ -1,18 +1,140 @@
-"""Intervals of figures that are no mean of items: POPE's F1 and MME's points, from counts that add up over images.
+"""Statistics of all evaluators and studies: 95 % intervals and chances, by drawing items anew.
 
-What an image adds is a row of counts; a bootstrap draws images, adds their rows, and makes the figure of the sums.
-MME draws within each task, as each of its images belongs to one; POPE's images are asked about in every category.
+All items of an image are drawn together, as questions about one image are not independent. Comparisons are paired: both
+sides are drawn on the same items. Figures that are no mean of items, POPE's F1 and MME's points, have intervals from
+`Counts`, which add up over images.
 
-Shapes: G images, C counts, B draws.
+Shapes: G groups (images), C counts, B draws, S seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+ROUNDS = 2000  # draws of a bootstrap
+
+
+def bounds(drawn: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a figure's draws, [B]."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _numbers(groups: Sequence[Any]) -> np.ndarray:
+    """The number of each item's group."""
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def bootstrap(
+    values: Sequence[float],
+    against: Sequence[float] | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    groups: Sequence[Any] | None = None,
+) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values`, or of its ratio to the mean of `against` on the same items.
+
+    Resamples in which `against` sums to 0 are left out.
+
+    Args:
+        groups: the group of each item. Groups are drawn whole.
+
+    Raises:
+        ValueError: the three are not of the same items, or `against` is 0 for every item.
+    """
+    columns = [np.asarray(values, dtype=float)]
+    if against is not None:
+        columns.append(np.asarray(against, dtype=float))
+        if columns[1].shape != columns[0].shape:
+            raise ValueError(f"a paired comparison needs the same items: {len(columns[0])} and {len(columns[1])}")
+    if groups is not None:
+        if len(groups) != len(columns[0]):
+            raise ValueError(f"{len(columns[0])} items, but groups of {len(groups)}")
+        group = _numbers(groups)
+        columns = [np.bincount(group, weights=column) for column in columns] + [np.bincount(group).astype(float)]
+    generator, drawn = np.random.default_rng(seed), []
+    for _ in range(rounds):  # one at a time: a benchmark may have 200,000 items
+        picked = generator.integers(0, len(columns[0]), len(columns[0]))
+        sums = [column[picked].sum() for column in columns]
+        under = sums[1] if against is not None else sums[-1] if groups is not None else len(picked)
+        if under > 0:
+            drawn.append(sums[0] / under)
+    if not drawn:
+        raise ValueError("the ratio is undefined: the other side is 0 for every item")
+    return bounds(drawn)
+
+
+def over_seeds(
+    ours: np.ndarray, theirs: np.ndarray, groups: Sequence[Any], rounds: int = ROUNDS, ratio: bool = False
+) -> tuple[float, float]:
+    """The 95 % interval of the difference, or ratio, of two means, over groups of items and the seeds of both sides.
+
+    Resamples in which `theirs` is 0 have no ratio and are left out.
+
+    Args:
+        ours, theirs: [S, items] of the same items; the two may have different numbers of seeds.
+    """
+    group = _numbers(groups)
+    sums = [np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)]  # [S, G] each
+    counts, generator, drawn = np.bincount(group), np.random.default_rng(0), []
+    for _ in range(rounds):
+        picked = generator.integers(0, len(counts), len(counts))
+        a, b = (_mean_of_seeds(x, generator)[picked].sum() / counts[picked].sum() for x in sums)
+        if not ratio or b > 0:
+            drawn.append(a / b if ratio else a - b)
+    return bounds(drawn)
+
+
+def _mean_of_seeds(sums: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The mean over seeds drawn anew, [S, G] → [G], corrected for their small number; one seed is kept as is."""
+    count, mean = len(sums), sums.mean(0)
+    if count == 1:
+        return mean
+    return mean + (count / (count - 1)) ** 0.5 * (sums[generator.integers(0, count, count)].mean(0) - mean)
+
+
+def sign_flips(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    groups: Sequence[Any] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """p of a paired permutation test: how often random signs of the items (or groups) give as large a difference."""
+    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if groups is not None:
+        difference = np.bincount(_numbers(groups), weights=difference)
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 1.0
+    generator, seen = np.random.default_rng(seed), abs(difference.sum()) - 1e-12
+    flips = (abs((generator.choice((-1.0, 1.0), (1, len(difference))) * difference).sum()) for _ in range(draws))
+    return (1 + sum(total >= seen for total in flips)) / (draws + 1)
+
+
+def chance(difference: float, drawn: np.ndarray) -> float:
+    """Two-sided p of a difference, by the standard error of its draws, [B].
+
+    Counting draws of the other sign cannot give a p below 1 / B, too coarse for a correction over hundreds of
+    comparisons.
+    """
+    error = float(drawn.std(ddof=1))
+    return math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """p corrected for the number of claims (Holm, 1979)."""
+    order, out, most = np.argsort(chances), [0.0] * len(chances), 0.0
+    for rank, i in enumerate(order):
+        most = max(most, min(1.0, (len(chances) - rank) * chances[i]))
+        out[i] = most
+    return out
+
 
 KINDS = ("pope", "mme")
 
@@ -73,7 +195,7 @@ def counts(parts: dict[str, Any]) -> Counts:
     return Counts(kind, np.stack([rows[image] for image in images]), where, images)
 
 
-def interval(own: Counts, against: Counts | None = None, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(own: Counts, against: Counts | None = None, rounds: int = ROUNDS, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of a figure, or of its ratio to another on the same draws of images.
 
     Raises:
@@ -96,5 +218,4 @@ def interval(own: Counts, against: Counts | None = None, rounds: int = 2000, see
         drawn = drawn[known] / figures[1][known]
     if not len(drawn):
         raise ValueError("there is no ratio to what is 0 in every draw")
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+    return bounds(drawn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 # figure of a result → column title; `title` makes those of R@n
@@ -44,9 +44,28 @@ def title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(titles), "|".join(["---"] * len(titles)), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines)
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of these columns, without a line end.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+    """
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for row in rows:
+        if len(row) != len(titles):
+            raise ValueError(f"a row of {len(row)} cells in a table of {len(titles)} columns: {row}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def ranged(value: float, interval: Sequence[float], show: Callable[[float], str] = "{:.1f}".format) -> str:
+    """A figure and its interval: `81.2 [80.1, 82.3]`."""
+    return f"{show(value)} {between(interval, show)}"
+
+
+def between(interval: Sequence[float], show: Callable[[float], str]) -> str:
+    low, high = interval
+    return f"[{show(low)}, {show(high)}]"
 
 
 def results_table(found: Mapping[str, Any]) -> str:

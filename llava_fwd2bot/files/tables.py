@@ -28,7 +28,8 @@ class Table:
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: the folder holds neither, or several splits without "train"; the message says what it holds.
+        ValueError: the folder holds neither, or several splits without "train" (the message says what it holds), or
+            the table is empty.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,7 +44,7 @@ class Table:
                 shown = ", ".join(found[:8]) or "nothing"
                 raise ValueError(
                     f"{path} is a folder without parquet files, and was not written by datasets.save_to_disk: it holds "
-                    f"{shown}. Name a .json, .jsonl or .parquet file, or such a folder."
+                    f"{shown}. Name a .json, .jsonl, .parquet or .tar file, or such a folder."
                 )
             rows = datasets.load_dataset("parquet", data_files=files, split="train")
         if isinstance(rows, dict):
@@ -51,6 +52,8 @@ class Table:
                 raise ValueError(f"{path} has the splits {', '.join(rows)}, and no 'train': name the folder of one.")
             rows = rows["train"] if "train" in rows else next(iter(rows.values()))
         self._rows = rows.with_format("arrow")
+        if not len(self._rows):
+            raise ValueError(f"{path}: no records")
         # as datasets has images: their bytes, or where they are
         self._images = [f.name for f in self._rows.data.schema if _is_images(f.type)]
 

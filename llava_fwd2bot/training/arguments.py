@@ -43,7 +43,8 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     data_path: str | None = _help(
-        "Conversations, as LLaVA's or as messages: a .json list, .jsonl or .parquet, or a folder of datasets."
+        "Conversations, as LLaVA's or as messages: a .json list, .jsonl or .parquet, a folder of datasets, or "
+        "WebDataset's shards: a .tar, a folder of them, or a pattern such as shards/{000..009}.tar."
     )
     image_folder: str | None = _help("Where the images of the records are.")
     eval_data_path: str | None = _help("Conversations to evaluate on while training, in any layout of --data_path.")

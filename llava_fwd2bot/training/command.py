@@ -46,6 +46,7 @@ from .resume import (
     settings_of,
     write_run,
 )
+from .shards import Shards, is_shards, shard_paths
 from .trainer import Fwd2BotTrainer
 
 # image processors that resize and crop one square, in whose place LLaVA-1.5's padding one can stand
@@ -90,8 +91,9 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     if data_args.eval_data_path or data_args.eval_caption_data:
         folder = data_args.eval_image_folder or data_args.image_folder
         eval_dataset = LlavaDataset(data_args.eval_data_path, processor, folder, data_args.eval_caption_data, **reading)
+    known = {table.path: table.digest for table in dataset.tables if isinstance(table, Shards)}
     run = {
-        "data": data_of(data_path=data_args.data_path, caption_data=fwd2bot_args.fwd2bot_caption_data),
+        "data": data_of(known, data_path=data_args.data_path, caption_data=captions),
         "settings": settings_of(args, **_more_settings(model_args, data_args, config)),
     }
     if args.resume_from_checkpoint is None and is_finished(output, {**run, "layout": layout_of(args, len(dataset))}):
@@ -165,6 +167,10 @@ def _keep_inputs(name: str, data_args: Any, args: Any, fwd2bot_args: Any, fwd2bo
             pass
     files = {"--data_path": data_args.data_path, "--fwd2bot_caption_data": fwd2bot_args.fwd2bot_caption_data}
     files |= {f"--{name}": getattr(data_args, name) for name in ("eval_data_path", "eval_caption_data")}
+    for option, path in list(files.items()):  # a pattern stands for files, whose folders are looked at
+        if path and is_shards(path):
+            folders = {shard.parent: shard for shard in shard_paths(path)}
+            files |= {f"{option} ({shard})": shard for shard in folders.values()}
     images = {f"--{name}": getattr(data_args, name) for name in ("image_folder", "eval_image_folder")}
     refuse_overlap("--output_dir", args.output_dir, models=models, files=files, images=images)
     if fwd2bot:

@@ -30,6 +30,7 @@ from .bad_images import BadImages
 from .collator import first_names
 from .packed import PackedRows
 from .records import Row, images_of, row_of, strings
+from .shards import Shards, is_shards
 from .tokenized import QuotingTokenizer, repeat_images, with_labels
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
@@ -40,7 +41,7 @@ class LlavaDataset(Dataset):
 
     Args:
         data_path: a .json list or .jsonl; a parquet file, or a folder of them or by `datasets.save_to_disk` (extra
-            [datasets]); None for captions alone.
+            [datasets]); WebDataset's shards, see `shards.shard_paths`; None for captions alone.
         processor: the host's processor; its tokenizer must be a fast one.
         image_folder: where the names of the pictures are looked for; files are opened at access, not here.
         caption_data: files as these, of {"image", "caption"} or {"image", "captions": [...]}. A record with that
@@ -80,7 +81,7 @@ class LlavaDataset(Dataset):
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("labels need character offsets, which only a fast tokenizer gives; use one")
         self.formatter = ConversationFormatter(processor, version)
-        self.tables: list[Table] = []  # whose rows hold their images
+        self.tables: list[Table | Shards] = []  # whose rows hold their images
         self.reader = ImageReader(processor, image_folder, max_pixels, image_input_names, self._stored)
         self.model_max_length = model_max_length
         self.caption_max_length = caption_max_length
@@ -97,16 +98,14 @@ class LlavaDataset(Dataset):
         self.bad_images = BadImages(names)
 
     def _records(self, path: str | Path) -> Iterable[dict[str, Any]]:
-        if not is_table(path):
+        if not (is_shards(path) or is_table(path)):
             return read_records(path)
-        table = Table(path)
-        if not len(table):
-            raise ValueError(f"{path}: no records")
+        table = Shards(path) if is_shards(path) else Table(path)
         self.tables.append(table)
         return table
 
     def _stored(self, name: str) -> bytes | None:
-        """The file's bytes of a picture that is in a table."""
+        """The file's bytes of a picture that is in a table or a shard."""
         return next((data for table in self.tables if (data := table.image(name)) is not None), None)
 
     def _conversation_rows(self, path: str | Path) -> list[Row]:

@@ -14,6 +14,7 @@ from ..processing.conversation import PLACEHOLDER
 
 _ROLES = {"user": "human", "assistant": "gpt"}
 _FILES = ("image", "path", "url", "image_url")
+_IMAGES = ("image", "image_url")  # types of parts
 
 
 def turns_of_messages(messages: Any, images: list[str], name: str) -> tuple[list[dict[str, str]], list[str]]:
@@ -49,6 +50,26 @@ def turns_of_messages(messages: Any, images: list[str], name: str) -> tuple[list
     return turns, images
 
 
+def image_parts(messages: Any) -> list[dict[str, Any]]:
+    """The parts of `messages` in whose places images stand; what is no list of messages has none."""
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part for part in parts if isinstance(part, dict) and part.get("type") in _IMAGES]
+
+
+def take_file(part: dict[str, Any]) -> str | None:
+    """The file that a part of an image names, which is taken out of the part; None where it names none."""
+    file = _file_of(part)
+    for key in _FILES:
+        part.pop(key, None)
+    return file if isinstance(file, str) else None
+
+
+def _file_of(part: dict[str, Any]) -> Any:
+    file = next((part[key] for key in _FILES if part.get(key)), None)
+    return file.get("url") if isinstance(file, dict) else file
+
+
 def _content(content: Any, where: str) -> tuple[str, list[str], int]:
     """The text of one message, the files that its parts name, and how many images stand in it."""
     if isinstance(content, str):
@@ -60,11 +81,10 @@ def _content(content: Any, where: str) -> tuple[str, list[str], int]:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "text" and isinstance(part.get("text"), str):
             text += part["text"]
-        elif kind in ("image", "image_url"):
+        elif kind in _IMAGES:
             text += f"{PLACEHOLDER}\n"
             count += 1
-            file = next((part[key] for key in _FILES if part.get(key)), None)
-            file = file.get("url") if isinstance(file, dict) else file
+            file = _file_of(part)
             if isinstance(file, str) and file.startswith(("http://", "https://", "data:")):
                 raise ValueError(f"{where}: {file[:60]!r} is no file; download the image and give its name")
             files += [file] if isinstance(file, str) else []

@@ -136,11 +136,12 @@ def _names_media(value: Any) -> bool:
         return "bytes" in value or _names_media(value.get("path") or value.get("url"))
     if not isinstance(value, str) or "\n" in value[:512]:
         return False
-    return value.startswith("data:image/") or (len(value) < 1024 and value.lower().endswith(_endings()))
+    return value.startswith("data:image/") or (len(value) < 1024 and value.lower().endswith(media_endings()))
 
 
 @cache
-def _endings() -> tuple[str, ...]:
+def media_endings() -> tuple[str, ...]:
+    """The endings of image and video files, whether they are read here or not."""
     Image.init()
     return (*Image.registered_extensions(), *_VIDEO_ENDINGS)
 

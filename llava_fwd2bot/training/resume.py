@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, dict, type(None))) else str(value)
 
 
-def data_of(**files: str | os.PathLike | None) -> dict[str, Any]:
-    """Name and hash of each data file, or folder of files, that is given."""
+def data_of(known: Mapping[Path, str | None] | None = None, **files: str | os.PathLike | None) -> dict[str, Any]:
+    """Name and hash of each data file, or folder of files, that is given; `known`: hashes that are at hand."""
     given = {kind: Path(file) for kind, file in files.items() if file}
-    return {kind: {"name": file.name, "sha256": _hash(file)} for kind, file in given.items()}
+    return {kind: {"name": file.name, "sha256": (known or {}).get(file) or _hash(file)} for kind, file in given.items()}
 
 
 def _hash(path: Path) -> str:

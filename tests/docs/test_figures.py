@@ -57,7 +57,7 @@ def test_the_cost_page(smol):
 
 def test_what_is_said_of_quantised_models():
     """8 bits: no interval excludes the float model; 4 bits: yes/no as well, captions' does; the 7B's bytes."""
-    from llava_fwd2bot.evaluation.metrics import bootstrap
+    from llava_fwd2bot.evaluation.resample import bootstrap
 
     found = json.loads((RESULTS / "quantised.json").read_text())
 

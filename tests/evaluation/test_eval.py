@@ -12,6 +12,7 @@ from PIL import Image
 
 from eval.studies import smol, smol_claims, smol_report
 from llava_fwd2bot.evaluation import metrics
+from llava_fwd2bot.evaluation.resample import bootstrap
 from llava_fwd2bot.files.writing import write_json
 
 
@@ -30,14 +31,14 @@ def test_an_empty_answer_is_not_the_option_a():
 def test_paired_intervals_are_narrower_than_their_parts():
     """Retention's interval must use that both answered the same items."""
     items = np.random.default_rng(0).integers(0, 2, 400)
-    low, high = metrics.bootstrap(items, items)
+    low, high = bootstrap(items, items)
     assert low == high == 1.0
-    low, high = metrics.bootstrap(items)
+    low, high = bootstrap(items)
     assert low < items.mean() < high and high - low == pytest.approx(4 * (0.25 / 400) ** 0.5, rel=0.15)
     # a draw without any of the base's right answers has no ratio
-    assert metrics.bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])[1] == 3.0
+    assert bootstrap([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])[1] == 3.0
     with pytest.raises(ValueError, match="same items: 3 and 2"):
-        metrics.bootstrap([1, 0, 1], [1, 0])
+        bootstrap([1, 0, 1], [1, 0])
 
 
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\0", "\ud800"]

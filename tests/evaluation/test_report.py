@@ -7,9 +7,10 @@ import json
 import pytest
 
 from llava_fwd2bot.cli.main import main
-from llava_fwd2bot.evaluation.report import compare, report_markdown, sign_flips
+from llava_fwd2bot.evaluation.report import compare, report_markdown
+from llava_fwd2bot.evaluation.resample import sign_flips
 from llava_fwd2bot.evaluation.results import published, published_of, read_results
-from llava_fwd2bot.evaluation.tables import percent
+from llava_fwd2bot.evaluation.tables import markdown, percent
 
 
 def write(folder, name, **content):
@@ -272,3 +273,10 @@ def test_published_figures_name_their_source():
     known = published()
     assert all(known[part]["source"] for part in ("generation", "retrieval"))
     assert all(0 < row["tokens"] < 576 for row in known["generation"]["rows"])
+
+
+def test_a_row_of_another_width_is_refused():
+    """Markdown shows such a table with figures under the wrong titles."""
+    assert markdown(["a", "b"], [["1", ""]]) == "| a | b |\n|---|---|\n| 1 |  |"
+    with pytest.raises(ValueError, match="3 cells in a table of 2 columns"):
+        markdown(["a", "b"], [["1", "2", "3"]])

@@ -13,9 +13,10 @@ import torch
 from filelock import FileLock
 
 from eval.studies import ablation, scenes, scenes_base
-from eval.studies.ablation_report import interval, judge, report
+from eval.studies.ablation_report import judge, label, report
 from eval.studies.ablation_study import Claim, Study
 from eval.studies.scene import SIDE
+from llava_fwd2bot.evaluation.resample import over_seeds
 
 STUDY = """
 scenes: {train: 24, test: 8, objects: [1, 3], seed: 0}
@@ -169,13 +170,13 @@ def test_a_verdict_follows_from_the_items():
     assert verdict("same", "low") == "open" and verdict("same", "low", margin=0.1) == "holds"
     assert verdict("high", "absent") == "not measured"
     # more than the seeds of one side, less than everything: the interval has the true difference in it
-    bottom, top = interval(np.array(high), np.array(low), np.arange(400))
+    bottom, top = over_seeds(np.array(high), np.array(low), np.arange(400))
     assert bottom < 0.3 < top and top - bottom < 0.2
     # the same four times over says no more, and pictures drawn whole say so
     four = [np.repeat(np.array(side), 4, axis=1) for side in (high, low)]
-    again = interval(*four, np.repeat(np.arange(400), 4))
-    assert again == pytest.approx((bottom, top)) and np.diff(interval(*four, np.arange(1600))) < 0.8 * (top - bottom)
-    assert interval(np.array(high), np.array(low), np.arange(400), ratio=True)[0] > 1.3
+    again = over_seeds(*four, np.repeat(np.arange(400), 4))
+    assert again == pytest.approx((bottom, top)) and np.diff(over_seeds(*four, np.arange(1600))) < 0.8 * (top - bottom)
+    assert over_seeds(np.array(high), np.array(low), np.arange(400), ratio=True)[0] > 1.3
 
 
 def test_the_words_of_a_patch_are_those_of_its_cell():
@@ -204,6 +205,15 @@ def test_the_vocabulary_has_every_word():
         for text in said:
             assert unknown not in processor.tokenizer(text)["input_ids"], text
     assert torch.tensor(processor.tokenizer("describe the picture.")["input_ids"]).ne(unknown).all()
+
+
+def test_a_row_named_for_its_k_says_it_once():
+    """The picture of the published study had curves called "k 1, k = 1"."""
+    assert [label(name) for name in ("k 16, k = 16", "k 1, k = 16", "both, k = 8")] == [
+        "k = 16",
+        "k 1, k = 16",
+        "both, k = 8",
+    ]
 
 
 def test_a_report_of_nothing_says_so(tmp_path, study):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +12,14 @@ from PIL import Image
 
 from llava_fwd2bot.evaluation.measure import PeakMemory
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture
-def bench(monkeypatch, capsys, tmp_path):
+def bench(import_script, capsys, tmp_path):
     """Runs a benchmark's main in this process: what it returns, the last line it prints, and the file it writes."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     threads = torch.get_num_threads()
 
     def run(name: str, *argv: str) -> tuple[dict, dict, dict]:
-        module = __import__(name)
+        module = import_script(name)
         output = tmp_path / "bench.json"
         argv = ("--shape", "tiny", "--device", "cpu", "--json", "--output", str(output), *argv)
         result = module.main(list(argv))
@@ -102,14 +98,13 @@ def test_inference(bench):
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
 
 
-def test_counted_operations_and_bytes_are_those_of_the_model(monkeypatch):
+def test_counted_operations_and_bytes_are_those_of_the_model(import_script):
     """What achieved figures are made of: weights as the model has them, operations as torch counts them."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from bench_common import SHAPES, build, with_fwd2bot
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape, k = SHAPES["tiny"], 4
-    model = with_fwd2bot(build(shape, torch.device("cpu"), torch.float32), k, 4)
+    common = import_script("bench_common")
+    shape, k = common.SHAPES["tiny"], 4
+    model = common.with_fwd2bot(common.build(shape, torch.device("cpu"), torch.float32), k, 4)
     layers = model.model.language_model.layers
     assert shape.adapter_weights(4) == sum(p.numel() for n, p in layers.named_parameters() if ".compress." in n)
     matrices = [p.numel() for n, p in layers.named_parameters() if p.dim() == 2 and ".lora_" not in n]
@@ -127,35 +122,29 @@ def test_counted_operations_and_bytes_are_those_of_the_model(monkeypatch):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)  # the projector, patches, and masked halves
 
 
-def test_toy_keeps_the_proportions_of_7b(monkeypatch):
+def test_toy_keeps_the_proportions_of_7b(import_script):
     """Its head above all: a toy with a wide head would flatter a method that skips logits."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from bench_common import SHAPES
-
-    toy, full = (SHAPES[name].shares(200) for name in ("toy", "7b"))
+    shapes = import_script("bench_shapes").SHAPES
+    toy, full = (shapes[name].shares(200) for name in ("toy", "7b"))
     assert toy["head_of_language_model"] <= full["head_of_language_model"] * 1.05
     assert abs(toy["vision_tower"] - full["vision_tower"]) < 0.01
-    assert SHAPES["toy"].dense_tokens == SHAPES["7b"].dense_tokens == 576
+    assert shapes["toy"].dense_tokens == shapes["7b"].dense_tokens == 576
 
 
-def test_twin_shares_weights_but_no_adapters(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from bench_common import SHAPES, build, twin, with_fwd2bot
-
-    base = build(SHAPES["tiny"], torch.device("cpu"), torch.float32)
+def test_twin_shares_weights_but_no_adapters(import_script):
+    common = import_script("bench_common")
+    base = common.build(common.SHAPES["tiny"], torch.device("cpu"), torch.float32)
     names = dict(base.named_parameters())
-    model = with_fwd2bot(twin(base), 4, 4)
+    model = common.with_fwd2bot(common.twin(base), 4, 4)
     assert not hasattr(base, "fwd2bot") and not any("lora" in name for name in dict(base.named_parameters()))
     kept = {name.replace(".base_layer", ""): p for name, p in model.named_parameters()}
     assert all(kept[name] is parameter for name, parameter in names.items())
 
 
-def test_what_a_cache_costs(on_disk, processor, tmp_path, monkeypatch):
+def test_what_a_cache_costs(on_disk, processor, tmp_path, import_script):
     """The script that states the cost of a cache fills one for real, in every round."""
     pytest.importorskip("lancedb")
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import bench_fill
-
+    bench_fill = import_script("bench_fill")
     on_disk.save_pretrained(tmp_path / "m", processor=processor)
     for i in range(3):
         Image.new("RGB", (40, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -164,12 +153,10 @@ def test_what_a_cache_costs(on_disk, processor, tmp_path, monkeypatch):
     assert all(math.isfinite(x) and x > 0 for x in numbers(found["fill_over_model"]))
 
 
-def test_what_an_exact_search_costs(monkeypatch):
+def test_what_an_exact_search_costs(import_script):
     """Both ways find the same, by the products that are named."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     pytest.importorskip("lancedb")
-    import bench_search
-
+    bench_search = import_script("bench_search")
     found = {screen: bench_search.measure(60, 2, 32, screen) for screen in ("yes", "no", "auto")}
     assert found["yes"]["products"] == {"bfloat16": 1} and found["no"]["products"] == {"float32": 1}
     assert found["auto"]["products"] == {"float32": 1}  # too small to be worth a look

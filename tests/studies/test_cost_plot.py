@@ -5,24 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from eval.studies import cost_plot
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
 
-SHAPE = cost_plot.Shape(64, 128, 2, 128, 32, 48, 3, 8, 16)
+SHAPE = cost_plot.Shape(64, 128, 2, 4, 128, 32, 48, 3, 2, 32, 8)
 RANK, PROMPT, K = 4, 5, 3
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=127, image_seq_length=16)
+    config = SHAPE.config()
     config._attn_implementation = "eager"  # torch does not count the CPU's fused kernel
     base = LlavaForConditionalGeneration(config).eval()
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = None, 0

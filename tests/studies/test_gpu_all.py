@@ -14,11 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def gpu_all(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import gpu_all
-
-    return gpu_all
+def gpu_all(import_script):
+    return import_script("gpu_all")
 
 
 def read(path: Path) -> tuple[dict, str]:

@@ -1,7 +1,6 @@
 """The shares of padding in docs/train.md are those of the script."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import measure_padding
-
-    yield measure_padding
-    for name in ("measure_padding", "bench_shapes", "bench_common"):
-        sys.modules.pop(name, None)
+def script(import_script):
+    return import_script("measure_padding")
 
 
 def test_padding_is_what_rows_lack_of_the_longest(script):

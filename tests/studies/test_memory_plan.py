@@ -1,6 +1,5 @@
 """docs/scaling.md is what scripts/memory_plan.py computes, and that agrees with models, and with what was measured."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def plan(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import memory_plan
-
-    yield memory_plan
-    for name in ("memory_plan", "bench_shapes", "bench_common"):
-        sys.modules.pop(name, None)
+def plan(import_script):
+    return import_script("memory_plan")
 
 
 def test_the_page_has_the_tables_of_the_script(plan):

@@ -35,6 +35,7 @@ from eval.studies.smol196.model import PROJECTIONS, Language, Lora, Projector, S
 from eval.studies.smol196.recipes import RECIPES, Recipe, recipe
 from eval.studies.smol196.rows import Memory, Rows, answer_rows, offsets
 from llava_fwd2bot import add_fwd2bot
+from llava_fwd2bot.evaluation.resample import bounds, chance, holm
 
 SHAPE = Shape(vocabulary=90, hidden=128, wide=160, layers=2, heads=2, groups=1)
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
@@ -380,12 +381,12 @@ def test_shares_and_claims():
     np.testing.assert_allclose(table.overall("a", "k1"), 100)
     np.testing.assert_allclose(table.overall("b", "k1"), 50)
     apart = table.overall("a", "k1") - table.overall("b", "k1")
-    assert scoring.chance(apart) < 0.01 and scoring.interval(apart)[1] > 49
+    assert chance(apart[0], apart[1:]) < 0.01 and bounds(apart[1:])[0] > 49
     results = {n: {"recipe": {"kind": kind}} for n, kind in (("dense", "dense"), ("a", "fwd2bot"), ("b", "pool"))}
     claim = report.claims(table, ["dense", "a", "b"], results)
     assert [c["verdict"] for c in claim] == ["ahead"] and "ahead" in report.claims_table(claim)
     shown, rows = report.shares_table(table, ["a", "b"])
     assert "| b | 50.0 [50.0, 50.0] |" in shown and report.picture(rows).startswith(b"\x89PNG")
-    assert scoring.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert scoring.letters("dog rad", "dog red") == pytest.approx(6 / 7)
     assert scoring.letters("", "dog") == 0 and scoring.letters("Dog", "dog") == 1

@@ -18,8 +18,10 @@ import numpy as np
 
 from eval.studies.smol196.pictures import SIDE
 from eval.studies.smol196.recipes import KS
-from eval.studies.smol196.scoring import Table, chance, decoder, holm, interval, read_table
-from llava_fwd2bot.evaluation.drawing import png, pyplot
+from eval.studies.smol196.scoring import Table, decoder, read_table
+from llava_fwd2bot.evaluation.drawing import png, powers, pyplot
+from llava_fwd2bot.evaluation.resample import bounds, chance, holm
+from llava_fwd2bot.evaluation.tables import markdown, ranged
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.smol import build
 
@@ -50,10 +52,8 @@ def entry_condition(table: Table) -> tuple[str, list[dict[str, Any]]]:
     floor, bound = table.floor_and_bound()
     base, base_wrong = (table.means(table.scores["untrained-dense", v])[0] for v in ("k0", "wrong"))
     pooled = table.means(table.scores["untrained-pool", "k16"])[0]
-    rows, lines = (
-        [],
-        ["| task | blind | wrong image | base | bound | untrained pooling, 16 | keeps | met |", "|" + "---|" * 8],
-    )
+    rows, lines = [], []
+    heads = ["task", "blind", "wrong image", "base", "bound", "untrained pooling, 16", "keeps", "met"]
     blind = table.means(table.blind)[0]
     for i, task in enumerate(table.tasks):
         base_floor = max(base_wrong[i], blind[i])
@@ -63,47 +63,49 @@ def entry_condition(table: Table) -> tuple[str, list[dict[str, Any]]]:
         told = f"{kept:.0f} %" if base[i] - base_floor >= 5 else "no room"  # a share of less is noise
         names = ("blind", "wrong", "base", "bound", "pooled")
         rows.append({"task": task, **dict(zip(names, map(float, numbers), strict=True)), "keeps": kept, "met": met})
-        lines.append(
-            f"| {task} | " + " | ".join(f"{x:.1f}" for x in numbers) + f" | {told} | {'yes' if met else 'no'} |"
-        )
-    return "\n".join(lines) + "\n", rows
+        lines.append([task, *(f"{x:.1f}" for x in numbers), told, "yes" if met else "no"])
+    return markdown(heads, lines) + "\n", rows
 
 
 def shares_table(table: Table, runs: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-    lines = ["| recipe | " + " | ".join(f"k = {k}" for k in KS) + " |", "|" + "---|" * (len(KS) + 1)]
-    rows = []
+    lines, rows = [], []
     for run in runs:
         cells = []
         for k in KS:
             if (run, f"k{k}") in table.scores:
-                value, low, high = interval(table.overall(run, f"k{k}"))
+                drawn = table.overall(run, f"k{k}")
+                value, (low, high) = float(drawn[0]), bounds(drawn[1:])
                 rows.append({"run": run, "k": k, "share": value, "interval": [low, high]})
-                cells.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+                cells.append(ranged(value, rows[-1]["interval"]))
             else:
                 cells.append("")
         if any(cells):
-            lines.append(f"| {name_of(run)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n", rows
+            lines.append([name_of(run), *cells])
+    return markdown(["recipe", *(f"k = {k}" for k in KS)], lines) + "\n", rows
 
 
 def raw_table(table: Table, runs: Sequence[str], ks: Sequence[int] = (1, 4, 16)) -> str:
-    lines = ["| recipe | k | " + " | ".join(table.tasks) + " |", "|" + "---|" * (len(table.tasks) + 2)]
+    lines = []
     for run in (*runs, "untrained-dense"):
         for k in (0, *ks):
             if (run, f"k{k}") in table.scores:
-                means = table.means(table.scores[run, f"k{k}"])[0]
-                lines.append(f"| {name_of(run)} | {k or 'dense'} | " + " | ".join(f"{x:.1f}" for x in means) + " |")
+                lines.append([name_of(run), str(k or "dense"), *_means(table, run, f"k{k}")])
     for k in KS:
         if ("untrained-dense", f"prune{k}") in table.scores:
-            means = table.means(table.scores["untrained-dense", f"prune{k}"])[0]
-            lines.append(f"| pruning by attention, untrained | {k} | " + " | ".join(f"{x:.1f}" for x in means) + " |")
-    return "\n".join(lines) + "\n"
+            name = "pruning by attention, untrained"
+            lines.append([name, str(k), *_means(table, "untrained-dense", f"prune{k}")])
+    return markdown(["recipe", "k", *table.tasks], lines) + "\n"
+
+
+def _means(table: Table, run: str, variant: str) -> list[str]:
+    return [f"{x:.1f}" for x in table.means(table.scores[run, variant])[0]]
 
 
 def language_table(results: dict[str, dict[str, Any]]) -> str:
     """What the outputs say of a picture: own share, the cost of one vector in the place of all, retrieval."""
-    lines = ["| recipe | steps | own share, k = 16 | tuning loss, k = 1, 4, 16 | one vector in place of 16 | t2i R@1 |"]
-    lines.append("|" + "---|" * 6)
+    lines = []
+    heads = ["recipe", "steps", "own share, k = 16", "tuning loss, k = 1, 4, 16"]
+    heads += ["one vector in place of 16", "t2i R@1"]
     for run, result in results.items():
         tuning = {k: float(np.mean(list(v.values()))) for k, v in result.get("tuning", {}).items()}
         own = result.get("own", {}).get("16", {})
@@ -116,8 +118,8 @@ def language_table(results: dict[str, dict[str, Any]]) -> str:
             "" if same is None else f"{float(np.mean(list(same.values()))):.3f}",
             ", ".join(f"{v:.1f}" for v in best.values()),
         ]
-        lines.append(f"| {run} | {result['recipe']['steps']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([run, str(result["recipe"]["steps"]), *cells])
+    return markdown(heads, lines) + "\n"
 
 
 def claims(table: Table, runs: Sequence[str], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,10 +134,10 @@ def claims(table: Table, runs: Sequence[str], results: dict[str, dict[str, Any]]
                 for factor in (1, 2) if kind[other] == "pool" else (1,):
                     if (run, f"k{k}") in table.scores and (other, f"k{k * factor}") in table.scores:
                         apart = table.overall(run, f"k{k}") - table.overall(other, f"k{k * factor}")
-                        value, low, high = interval(apart)
+                        value, (low, high) = float(apart[0]), bounds(apart[1:])
                         found.append(
                             {"run": run, "k": k, "against": other, "at": k * factor, "difference": value}
-                            | {"interval": [low, high], "p": chance(apart)}
+                            | {"interval": [low, high], "p": chance(value, apart[1:])}
                         )
     for claim, p in zip(found, holm([c["p"] for c in found]), strict=True):
         claim["p_holm"] = p
@@ -151,17 +153,14 @@ def claims_table(found: Sequence[dict[str, Any]]) -> str:
         others.setdefault((name_of(c["run"]), name_of(c["against"])), []).append(f"{c['verdict']} at {c['k']}")
     against = {name_of(c["against"]) for c in found if not name_of(c["against"]).startswith("pool")}
     rest = [f"- {run} against {other}: {', '.join(v)}." for (run, other), v in others.items() if other in against]
-    lines = ["| recipe | k | against | its k | difference of shares | p (Holm) | verdict |", "|" + "---|" * 7]
-    for c in found:
-        if not name_of(c["against"]).startswith("pool"):
-            continue
-        low, high = c["interval"]
-        lines.append(
-            f"| {name_of(c['run'])} | {c['k']} | {name_of(c['against'])} | {c['at']} "
-            f"| {c['difference']:+.1f} [{low:+.1f}, {high:+.1f}] "
-            f"| {c['p_holm']:.3f} | {c['verdict']} |"
-        )
-    return "\n".join([*lines, "", "Against the others, at equal k:", "", *rest]) + "\n"
+    lines = [
+        [name_of(c["run"]), str(c["k"]), name_of(c["against"]), str(c["at"])]
+        + [ranged(c["difference"], c["interval"], "{:+.1f}".format), f"{c['p_holm']:.3f}", c["verdict"]]
+        for c in found
+        if name_of(c["against"]).startswith("pool")
+    ]
+    table = markdown(["recipe", "k", "against", "its k", "difference of shares", "p (Holm)", "verdict"], lines)
+    return "\n".join([table, "", "Against the others, at equal k:", "", *rest]) + "\n"
 
 
 def name_of(run: str) -> str:
@@ -186,10 +185,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
         style |= {"marker": "os^Dv"[number % 5], "markersize": 5}
         axis.errorbar(ks, values, yerr=bars, elinewidth=0.6, label=name_of(run), **style)
     axis.axhline(100, color="black", linestyle=":", linewidth=1, label="all dense tokens")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(KS, [str(k) for k in KS])
+    powers(axis, KS)
     axis.set(xlabel="tokens per image", ylabel="share: 0 without the image, 100 from all dense tokens")
-    axis.grid(alpha=0.3)
     axis.legend(fontsize=7, ncols=2, handlelength=4)
     figure.tight_layout()
     return png(figure)

@@ -8,7 +8,6 @@ share.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import numpy as np
 
 from eval.studies.smol196.tasks import TASKS, Item
 from llava_fwd2bot.evaluation import metrics
+from llava_fwd2bot.evaluation.resample import ROUNDS
 
-ROUNDS = 2000
 MEASURES = 25  # points from floor to bound, from which on a task counts
 
 
@@ -137,31 +136,6 @@ class Table:
         if not any(self.measuring()):
             raise ValueError(f"no task's bound is {MEASURES} points above its floor: nothing here measures vision")
         return self.shares(run, variant)[:, self.measuring()].mean(1)
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """What was measured, and its 95 % interval: of [1 + ROUNDS]"""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return float(values[0]), float(low), float(high)
-
-
-def chance(difference: np.ndarray) -> float:
-    """Two-sided p of a difference [1 + ROUNDS], by the standard error of the draws.
-
-    Counting draws of the other sign cannot give a p below 1 / ROUNDS, too coarse for a correction over hundreds of
-    comparisons.
-    """
-    error = float(difference[1:].std(ddof=1))
-    return math.erfc(abs(float(difference[0])) / error / math.sqrt(2)) if error > 0 else float(difference[0] == 0)
-
-
-def holm(chances: Sequence[float]) -> list[float]:
-    """p corrected for the number of claims (Holm, 1979)."""
-    order, out, most = np.argsort(chances), [0.0] * len(chances), 0.0
-    for rank, i in enumerate(order):
-        most = max(most, min(1.0, (len(chances) - rank) * chances[i]))
-        out[i] = most
-    return out
 
 
 def read_table(folder: Path, decode: Callable[[np.ndarray], list[str]]) -> tuple[Table, dict[str, dict[str, Any]]]:

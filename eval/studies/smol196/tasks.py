@@ -29,7 +29,6 @@ from llava_fwd2bot.smol import instructions as make
 from .. import smol_splits
 
 TASKS = ("caption", "exists", "at", "any", "where", "count", "words", "daquar")
-COLLAGES = ("at", "any", "where", "count")
 READ = "Read the words from top to bottom."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
