@@ -15,14 +15,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..bottleneck import Collapsed, embed, summary_cosine
-from ..losses import (
-    Candidates,
-    answer_loss,
-    contrastive_loss,
-    distillation_loss,
-    gather_sizes,
-    gather_with_grad,
-)
+from ..losses import Candidates, answer_loss, distillation_loss, gather_sizes, gather_with_grad
+from .blocks import contrastive_loss_by_blocks
 from .masks import one_sequence_each
 from .pairs import content_keys, join_keys
 from .plan import BatchPlan, BatchPlanner, labelled_tokens
@@ -191,7 +185,8 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
             return {}
         scale = self.fwd2bot.bounded_logit_scale()
         images, texts = pairs.chunk(2, dim=1)
-        loss, accuracy = contrastive_loss(images, texts, scale, Candidates.of(*keys.unbind(1), pairs.dtype))
+        candidates = Candidates.of(*keys.unbind(1), pairs.dtype)
+        loss, accuracy = contrastive_loss_by_blocks(images, texts, scale, candidates)
         found = {"contrastive_loss": loss, "temperature": (-scale.detach()).exp().squeeze(), **vectors}
         if len(pairs) > 1:
             found["retrieval_accuracy"] = accuracy
