@@ -14,6 +14,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ from bench_common import (
 )
 from memory_plan import state_bytes
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -47,20 +50,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     first = next(iter(result["by_pairs"].values()))
     rows = []
     for pairs, found in result["by_pairs"].items():
-        found["ratio"] = _own(found) / _own(first)
-        found["ratio_with_batch"] = (_own(found) + found["batch"]) / (_own(first) + first["batch"])
-        mib = [round(x / 2**20, 1) for x in (_own(found), found["before"] - found["libraries"], found["batch"])]
-        rows.append([pairs, *mib, found["ratio"], found["ratio_with_batch"], found["passes"]])
-    table(["pairs", "peak MiB", "of which before", "batch MiB", "ratio", "with batch", "compress passes"], rows)
+        sizes = {name: (size(found), size(first)) for name, size in SIZES.items()}
+        found["ratios"] = {name: own / least for name, (own, least) in sizes.items()}
+        mib = [round(size / 2**20, 1) for size in (found["state"], found["tensors"], found["batch"])]
+        rows.append([pairs, *mib, *found["ratios"].values(), found["passes"]])
+    table(["pairs", "state MiB", "step MiB", "batch MiB", *(f"ratio, {name}" for name in SIZES), "passes"], rows)
     if options.gradients:
         result["gradient_difference"] = _gradient_difference(options.gradients, options, shape)
         print(f"gradients of {options.gradients} pairs, chunked against whole: {result['gradient_difference']:.1e}")
     return finish(result, options)
 
 
-def _own(found: dict[str, Any]) -> int:
-    """The highest memory without libraries and the batch itself."""
-    return found["peak"] - found["libraries"] - found["batch"]
+# what is compared: tensors alone are what a GPU would hold; the process also holds Python's and autograd's own objects
+SIZES: dict[str, Callable[[dict[str, Any]], int]] = {
+    "tensors": lambda found: found["state"] + found["tensors"],
+    "process": lambda found: found["peak"] - found["libraries"] - found["batch"],
+    "process and batch": lambda found: found["peak"] - found["libraries"],
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +88,39 @@ def proportioned(shape: Shape, size: int) -> Shape:
     full = SHAPES["7b"]
     wanted = state_bytes("DDP", full, 1) / full.hidden / 2 * size * shape.hidden
     return replace(shape, vocab=round(wanted / size / 2 / shape.hidden))
+
+
+class TensorBytes(TorchDispatchMode):
+    """Bytes of all tensors that operations made since it began and that are still alive, at most at one time.
+
+    What an operation takes and frees within itself is not seen.
+    """
+
+    now = peak = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
 
 
 # ---------------------------------------------------------------------- one batch
@@ -120,10 +159,14 @@ def _measure(options: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> d
     step()  # the optimizer's state is part of "before"
     hook.remove()
     found = peak_of(step, options.device)
-    found.update(libraries=libraries, passes=sum(rows) / (2 * pairs))
+    with TensorBytes() as tensors:
+        step()
+    found.update(libraries=libraries, passes=sum(rows) / (2 * pairs), tensors=tensors.peak)
+    state = (*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values()))
+    found["state"] = sum(v.nbytes for v in state)
     plan = batch.pop("plan")
-    tensors = [*batch.values(), *(v for v in vars(plan.captions).values() if isinstance(v, Tensor))]
-    found["batch"] = sum(v.nbytes for v in tensors)
+    given = [*batch.values(), *(v for v in vars(plan.captions).values() if isinstance(v, Tensor))]
+    found["batch"] = sum(v.nbytes for v in given)
     print(json.dumps(found))
     return found
 
