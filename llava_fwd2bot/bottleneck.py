@@ -134,14 +134,17 @@ def compress_pass(
     return torch.stack([row[start : start + j] for row, start in zip(hidden, starts, strict=True)])  # [M, j, D]
 
 
-def embed(summary: Tensor, pooling: str) -> Tensor:
-    """One unit vector per summary, for retrieval. `summary` [M, j, D] → [M, D], float32 or wider."""
+def pool(summary: Tensor, pooling: str) -> Tensor:
+    """One vector per summary, [M, j, D] → [M, D], float32 or wider."""
     summary = summary if summary.dtype == torch.float64 else summary.float()  # before the mean, which would round
     if pooling == "mean":
-        pooled = summary.mean(dim=1)
-    else:
-        pooled = summary[:, -1 if pooling == "last" else 0]
-    return F.normalize(pooled, dim=-1)
+        return summary.mean(dim=1)
+    return summary[:, -1 if pooling == "last" else 0]
+
+
+def embed(summary: Tensor, pooling: str) -> Tensor:
+    """One unit vector per summary, for retrieval. `summary` [M, j, D] → [M, D], float32 or wider."""
+    return F.normalize(pool(summary, pooling), dim=-1)
 
 
 def summary_cosine(summary: Tensor) -> Tensor:

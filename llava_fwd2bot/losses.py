@@ -20,13 +20,13 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: at the positions whose next token is labelled, [N, V].
         targets: those next tokens, [N].
     """
-    return F.cross_entropy(_wide(logits), targets)
+    return F.cross_entropy(wide(logits), targets)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) of logits [N, V], mean over the tokens (our choice). No gradient to the teacher."""
-    log_student = F.log_softmax(_wide(student), dim=-1)
-    log_teacher = F.log_softmax(_wide(teacher.detach()), dim=-1)
+    log_student = F.log_softmax(wide(student), dim=-1)
+    log_teacher = F.log_softmax(wide(teacher.detach()), dim=-1)
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
 
 
@@ -38,7 +38,8 @@ class Candidates:
     that comes several times counts once, and so does a pair.
     """
 
-    excluded: Tensor  # [C, C] True where text j is known to belong to image i, except on the diagonal
+    image: Tensor  # [C] number of the pair's image; equal images have equal numbers, below C
+    text: Tensor  # [C]
     image_weight: Tensor  # [C] 1 / how often the image comes
     text_weight: Tensor  # [C]
     pair_weight: Tensor  # [C]
@@ -46,17 +47,33 @@ class Candidates:
     @classmethod
     def of(cls, image_keys: Tensor, text_keys: Tensor, dtype: torch.dtype) -> Candidates:
         """From a key of each pair's image and of its text, both [C]."""
-        same_image = image_keys[:, None] == image_keys  # [C, C]
-        same_text = text_keys[:, None] == text_keys  # [C, C]
-        count = len(image_keys)
-        number = torch.arange(count, device=image_keys.device)
-        image, text = (torch.where(same, number, count).amin(1) for same in (same_image, same_text))  # [C] first equal
-        belongs = torch.zeros_like(same_image)
-        belongs[image, text] = True
-        excluded = belongs[image][:, text]  # [C, C]
-        excluded.fill_diagonal_(False)
-        weights = (1 / same.sum(1).to(dtype) for same in (same_image, same_text, same_image & same_text))
-        return cls(excluded, *weights)
+        (image, images), (text, texts) = _numbered(image_keys), _numbered(text_keys)
+        _, pairs = _numbered(image * len(image) + text)
+        return cls(image, text, *(1 / count.to(dtype) for count in (images, texts, pairs)))
+
+    def flipped(self) -> Candidates:
+        """The same for the way from texts to images."""
+        return Candidates(self.text, self.image, self.text_weight, self.image_weight, self.pair_weight)
+
+    def excluded(self, first: int, rows: int) -> Tensor:
+        """For pairs `first` and on, [rows, C]: True where text j is known to belong to image i, except i = j."""
+        count, own = len(self.image), self.image[first : first + rows]  # [R]
+        place = torch.full_like(self.image, rows)  # of each image among the rows; all others share one more
+        place[own] = torch.arange(rows, device=own.device)
+        belongs = torch.zeros(rows + 1, count, dtype=torch.bool, device=own.device)
+        belongs[place[self.image], self.text] = True
+        excluded = belongs[place[own]][:, self.text]  # [R, C]
+        excluded.diagonal(first).fill_(False)
+        return excluded
+
+
+def _numbered(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """A number below C of each key, equal for equal keys, and how often the key comes; all [C]."""
+    ordered, order = keys.sort()
+    new = torch.ones_like(keys)
+    new[1:] = ordered[1:] != ordered[:-1]
+    number = torch.empty_like(keys).index_copy(0, order, new.cumsum(0) - 1)
+    return number, torch.zeros_like(keys).index_add(0, number, torch.ones_like(keys))[number]
 
 
 def contrastive_loss(
@@ -64,7 +81,8 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE over unit vectors, the other pairs being the negatives (VladVA, section 3).
 
-    Computed in float32 or wider, also under autocast: at a temperature of 0.01 bfloat16 is off by a quarter.
+    Computed in float32 or wider, also under autocast: at a temperature of 0.01 bfloat16 is off by a quarter. It holds
+    matrices of C × C; `modeling.blocks` computes the same for large batches.
 
     Args:
         images, texts: unit vectors, row i of one belongs to row i of the other, [C, D].
@@ -76,25 +94,34 @@ def contrastive_loss(
         where none has. Both are those of the distinct pairs.
     """
     with torch.autocast(images.device.type, enabled=False):
-        images, texts = _wide(images), _wide(texts)
+        images, texts = wide(images), wide(texts)
         logits = logit_scale.to(images.dtype).exp() * images @ texts.T  # [C, C]
-        target = torch.arange(len(logits), device=logits.device)
         if candidates is None:
+            target = torch.arange(len(logits), device=logits.device)
             candidates = Candidates.of(target, target, logits.dtype)
-        weight = candidates.pair_weight  # [C]
-        loss, hits, compared = 0.0, 0.0, 0.0
-        for way, excluded, counts in (
-            (logits, candidates.excluded, candidates.text_weight),
-            (logits.T, candidates.excluded.T, candidates.image_weight),
-        ):
-            way = way.masked_fill(excluded, float("-inf"))
-            others = counts.log().expand_as(way).clone().fill_diagonal_(0.0)  # a pair's own candidate counts once
-            loss = loss + weight @ F.cross_entropy(way + others, target, reduction="none")
-            with torch.no_grad():
-                counted = weight * (excluded.sum(1) < len(logits) - 1)  # [C] 0 for pairs that nothing is compared with
-                hits = hits + counted @ (way.argmax(1) == target).to(way.dtype)
-                compared = compared + counted.sum()
-        return loss / (2 * weight.sum()), hits / compared
+        ways = one_way(logits, candidates), one_way(logits.T, candidates.flipped())
+        loss, hits, compared = (sum(parts) for parts in zip(*ways, strict=True))
+        return loss / (2 * candidates.pair_weight.sum()), hits / compared
+
+
+def one_way(logits: Tensor, candidates: Candidates, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of InfoNCE from pairs `first` and on to all candidates: loss, hits, and the pairs that these are of.
+
+    Args:
+        logits: [R, C], of R queries.
+        candidates: of all C pairs; `flipped` where the queries are texts.
+    """
+    rows = len(logits)
+    target = torch.arange(first, first + rows, device=logits.device)  # [R]
+    weight, excluded = candidates.pair_weight[first : first + rows], candidates.excluded(first, rows)
+    logits = logits.masked_fill(excluded, float("-inf"))
+    others = candidates.text_weight.log().expand_as(logits).clone()  # [R, C]
+    others.diagonal(first).zero_()  # a pair's own candidate counts once
+    loss = weight @ F.cross_entropy(logits + others, target, reduction="none")
+    with torch.no_grad():
+        counted = weight * (excluded.sum(1) < logits.shape[1] - 1)  # [R] 0 for pairs that nothing is compared with
+        hits = counted @ (logits.argmax(1) == target).to(logits.dtype)
+    return loss, hits, counted.sum()
 
 
 def gather_sizes(count: int, device: torch.device) -> list[int]:
@@ -142,5 +169,6 @@ class _AllGather(torch.autograd.Function):
         return total[dist.get_rank()]
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """In float32, or in float64 as it is."""
     return logits if logits.dtype == torch.float64 else logits.float()

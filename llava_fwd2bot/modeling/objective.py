@@ -15,14 +15,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..bottleneck import Collapsed, embed, summary_cosine
-from ..losses import (
-    Candidates,
-    answer_loss,
-    contrastive_loss,
-    distillation_loss,
-    gather_sizes,
-    gather_with_grad,
-)
+from ..losses import Candidates, answer_loss, distillation_loss, gather_sizes, gather_with_grad
+from .blocks import contrastive_loss_by_blocks
 from .masks import one_sequence_each
 from .pairs import content_keys, join_keys
 from .plan import BatchPlan, BatchPlanner, labelled_tokens
@@ -107,11 +101,20 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         fullest = self._fullest = self._calls(batch, together)
         if fullest is not None and fullest.images and not batch.image_inputs:
             fullest.run_idle(self._idle_image(num_tokens))
-        summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)  # [U, j, D]
+        found: dict[str, Tensor] = {}
+        # without labels the contrastive loss alone reads the summaries, and pooled ones will do
+        unread = batch.labels is None if batch.plan is None else not batch.plan.labelled_rows
+        pooled = None
+        if unread and summary is None and batch.image_inputs:
+            pooled = self._pool_images(batch.image_inputs, num_tokens)
+        if pooled is not None:
+            summary, lengths, found["summary_cosine"] = pooled  # [U, 1, D]
+        else:
+            summary, lengths = self._summaries(summary, batch.image_inputs, num_tokens)  # [U, j, D]
+            num_tokens = num_tokens if summary is None else summary.shape[1]
         if fullest is not None and batch.image_inputs:
             fullest.run_idle(summary)  # an image whose row has neither label nor caption; backward must pass it too
         plan = self._planned(batch, summary, lengths)
-        found: dict[str, Tensor] = {}
         if summary is not None and summary.shape[1] > 1:
             found["summary_cosine"] = summary_cosine(summary.detach())
         if plan.labelled_rows:
@@ -174,26 +177,27 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         self, batch: Batch, plan: BatchPlan, summary: Tensor | None, num_tokens: int | None, distributed: bool
     ) -> dict[str, Tensor]:
         """The contrastive loss over the pairs of all ranks; every rank comes here, even with no pair."""
-        images, texts, keys = self._pairs(batch, plan, summary)
+        images, texts, keys = self._pairs(batch, plan, summary, num_tokens)
         vectors = {} if self.training else {"image_embeds": images, "text_embeds": texts, "pair_keys": keys}
         if self._fullest is not None and self._fullest.captions and not len(texts):
             self._fullest.run_idle(self._idle_text(num_tokens))
-        pairs = torch.cat([images, texts], dim=1)  # [C, 2 D]
         if distributed:  # one collective for images and texts
+            pairs = torch.cat([images, texts], dim=1)  # [C, 2 D]
             sizes = [c for _, c, _ in plan.ranks] if plan.ranks else gather_sizes(len(pairs), pairs.device)
             # before the gather, so that on no rank a gradient is ready, and DistributedDataParallel sends it, before
             # the gather's backward has run: their order must be the same everywhere
             pairs = pairs + touched(self.parameters())
             pairs, keys = gather_with_grad(pairs, sizes), gather_with_grad(keys, sizes)
-        if not len(pairs):
+            images, texts = pairs.chunk(2, dim=1)
+        if not len(images):
             if self._fullest is not None:
                 self._fullest.run_idle(self.fwd2bot.bounded_logit_scale())
             return {}
         scale = self.fwd2bot.bounded_logit_scale()
-        images, texts = pairs.chunk(2, dim=1)
-        loss, accuracy = contrastive_loss(images, texts, scale, Candidates.of(*keys.unbind(1), pairs.dtype))
+        candidates = Candidates.of(*keys.unbind(1), images.dtype)
+        loss, accuracy = contrastive_loss_by_blocks(images, texts, scale, candidates)
         found = {"contrastive_loss": loss, "temperature": (-scale.detach()).exp().squeeze(), **vectors}
-        if len(pairs) > 1:
+        if len(images) > 1:
             found["retrieval_accuracy"] = accuracy
         elif self.training and not self._told_of_single_pairs:
             self._told_of_single_pairs = True
@@ -257,7 +261,9 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
             ).last_hidden_state
             return self.get_output_embeddings()(hidden.flatten(0, 1)[at])
 
-    def _pairs(self, batch: Batch, plan: BatchPlan, summary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairs(
+        self, batch: Batch, plan: BatchPlan, summary: Tensor | None, num_tokens: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of this rank's captioned images and of their captions, both [C, D], and their keys [C, 2]."""
         tokens = self.fwd2bot.tokens
         if plan.captions is None:
@@ -266,10 +272,10 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
             none = tokens.new_zeros(0, tokens.shape[1], dtype=wide)
             return none, none, none.new_zeros(0, 2, dtype=torch.long)
         pooling, captions = self.fwd2bot_config.pooling, plan.captions
-        texts = self._compress_captions(captions, summary.shape[1])
+        texts = self._embed_captions(captions, num_tokens)  # [C, D]
         of_images = plan.of_images(self._image_keys(batch.image_inputs, summary))[captions.image]
         keys = torch.stack([of_images, captions.keys], dim=1)  # [C, 2]
-        return embed(plan.of_images(summary)[captions.image], pooling), embed(texts, pooling), keys
+        return plan.of_images(embed(summary, pooling))[captions.image], texts, keys
 
     def _image_keys(self, image_inputs: dict[str, Any], summary: Tensor) -> Tensor:
         """A key of each image's content, [M]: equal images have equal keys, also on other ranks.

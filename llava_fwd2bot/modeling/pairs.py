@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_AT_ONCE = 1 << 24  # numbers that are hashed at once, so that a large batch needs little memory
+_AT_ONCE = 1 << 20  # numbers that are hashed at once, in 8 bytes each: a large batch needs little memory
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # splitmix64's constants, as signed numbers
 _OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -55,5 +55,5 @@ def _spread(x: Tensor) -> Tensor:
     """Mixes the bits of int64 numbers, one to one, 0 to 0; multiplication wraps around."""
     for odd, shift in zip(_ODD, (30, 27, 31), strict=True):
         x = x * odd
-        x = x ^ (x >> shift)
+        x ^= x >> shift
     return x

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..checkpoint.gathering import is_zero3
+from .plan import CaptionPlan
 
 
 @dataclass
@@ -111,8 +112,8 @@ class Fwd2BotRanksMixin:
         return self._compress_images(self._blank_image(), num_tokens)[0]
 
     def _idle_text(self, num_tokens: int | None) -> Tensor:
-        ids = torch.zeros(1, 1, dtype=torch.long, device=self.fwd2bot.tokens.device)
-        return self.compress_text(ids, num_tokens=num_tokens)
+        none = torch.zeros(1, dtype=torch.long, device=self.fwd2bot.tokens.device)
+        return self._embed_captions(CaptionPlan(none[:, None], [1], none, none), num_tokens)
 
     def _idle_bridge(self) -> None:
         """The bridge's call in an answer pass that no summary takes part in."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..bottleneck import embed
+from ..bottleneck import embed, pool, summary_cosine
 from .masks import one_sequence_each
 from .plan import CaptionPlan
 
@@ -37,23 +38,54 @@ class Fwd2BotSummaryMixin:
 
         In chunks the vision tower is part of each: the dense tokens of a large batch would take more than all else.
         """
-        prompt, parts = self.fwd2bot.image_prompt_ids, self._image_chunks(image_inputs)
+        parts = self._image_chunks(image_inputs)
+        if parts is not None:
+            return self._image_chunks_through(parts, image_inputs, num_tokens, lambda summary: summary)
+        dense = self._dense_tokens(**image_inputs)
+        return self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens), [len(v) for v in dense]
+
+    def _pool_images(
+        self, image_inputs: dict[str, Any], num_tokens: int | None
+    ) -> tuple[Tensor, list[int], Tensor | None] | None:
+        """What the contrastive loss needs of images: pooled summaries [M, 1, D], n of each, and `summary_cosine`.
+
+        The summaries themselves, k times as large and of no use without an answer pass, go with their chunk. None where
+        the images do not come in chunks.
+        """
+        parts, cosines = self._image_chunks(image_inputs), []
         if parts is None:
-            dense = self._dense_tokens(**image_inputs)
-            return self._compress(dense, prompt, num_tokens), [len(v) for v in dense]
+            return None
+
+        def pooled(summary: Tensor) -> Tensor:
+            if summary.shape[1] > 1 and len(cosines) < own:  # not in backward, nor in the others' chunks
+                cosines.append(summary_cosine(summary.detach()) * len(summary))
+            return pool(summary, self.fwd2bot_config.pooling)[:, None]
+
+        own = self._own_chunks(image_inputs)
+        vectors, lengths = self._image_chunks_through(parts, image_inputs, num_tokens, pooled)
+        return vectors, lengths, torch.stack(cosines).sum() / len(vectors) if cosines else None
+
+    def _own_chunks(self, image_inputs: dict[str, Any]) -> int:
+        return -(-self._count_images(image_inputs) // self.fwd2bot_config.contrastive_chunk)
+
+    def _image_chunks_through(
+        self,
+        parts: list[dict[str, Any]],
+        image_inputs: dict[str, Any],
+        num_tokens: int | None,
+        take: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, list[int]]:
+        """`take` of the summaries of each chunk, put together, and n of each image."""
         lengths: dict[int, list[int]] = {}
 
         def run(at: int) -> Tensor:
             dense = self._dense_tokens(**parts[at])
             lengths[at] = [len(v) for v in dense]
-            with self._stages.recomputed():
-                return self._compress(dense, prompt, num_tokens)
+            return take(self._compress(dense, self.fwd2bot.image_prompt_ids, num_tokens))
 
-        summaries = [checkpoint(run, at, use_reentrant=False) for at in range(len(parts))]
-        own = -(-self._count_images(image_inputs) // self.fwd2bot_config.contrastive_chunk)
-        for idle in summaries[own:]:
-            self._fullest.run_idle(idle)
-        return torch.cat(summaries[:own]), [n for at in range(own) for n in lengths[at]]
+        own = self._own_chunks(image_inputs)
+        taken = self._recomputed_chunks(run, range(len(parts)), own)
+        return taken, [n for at in range(own) for n in lengths[at]]
 
     def _count_images(self, image_inputs: dict[str, Any]) -> int:
         return len(image_inputs.get(self.image_input_names[0], image_inputs.get("pixel_values", ())))
@@ -84,11 +116,16 @@ class Fwd2BotSummaryMixin:
         contexts = [words(ids[real]) for ids, real in zip(input_ids, mask.bool(), strict=True)]
         return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
 
-    def _compress_captions(self, captions: CaptionPlan, num_tokens: int | None) -> Tensor:
-        """The summaries of a batch's captions, [C, j, D]."""
-        words = self.get_input_embeddings()(captions.ids)  # [C, L, D]
-        contexts = [row[:length] for row, length in zip(words, captions.lengths, strict=True)]
-        return self._compress(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+    def _embed_captions(self, captions: CaptionPlan, num_tokens: int | None) -> Tensor:
+        """Unit vectors of a batch's captions, [C, D]; in chunks, of which the vectors alone are kept."""
+
+        def run(part: slice) -> Tensor:
+            words = self.get_input_embeddings()(captions.ids[part])  # [c, L, D]
+            contexts = [row[:length] for row, length in zip(words, captions.lengths[part], strict=True)]
+            summary = self._compress_whole(contexts, self.fwd2bot.text_prompt_ids, num_tokens)
+            return embed(summary, self.fwd2bot_config.pooling)
+
+        return self._through_chunks(run, len(captions.lengths), images=False)
 
     def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         """The summaries of all contexts at once, M × [n_i, D] → [M, j, D]."""
@@ -104,25 +141,39 @@ class Fwd2BotSummaryMixin:
 
     def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         """`_compress_whole`, in chunks where there are more contexts than `contrastive_chunk` in training."""
-        chunk, count = self.fwd2bot_config.contrastive_chunk, len(contexts)
+
+        def run(part: slice) -> Tensor:
+            return self._compress_whole(contexts[part], prompt_ids, num_tokens)
+
+        return self._through_chunks(run, len(contexts), images=prompt_ids is not self.fwd2bot.text_prompt_ids)
+
+    def _through_chunks(self, run: Callable[[slice], Tensor], count: int, images: bool) -> Tensor:
+        """`run` of all rows at once, or of `contrastive_chunk` at a time in training, put together."""
+        chunk, most = self.fwd2bot_config.contrastive_chunk, count
         if self._fullest is not None:  # as many chunks as on the other ranks
-            images = prompt_ids is not self.fwd2bot.text_prompt_ids
-            count = max(count, self._fullest.images if images else self._fullest.captions)
-        whole = chunk is None or count <= chunk or self._stages.recomputes  # in a chunk already
+            most = max(count, self._fullest.images if images else self._fullest.captions)
+        whole = chunk is None or most <= chunk or self._stages.recomputes  # in a chunk already
         if whole or not (self.training and torch.is_grad_enabled()):
-            return self._compress_whole(contexts, prompt_ids, num_tokens)
-        # a checkpointed chunk is GradCache: forward keeps the summaries alone, backward recomputes chunk by chunk
-        chunks = [contexts[at : at + chunk] for at in range(0, count, chunk)]
+            return run(slice(0, count))
 
-        def run(*contexts: Tensor) -> Tensor:
+        parts = [slice(at, at + chunk) if at < count else slice(0, 1) for at in range(0, most, chunk)]
+        return self._recomputed_chunks(run, parts, -(-count // chunk))
+
+    def _recomputed_chunks(self, run: Callable[[Any], Tensor], parts: Sequence[Any], own: int) -> Tensor:
+        """`run` of each part, put together; the parts after the first `own` are for the other ranks' sake.
+
+        This is GradCache: forward keeps what `run` returns alone, and backward runs it again, part by part.
+        """
+        here = self.fwd2bot.tokens.new_empty(0)  # tells which device's random state, for dropout, to keep
+
+        def recomputed(part: Any, here: Tensor) -> Tensor:
             with self._stages.recomputed():
-                return self._compress_whole(list(contexts), prompt_ids, num_tokens)
+                return run(part)
 
-        summaries = [checkpoint(run, *(part or contexts[:1]), use_reentrant=False) for part in chunks]
-        for part, summary in zip(chunks, summaries, strict=True):
-            if not part:
-                self._fullest.run_idle(summary)
-        return torch.cat([summary for part, summary in zip(chunks, summaries, strict=True) if part])
+        found = [checkpoint(recomputed, part, here, use_reentrant=False) for part in parts]
+        for idle in found[own:]:
+            self._fullest.run_idle(idle)
+        return torch.cat(found[:own])
 
     # ------------------------------------------------------------------ retrieval
     def embed_image(

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
-from ..losses import Candidates, contrastive_loss
+from ..losses import Candidates
+from ..modeling.blocks import contrastive_loss_by_blocks
 
 if TYPE_CHECKING:
     _Trainer = Trainer  # any trainer of transformers stands behind the mixin
@@ -40,7 +41,8 @@ def pool_metrics(images: Tensor, texts: Tensor, keys: Tensor, logit_scale: Tenso
         return {}
     images, texts, keys = images[kept], texts[kept], keys[kept]
     image_keys, text_keys = keys.unbind(1)
-    loss, _ = contrastive_loss(images, texts, logit_scale, Candidates.of(image_keys, text_keys, images.dtype))
+    candidates = Candidates.of(image_keys, text_keys, images.dtype)
+    loss, _ = contrastive_loss_by_blocks(images, texts, logit_scale, candidates)
     found = {"contrastive_loss": loss.item()}
     alike = images @ texts.T  # [P, P]
     for name, way, own, other in (

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from llava_fwd2bot import add_fwd2bot
 from llava_fwd2bot.losses import MAX_LOGIT_SCALE, contrastive_loss, distillation_loss
+from llava_fwd2bot.modeling import summaries
 
 
 def unit(n, seed):
@@ -151,3 +152,41 @@ def test_prefix_lengths_depend_on_seed_and_step_alone(processor):
     assert len(set(drawn)) > 1 and lengths(8, 0, *[batch] * 8) != drawn
     assert lengths(7, 0, text, batch, text, *[batch] * 5) == [drawn[1], *drawn[3:]]
     assert lengths(7, 5, *[batch] * 3) == drawn[5:]  # resumed
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("nested", [None, [1, 2]])
+def test_chunks_of_pairs_alone(processor, pooling, nested):
+    """Without labels chunks keep pooled vectors, not summaries: loss, gradients and the log are those of the whole."""
+    found = []
+    for size in (None, 2):
+        torch.manual_seed(0)
+        own = settings(contrastive_chunk=size, pooling=pooling, nested_k=nested)
+        model = shake(add_fwd2bot(toy_base(processor, torch.float64), own, processor)).train()
+        batch = {name: value for name, value in standard_batch(model).items() if name != "labels"}
+        pooled = model._pool_images({"pixel_values": batch["pixel_values"]}, None)
+        assert (pooled and list(pooled[0].shape)) == (size and [3, 1, 64])
+        for _ in range(4 if nested else 1):  # several prefix lengths
+            out = model(**batch, **captions())
+            out.loss.backward()
+            found.append({"loss": out.loss, "accuracy": out.retrieval_accuracy, "cosine": out.summary_cosine})
+        found[-1].update({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    half = len(found) // 2
+    for whole, chunked in zip(found[:half], found[half:], strict=True):
+        assert {n for n, v in whole.items() if v is not None} == {n for n, v in chunked.items() if v is not None}
+        differences = [(v - chunked[n]).abs().max() for n, v in whole.items() if v is not None]
+        assert max(differences) <= 1e-10
+
+
+def test_chunks_keep_the_random_state_of_their_device(processor, monkeypatch):
+    """Checkpoints find the device by their tensors: without one, a GPU's dropout would differ in backward."""
+    model = shake(add_fwd2bot(toy_base(processor), settings(contrastive_chunk=1), processor)).train()
+    devices, whole = [], summaries.checkpoint
+
+    def seen(run, *given, **options):
+        devices.append({value.device for value in given if isinstance(value, torch.Tensor)})
+        return whole(run, *given, **options)
+
+    monkeypatch.setattr(summaries, "checkpoint", seen)
+    model(**standard_batch(model), **captions()).loss.backward()
+    assert devices == [{model.fwd2bot.tokens.device}] * 5  # three images and two captions

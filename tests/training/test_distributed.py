@@ -16,6 +16,7 @@ from train_toys import command, history
 
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.losses import contrastive_loss, gather_with_grad
+from llava_fwd2bot.modeling import blocks
 
 
 def free_port() -> str:
@@ -49,10 +50,12 @@ def rank_batch(batch, rank):
     return {k: v[images if k == "pixel_values" else rows] for k, v in batch.items()}
 
 
-def worker(rank, port, path, chunk):
+def worker(rank, port, path, chunk, rows):
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
+    if rows:
+        blocks.block_rows = lambda pairs: rows
     model = build(contrastive_chunk=chunk)
     parallel = DistributedDataParallel(model)  # kept: its hooks die with it
     out = parallel(**rank_batch(whole_batch(model), rank))
@@ -63,10 +66,10 @@ def worker(rank, port, path, chunk):
     finish()
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
-def test_two_ranks_are_one_with_the_whole_batch(tmp_path, chunk):
-    """Negatives of all ranks, with gradient, through DDP; ranks with different numbers of pairs."""
-    mp.spawn(worker, args=(free_port(), tmp_path / "grads", chunk), nprocs=2)
+@pytest.mark.parametrize(("chunk", "rows"), [(None, None), (1, None), (1, 1)])
+def test_two_ranks_are_one_with_the_whole_batch(tmp_path, chunk, rows):
+    """Negatives of all ranks, with gradient, through DDP; ranks with different numbers of pairs; by blocks of rows."""
+    mp.spawn(worker, args=(free_port(), tmp_path / "grads", chunk, rows), nprocs=2)
     got = torch.load(tmp_path / "grads", weights_only=True)
     model = build()
     out = model(**whole_batch(model))
