@@ -25,8 +25,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from eval.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot
-from llava_fwd2bot.evaluation.measure import MALLOC, PeakMemory, environment, in_turn, quartiles, ratio, summarize
 
 # for the benchmarks beside this file
 __all__ = ["CAPTION_TOKENS", "LABELLED", "MALLOC", "PROMPT_TOKENS", "SHAPES", "PeakMemory", "Shape"]

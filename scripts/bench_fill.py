@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from eval.measure import environment, ratio
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cache.codecs import CODECS
 from llava_fwd2bot.cache.compressor import Compressor
@@ -23,7 +24,6 @@ from llava_fwd2bot.cache.format import CacheSettings
 from llava_fwd2bot.cache.pipeline import fill
 from llava_fwd2bot.cache.reader import SummaryCache
 from llava_fwd2bot.cache.sources import Source
-from llava_fwd2bot.evaluation.measure import environment, ratio
 from llava_fwd2bot.files.writing import write_json
 
 

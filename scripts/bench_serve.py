@@ -30,8 +30,8 @@ from PIL import Image
 from serve_results import keep
 from toy_server import Server
 
+from eval.measure import environment
 from llava_fwd2bot.cli.main import main as fwd2bot
-from llava_fwd2bot.evaluation.measure import environment
 
 QUESTIONS = (
     "What is in the picture?",

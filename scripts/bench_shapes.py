@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_fwd2bot.evaluation.shapes import LLAVA_7B, Sizes
+from eval.shapes import LLAVA_7B, Sizes
 
 PROMPT_TOKENS = 10  # "Summarize the image in a few words." with Llama's tokenizer, its space in front included
 SYSTEM_TOKENS = 35  # LLaVA v1's system prompt and "USER: ", before the image

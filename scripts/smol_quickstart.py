@@ -28,7 +28,7 @@ from eval.studies.readers import BaseReader, SummaryReader
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.evaluation.metrics import yes_no
-from llava_fwd2bot.evaluation.search import ranks, recalls
+from llava_fwd2bot.evaluation.retrieval import ranks, recalls
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json

@@ -1,10 +1,10 @@
 """Cost against the number of questions per image, with the break-even: smol-llava measured, LLaVA-1.5-7B computed.
 
-    fwd2bot eval cost --model smol-llava --k 16 --rounds 15 --output eval/results/cost_smol.json
+    python scripts/bench_cost.py --model smol-llava --k 16 --rounds 15 --output eval/results/cost_smol.json
     python -m eval.studies.cost_plot eval/results/cost_smol.json --output docs/images/cost.png
 
 Prints the numbers of both panels as Markdown. Operations of 7B are those of matrix products and attention, counted as
-by `fwd2bot eval cost` (a multiply-add is two). Memory traffic is not included.
+by `scripts/bench_cost.py` (a multiply-add is two). Memory traffic is not included.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.evaluation import shapes
-from llava_fwd2bot.evaluation.cost import break_even
+from eval import shapes
+from eval.measure import break_even
+from eval.shapes import Sizes
 from llava_fwd2bot.evaluation.drawing import plain, png, powers, pyplot
-from llava_fwd2bot.evaluation.shapes import Sizes
 from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_bytes
@@ -67,7 +67,7 @@ def computed(shape: Shape, k: int = 16, answer: int = 16, lora_r: int = 64) -> d
 
 
 def counted(found: dict[str, Any], k: int) -> dict[str, float]:
-    """Operations of compressing once and of one question to each side, from a result of `fwd2bot eval cost`."""
+    """Operations of compressing once and of one question to each side, from a result of `scripts/bench_cost.py`."""
     names = {"compress": f"compress, k={k}, 1 at once", "answer": f"answer, k={k}", "base": "base"}
     return {name: found["flops"][source] for name, source in names.items()}
 
@@ -148,7 +148,7 @@ def table(found: dict[str, Any], k: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="a result of `fwd2bot eval cost --output`")
+    parser.add_argument("result", type=Path, help="a result of `scripts/bench_cost.py --output`")
     parser.add_argument("--k", type=int, default=16, help="number of summary tokens; default: 16")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the picture to write, a PNG")
     args = parser.parse_args(argv)

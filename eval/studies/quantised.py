@@ -31,12 +31,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from eval.measure import environment, in_turn, summarize
 from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.cache.summary_file import fingerprint_of, write_tensors
 from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.evaluation.encode import Encoder
-from llava_fwd2bot.evaluation.measure import environment, in_turn, summarize
-from llava_fwd2bot.evaluation.search import ranks
+from llava_fwd2bot.evaluation.retrieval import ranks
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json, write_text
 from llava_fwd2bot.hosts.opening import local_folder

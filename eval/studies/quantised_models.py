@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eval.shapes import LLAVA_7B
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.config import Fwd2BotConfig
-from llava_fwd2bot.evaluation.shapes import LLAVA_7B
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 FLOAT = "float32"  # what the others are compared with

@@ -35,7 +35,7 @@ from llava_fwd2bot.cache.summary_file import fingerprint_of
 from llava_fwd2bot.checkpoint.load import base_source
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.answers import DENSE
-from llava_fwd2bot.evaluation.search import ranks, recalls
+from llava_fwd2bot.evaluation.retrieval import ranks, recalls
 from llava_fwd2bot.files.regular import file_digest
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_text

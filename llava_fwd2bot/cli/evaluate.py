@@ -16,23 +16,20 @@ from .options import checked, count, load_model, model_folders, model_options, q
 from .parser import Parser
 from .score import add_score, stamp
 
+SHOWN = ("k", "answers", "questions", "answered_before")  # of `answer`
 _REPORT = (".json", ".md", ".png", ".html")  # of `report --output NAME`
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs one evaluator; errors are ValueError or OSError with a message for the user."""
-    parser = Parser(prog="fwd2bot eval", description="Answers, scores, retrieval, captions, cost and reports.")
+    parser = Parser(prog="fwd2bot eval", description="Answers, scores, retrieval, captions and reports.")
     commands = parser.add_subparsers(metavar="EVALUATOR", required=True)
     add_score(commands)
 
     shared = {"parents": [_evaluator_options()], "allow_abbrev": False}
     retrieval = commands.add_parser("retrieval", help="R@1, 5, 10 of images by captions and vice versa", **shared)
     _data_options(retrieval)
-    retrieval.add_argument(
-        "--maxsim",
-        action="store_true",
-        help="also rank by single tokens",
-    )
+    retrieval.add_argument("--maxsim", action="store_true", help="also rank by single tokens")
     retrieval.set_defaults(run=_retrieval)
 
     parts = commands.add_parser("compositionality", help="SugarCrepe, SugarCrepe++ or Winoground", **shared)
@@ -65,23 +62,8 @@ def main(argv: Sequence[str]) -> None:
     answer.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: 128")
     answer.set_defaults(run=_answer)
 
-    codec = commands.add_parser("codec", help="compare the codecs of a cache: retrieval and answers", **shared)
-    _data_options(codec, required=False)
-    codec.add_argument("--questions", type=Path, metavar="FILE", help="JSON lines of question_id, image, text, answer")
-    codec.add_argument("--codecs", nargs="+", metavar="NAME", help="default: all")
-    codec.add_argument("--max-new-tokens", type=count, default=16, metavar="N", help="default: 16")
-    codec.set_defaults(run=_codec)
-
-    cost_parser = commands.add_parser("cost", help="time, operations, memory and bytes over the base's", **shared)
-    cost_parser.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
-    cost_parser.add_argument("--rounds", type=count, default=7, metavar="N", help="timed runs of each side; default: 7")
-    cost_parser.add_argument("--new-tokens", type=count, default=16, metavar="N", help="answer length; default: 16")
-    cost_parser.set_defaults(run=_cost)
-
     report = commands.add_parser("report", help="compare results with the base's, from the files that --output wrote")
-    report.add_argument(
-        "results", nargs="+", type=Path, metavar="PATH", help="result files (also of cost and codec), or folders"
-    )
+    report.add_argument("results", nargs="+", type=Path, metavar="PATH", help="result files, or folders")
     report.add_argument("--base", metavar="MODEL", help="the base's name; default: the model on dense tokens")
     report.add_argument("--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md, NAME.png and NAME.html")
     report.set_defaults(run=_report)
@@ -118,8 +100,8 @@ def _report(args: argparse.Namespace) -> None:
     print(report(args.results, args.output, args.base), end="")
 
 
-def _data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--dataset", required=required, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, metavar="NAME|FILE", help="flickr30k, coco, nocaps or a file")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="the annotation file, if --dataset is a name")
     parser.add_argument("--split", default="test", help="Karpathy's split or NoCaps' domain; default: test")
@@ -137,21 +119,27 @@ def _evaluator_options() -> argparse.ArgumentParser:
         metavar="DIR",
         help="stores encodings, from which a stopped run resumes; default: fwd2bot-eval",
     )
+    help = (
+        "use summaries as a cache of this codec gives them back: int8, int4 or int2; default: as they are, in float16"
+    )
+    options.add_argument("--codec", metavar="NAME", help=help)
     options.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
     return options
 
 
 def _evaluate(
     args: argparse.Namespace,
-    run: Callable[[Any, list[int]], tuple[dict[str, Any], dict[str, Any]]],
+    about: dict[str, Any],
+    run: Callable[[Any, list[int]], Any],
     show: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
     """Loads the model, runs an evaluator on its encoder, and prints and writes the result.
 
     Args:
-        run: (encoder, ks) → (result, {name: score of each item}).
+        about: description of the items. run: (encoder, ks) → scores, or a dictionary that is written as it is.
         show: the result as text; default: its rows as a table.
     """
+    from ..cache.codecs import get_codec
     from ..cache.summary_file import fingerprint_of
     from ..evaluation.encode import Encoder
     from ..evaluation.tables import results_table
@@ -159,92 +147,57 @@ def _evaluate(
     with ExitStack() as stack:
         if args.json:
             stack.enter_context(redirect_stdout(sys.stderr))
+        codec = None if args.codec is None else get_codec(args.codec)
         path, most = checked(args.model, *(args.k or []))
-        ks = args.k or [most]
         model, processor = load_model(path, args)
-        quantised = quantisation(args)
         # cached encodings are specific to the weights and to their quantisation
-        fingerprint = fingerprint_of(path)
-        fingerprint_and_width = " ".join(filter(None, (fingerprint, quantised)))
-        found, per_item = run(Encoder(model, processor, fingerprint_and_width, args.work, args.batch_size), ks)
-        about = {"model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
-        result = {**found, **about, "quantised": quantised, "limit": args.limit, **stamp(args)}
+        fingerprint, quantised = fingerprint_of(path), quantisation(args)
+        identity = " ".join(filter(None, (fingerprint, quantised)))
+        found = run(Encoder(model, processor, identity, args.work, args.batch_size, codec), args.k or [most])
+        rows = {"rows": [score.as_json() for score in found]} if isinstance(found, list) else found
+        result = {**about, "model": str(args.model), "fingerprint": fingerprint, "dtype": str(model.dtype)[6:]}
+        result |= {"quantised": quantised, "codec": args.codec, "limit": args.limit, **stamp(args), **rows}
     if args.output:
-        write_json(args.output, {**result, "per_item": per_item})
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print((show or results_table)(found))
+        write_json(args.output, result)
+    print(json.dumps(result) if args.json else (show or results_table)(result))
 
 
-def _retrieval(args: argparse.Namespace) -> None:
-    from ..evaluation import retrieval
-    from ..evaluation.datasets import read_captioned
-
-    data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
-
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        rows, ranks = retrieval.retrieval(encoder, data, ks, args.maxsim)
-        description = {"evaluator": "retrieval", **retrieval.about(data), "split": args.split}
-        owner = [i for i, captions in enumerate(data.captions) for _ in captions]
-        return {**description, "rows": rows, "image_of_item": owner}, ranks
-
-    _evaluate(args, run)
-
-
-def _captioning(args: argparse.Namespace) -> None:
-    from ..evaluation import captioning
-    from ..evaluation.answers import Answerer
+def _captioned(evaluator: str, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The images and captions of --dataset, and their description in the result."""
     from ..evaluation.datasets import read_captioned
     from ..evaluation.retrieval import about
 
     data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
-
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
-        rows, cider = captioning.captioning(answerer, data, ks, args.work, str(args.model), args.with_base, args.spice)
-        return {"evaluator": "captioning", **about(data), "split": args.split, "rows": rows}, cider
-
-    _evaluate(args, run)
+    split = "" if args.split == "test" else f"-{args.split}"
+    return data, {"benchmark": f"{evaluator} {data.name}{split}", "split": args.split, **about(data)}
 
 
-def _codec(args: argparse.Namespace) -> None:
-    from ..cache.codecs import CODECS
-    from ..evaluation import codec, retrieval
+def _retrieval(args: argparse.Namespace) -> None:
+    from ..evaluation.retrieval import retrieval
+
+    data, about = _captioned("retrieval", args)
+    _evaluate(args, about, lambda encoder, ks: retrieval(encoder, data, ks, args.maxsim))
+
+
+def _captioning(args: argparse.Namespace) -> None:
     from ..evaluation.answers import Answerer
-    from ..evaluation.datasets import read_captioned
+    from ..evaluation.captioning import captioning
 
-    data = None
-    if args.dataset:
-        data = read_captioned(args.dataset, args.images, args.annotations, args.split).first(args.limit)
+    data, about = _captioned("captioning", args)
 
-    names = args.codecs or list(CODECS)
-    codec.checked(data, names, args.questions, args.images, args.limit)
-
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run(encoder: Any, ks: list[int]) -> Any:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
-        rows, items = codec.codecs(answerer, data, ks, names, args.questions, args.images, args.limit)
-        about = {} if data is None else retrieval.about(data)
-        if args.questions:
-            about["questions"] = len(next(values for name, values in items.items() if name.startswith("accuracy")))
-        return {"evaluator": "codec", **about, "rows": rows}, items
+        return captioning(answerer, data, ks, args.work, str(args.model), args.with_base, args.spice)
 
-    _evaluate(args, run, codec.table)
+    _evaluate(args, about, run)
 
 
-def _cost(args: argparse.Namespace) -> None:
-    from ..evaluation import cost
-    from ..processing.images import open_image
+def _compositionality(args: argparse.Namespace) -> None:
+    from ..evaluation.compositionality import about, compositionality, read_items
 
-    image = None if args.image is None else open_image(args.image)
-
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = cost.cost(
-            encoder.model, encoder.processor, ks, image, args.rounds, (1, args.batch_size), new_tokens=args.new_tokens
-        )
-        return {"evaluator": "cost", **found}, {}
-
-    _evaluate(args, run, cost.table)
+    tests = read_items(args.tests, args.images, args.skip_missing)
+    tests.items = tests.items[: args.limit]
+    _evaluate(args, about(tests), lambda encoder, ks: compositionality(encoder, tests, ks, not args.no_likelihood))
 
 
 def _answer(args: argparse.Namespace) -> None:
@@ -254,27 +207,10 @@ def _answer(args: argparse.Namespace) -> None:
     if args.k and len(args.k) > 1:
         raise ValueError("eval answer writes one file: give one --k.")
 
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run(encoder: Any, ks: list[int]) -> dict[str, Any]:
         answerer = Answerer(encoder, args.max_new_tokens, args.batch_size)
         k = DENSE if args.from_base else ks[0]
         done = answer_questions(answerer, lines, args.images, args.answers, k, str(args.model), args.limit)
-        return {"evaluator": "answer", "k": k or "dense", **done}, {}
+        return {"k": k or "dense", **done}
 
-    _evaluate(args, run, json.dumps)
-
-
-def _compositionality(args: argparse.Namespace) -> None:
-    from ..evaluation import compositionality
-
-    tests = compositionality.read_items(args.tests, args.images, args.skip_missing)
-    tests.items = tests.items[: args.limit]
-
-    def run(encoder: Any, ks: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        rows, passed = compositionality.compositionality(encoder, tests, ks, not args.no_likelihood)
-        description = {"evaluator": "compositionality", **compositionality.about(tests), "rows": rows}
-        return {
-            **description,
-            "image_of_item": [" ".join(path.name for path in item.images) for item in tests.items],
-        }, passed
-
-    _evaluate(args, run)
+    _evaluate(args, {}, run, lambda found: json.dumps({name: found[name] for name in SHOWN}))

@@ -75,21 +75,14 @@ def _score(args: argparse.Namespace) -> None:
             given[name] = value
     key = "question_id+prompt" if args.benchmark in PROMPT_KEYS else "question_id"
     answers = scorers.read_answers(args.answers, key, args.empty_is_wrong)
-    metadata = next(iter(answers.values())).get("metadata")
-    k = metadata.get("k") if isinstance(metadata, dict) else None
-    if None not in (k, args.k) and k != args.k:
-        raise ValueError(f"The answers were made with k = {k}, but --k is {args.k}: leave out --k.")
+    record = next(iter(answers.values()))
+    metadata = scorers.metadata_of(record)
+    if None not in (metadata.get("k"), args.k) and metadata["k"] != args.k:
+        raise ValueError(f"The answers were made with k = {metadata['k']}, but --k is {args.k}: leave out --k.")
     found = function(answers, **given)
-    result = {
-        "benchmark": args.benchmark,
-        "figures": found.figures,
-        "items": len(found.per_item),
-        "items_of_figure": found.counts,
-        "model": next(iter(answers.values())).get("model_id"),
-        "k": k or args.k,
-        "answers": [str(path) for path in args.answers],
-        **stamp(args),
-    }
+    found.k = metadata.get("k") or args.k
+    about = {"benchmark": args.benchmark, "model": record.get("model_id"), "codec": metadata.get("codec")}
+    about |= {"answers": [str(path) for path in args.answers], **stamp(args)}
     if args.submission:
         if found.submission is None:
             raise ValueError(f"{args.benchmark} has no submission format.")
@@ -99,11 +92,11 @@ def _score(args: argparse.Namespace) -> None:
             write_text(args.submission, "".join(map(json_line, found.submission)))
         else:
             write_json(args.submission, found.submission)
+    row = found.as_json()
     if args.output:
-        kept = {"per_item": found.per_item, "image_of_item": found.groups, "parts": found.parts}
-        write_json(args.output, {**result, **kept})
+        write_json(args.output, {**about, **row})
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(about | {name: row[name] for name in ("k", "figures", "items", "items_of_figure")}))
     elif not found.figures:
         print(f"{args.benchmark}: no score can be computed offline" + "; see --submission" * (args.submission is None))
     else:

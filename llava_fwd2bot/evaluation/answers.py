@@ -29,6 +29,13 @@ class Answerer:
         self.encoder, self.max_new_tokens, self.batch_size = encoder, max_new_tokens, batch_size
         self.formatter = ConversationFormatter(encoder.processor)
 
+    def settings(self, k: int) -> dict[str, Any]:
+        """What the answers depend on, besides model, image and question; those of other settings are not mixed."""
+        encoder = self.encoder
+        found = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": self.max_new_tokens}
+        found |= {"made_by": encoder.made_by, "dtype": str(encoder.model.dtype)[6:]}
+        return found | ({"codec": encoder.codec.name} if encoder.codec is not None and k != DENSE else {})
+
     def __call__(
         self, paths: Sequence[Path], questions: Sequence[str], k: int, done: Collection[int] = ()
     ) -> Iterator[tuple[int, str]]:
@@ -112,12 +119,9 @@ def answer_questions(
     if absent:
         problem = f"{len(absent)} of {len(questions)} questions are about images that are missing, the first"
         raise FileNotFoundError(2, problem, str(images / absent[0]))
-    encoder = answerer.encoder
-    metadata = {"k": k or "dense", "fingerprint": encoder.fingerprint, "max_new_tokens": answerer.max_new_tokens}
-    metadata["made_by"] = encoder.made_by
-    about = {"model_id": model, "metadata": {**metadata, "dtype": str(encoder.model.dtype)[6:]}}
+    about = {"model_id": model, "metadata": answerer.settings(k)}
     paths = [images / line["image"] for line in questions]
-    contents = encoder.digests(paths)
+    contents = answerer.encoder.digests(paths)
     done = {i for i in _done(answers, about, whole, contents) if i < len(questions)}
     answers.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -125,12 +129,8 @@ def answer_questions(
         tqdm(total=len(questions), initial=len(done), unit="question", desc=f"answer k={k or 'dense'}") as bar,
     ):
         for i, text in answerer(paths, [line["text"] for line in questions], k, done):
-            line = {
-                "question_id": questions[i]["question_id"],
-                "image": questions[i]["image"],
-                "prompt": questions[i]["text"],
-            }
-            line |= {"text": text, "image_sha256": contents[i], **about}
+            line = {"question_id": questions[i]["question_id"], "image": questions[i]["image"]}
+            line |= {"prompt": questions[i]["text"], "text": text, "image_sha256": contents[i], **about}
             file.write(json_line(line))
             file.flush()
             bar.update()
@@ -138,7 +138,7 @@ def answer_questions(
 
 
 # key of an answer's metadata → its name in messages
-_SETTINGS = {"k": "k", "max_new_tokens": "max_new_tokens", "dtype": "dtype", "fingerprint": "checkpoint"}
+_SETTINGS = {name: name for name in ("k", "max_new_tokens", "dtype", "codec")} | {"fingerprint": "checkpoint"}
 
 
 def _difference(line: dict[str, Any], about: dict[str, Any]) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..files.records import read_records
 from .answers import DENSE, Answerer, answer_questions
 from .datasets import Captioned
 from .likelihood import DESCRIBE
 from .metrics import caption_scores, check_caption_scores
+from .results import Score, digest
 
 
 def captioning(
@@ -24,40 +23,36 @@ def captioning(
     model: str,
     with_base: bool = False,
     spice: bool = False,
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """The scores for each k (with `with_base` the base's first), and the CIDEr of each image.
+) -> list[Score]:
+    """The scores for each k, with `with_base` the base's first; the items are the images, each with its CIDEr.
 
     Captions are kept in `work`, a file per k, from which a stopped run resumes. Empty captions are scored as they are;
-    a row counts them as `empty`, and a warning names them.
+    a warning names them.
 
     Raises:
         ImportError, ValueError, OSError: a requirement of the scores is missing; raised before captioning begins.
     """
     check_caption_scores(spice)
-    rows, per_item = [], {}
+    encoder, scores = answerer.encoder, []
     paths = [path.resolve() for path in data.paths]
     root = Path(os.path.commonpath([path.parent for path in paths]))
     names = [str(path.relative_to(root)) for path in paths]
-    model_hash, *width = answerer.encoder.fingerprint.split()  # a quantised model counts as another one
-    fingerprint = "-".join([model_hash[:12], *width])
     # by content: an image that was replaced under the same name is captioned again
-    encoder = answerer.encoder
-    how = [str(root), str(answerer.max_new_tokens), str(encoder.model.dtype), encoder.made_by]
-    identity = "\n".join([*how, *names, *encoder.digests(paths)])
-    items = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    contents = [str(root), *names, *encoder.digests(paths)]
     questions = [{"question_id": n, "image": name, "text": DESCRIBE} for n, name in enumerate(names)]
     for k in [*([DENSE] if with_base else []), *ks]:
-        answers = work / f"captions-{data.name}-{items}-{fingerprint}-k{k}.jsonl"
+        answers = (
+            work / f"captions-{data.name}-{digest(*contents, *map(str, answerer.settings(k).values()))}-k{k}.jsonl"
+        )
         answer_questions(answerer, questions, root, answers, k, model)
         captions = {line["question_id"]: line["text"] for line in read_records(answers, lines=True)}
         found = caption_scores([captions[n] for n in range(len(data))], data.captions, spice)
-        per_item[f"k={k or 'dense'}"] = found.pop("per_image")
-        row = {"k": k or "dense", "by": "greedy", **{name: x for name, x in found.items() if x is not None}}
+        each = {str(n): score for n, score in enumerate(found["per_image"])}
+        figures = {name: found[name] for name in ("cider", "bleu4", "spice") if found[name] is not None}
         empty = [name for n, name in enumerate(names) if not captions[n].strip()]
+        by = "" if found["tokenizer"] == "ptb" else f"{found['tokenizer']} tokenizer"  # not to be compared
+        scores.append(Score(figures, each, k=k or "dense", by=by, empty=len(empty)))
         if empty:
-            row["empty"] = len(empty)
-            shown = ", ".join(empty[:3])
-            problem = f"{len(empty)} of {len(names)} captions are empty and are scored as such; the first: {shown}"
-            print(f"fwd2bot: k={k or 'dense'}: {problem}", file=sys.stderr)
-        rows.append(row)
-    return rows, per_item
+            problem = f"{len(empty)} of {len(names)} captions are empty and are scored as such; the first: "
+            print(f"fwd2bot: k={k or 'dense'}: {problem}{', '.join(empty[:3])}", file=sys.stderr)
+    return scores

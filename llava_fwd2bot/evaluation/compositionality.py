@@ -25,6 +25,7 @@ from ..files.text import read_any_json
 from .datasets import field_of
 from .encode import Encoder, resumable_lines
 from .likelihood import likelihood
+from .results import Score, digest
 
 
 @dataclass
@@ -104,8 +105,7 @@ def _item(record: Any, file: Path, images: Path, where: str) -> tuple[str, Item]
 def about(tests: Items) -> dict[str, Any]:
     """Description of the items; `of` is a digest of images and texts, equal for results on the same items."""
     identity = json.dumps([[[path.name for path in item.images], item.texts, item.kind] for item in tests.items])
-    found = {"benchmark": tests.kind, "tests": len(tests.items), "missing": tests.missing}
-    return {**found, "of": hashlib.sha256(identity.encode()).hexdigest()[:16]}
+    return {"benchmark": tests.kind, "tests": len(tests.items), "missing": tests.missing, "of": digest(identity)}
 
 
 def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, bool]:
@@ -126,30 +126,40 @@ def judge(kind: str, scores: Tensor, texts: Tensor | None = None) -> dict[str, b
     return {"group": text and image, "text": text, "image": image}
 
 
-def compositionality(
-    encoder: Encoder, tests: Items, ks: Sequence[int], generative: bool = True
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """The scores for each k and way of scoring, and the first score of each test."""
+def compositionality(encoder: Encoder, tests: Items, ks: Sequence[int], generative: bool = True) -> list[Score]:
+    """The scores for each k and way of scoring; the items are the tests, passed or not by the first measure."""
     paths = list(dict.fromkeys(path for item in tests.items for path in item.images))
     texts = list(dict.fromkeys(text for item in tests.items for text in item.texts))
     images, words = encoder.images(paths), encoder.texts(texts)
     at_image = {path: i for i, path in enumerate(paths)}
     at_text = {text: i for i, text in enumerate(texts)}
-    pooling, rows, per_item = encoder.model.fwd2bot_config.pooling, [], {}
+    own_images = [[at_image[path] for path in item.images] for item in tests.items]
+    own_texts = [[at_text[text] for text in item.texts] for item in tests.items]
+    pooling, found = encoder.model.fwd2bot_config.pooling, []
     for k in ks:
         left, right = (embed(s[:, :k].float(), pooling) for s in (images, words))
         passed = []
-        for item in tests.items:
-            own = right[[at_text[t] for t in item.texts]]
-            passed.append(judge(tests.kind, left[[at_image[p] for p in item.images]] @ own.T, own @ own.T))
-        rows.append({"k": k, "by": "embedding", **_figures(tests, passed)})
-        per_item[f"embedding k={k}"] = [float(next(iter(p.values()))) for p in passed]
+        for i, t in zip(own_images, own_texts, strict=True):
+            passed.append(judge(tests.kind, left[i] @ right[t].T, right[t] @ right[t].T))
+        found.append(_score(tests, passed, k, "embedding"))
         if generative:
-            states = [images[[at_image[p] for p in item.images]][:, :k] for item in tests.items]
-            passed = [judge(tests.kind, scores) for scores in _likelihoods(encoder, tests.items, states, k)]
-            rows.append({"k": k, "by": "likelihood", **_figures(tests, passed)})
-            per_item[f"likelihood k={k}"] = [float(next(iter(p.values()))) for p in passed]
-    return rows, per_item
+            scores = _likelihoods(encoder, tests.items, [images[i][:, :k] for i in own_images], k)
+            found.append(_score(tests, [judge(tests.kind, own) for own in scores], k, "likelihood"))
+    return found
+
+
+def _score(tests: Items, passed: list[dict[str, bool]], k: int, by: str) -> Score:
+    """The share of passed tests by each measure and, by the first, of each kind of test."""
+    hits = {name: [float(one[name]) for one in passed] for name in passed[0]}
+    main = next(iter(hits.values()))
+    kinds: dict[str, list[float]] = {}
+    for item, hit in sorted(zip(tests.items, main, strict=True), key=lambda pair: pair[0].kind):
+        kinds.setdefault(item.kind, []).append(hit)
+    hits |= {f"{kind} ({len(own)})": own for kind, own in kinds.items()}
+    figures = {name: sum(own) / len(own) for name, own in hits.items()}
+    groups = [" ".join(path.name for path in item.images) for item in tests.items]
+    counts = {name: len(own) for name, own in hits.items()}
+    return Score(figures, {str(i): hit for i, hit in enumerate(main)}, counts, groups, k=k, by=by)
 
 
 def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
@@ -176,13 +186,4 @@ def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tenso
                 file_out.write(json.dumps({"scores": scores.tolist()}) + "\n")
                 file_out.flush()
             bar.update()
-    return found
-
-
-def _figures(tests: Items, passed: list[dict[str, bool]]) -> dict[str, float]:
-    found = {name: sum(p[name] for p in passed) / len(passed) for name in passed[0]}
-    main = next(iter(passed[0]))
-    for kind in sorted({item.kind for item in tests.items}):
-        own = [p[main] for p, item in zip(passed, tests.items, strict=True) if item.kind == kind]
-        found[f"{kind} ({len(own)})"] = sum(own) / len(own)
     return found

@@ -1,10 +1,10 @@
-"""Summaries of many images and texts, written to files as they are made, so that a stopped run resumes."""
+"""Summaries of many images and texts, kept in files by content as they are made, so that a stopped run resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..cache.codecs import Codec
 from ..cache.compressor import READERS
 from ..cache.summary_file import write_tensors
 from ..files.images import read_image
@@ -22,7 +23,7 @@ from ..files.records import parse_records
 from ..files.regular import file_digest
 from ..processing.images import join_pixels, prepare_pixels, prepared_size, processor_digest
 
-CHUNK = 256  # items in one file
+DECODED = 64  # images that a codec decodes at once
 
 
 def resumable_lines(
@@ -61,27 +62,36 @@ def resumable_lines(
     return records
 
 
-def _read(file: Path) -> Tensor:
+def read_summary(file: Path | None) -> Tensor | None:
+    """The summary [k, D] in `file`; None where there is no such file. ValueError: the file is damaged."""
+    if file is None or not file.is_file():
+        return None
     try:
         return load_file(file)["summary"]
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and it will be made again.") from error
 
 
-def _finite(summaries: Tensor, kind: str, at: int, items: Sequence[Any]) -> Tensor:
-    """`summaries` [C, k, D] of the items from `at` on; every comparison with NaN is false, and would count as a miss.
+def write_summary(summary: Tensor, file: Path | None) -> None:
+    """Keeps a summary [k, D] in `file`, where there is one to be kept in."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors({"summary": summary.clone()}, file)
+
+
+def _check_finite(summaries: Tensor, kind: str, items: Sequence[Any]) -> None:
+    """Of summaries [N, k, D] of `items`; every comparison with NaN is false, and would count as a miss.
 
     Raises:
         ValueError: one is not finite in float16, as it is kept.
     """
     wrong = (~summaries.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if wrong:
-        first = str(items[at + wrong[0]])
+        first = str(items[wrong[0]])
         raise ValueError(
             f"{len(wrong)} of {len(summaries)} summaries of {kind} hold NaN or overflow float16, the first that of "
             f"{first[:200]!r}: the checkpoint is damaged or its training diverged. Try --dtype float32."
         )
-    return summaries
 
 
 def _settings(config: Any) -> Any:
@@ -93,19 +103,39 @@ def _settings(config: Any) -> Any:
     return dict(sorted(kept.items()))
 
 
+def _ahead(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
+    """`function` of each part; that of the next part is computed in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for part in parts:
+            last, waiting = waiting, pool.submit(function, part)
+            if last is not None:
+                yield last.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
 class Encoder:
-    """Summaries [N, k, D] of a Fwd2Bot model in float16, cached below `work` in files named by their inputs' hash.
+    """Summaries [N, k, D] of a Fwd2Bot model in float16, each kept below `work` in a file named by its input's hash.
 
     Args:
         fingerprint: of the checkpoint. Files of another checkpoint, image processor, tokenizer or configuration are not
             used.
+        codec: of a cache: summaries of images are those that a cache of this codec gives back, in float32. Texts are
+            queries, which a cache does not keep.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, fingerprint: str, work: Path | None = None, batch_size: int = 16
+        self,
+        model: nn.Module,
+        processor: Any,
+        fingerprint: str,
+        work: Path | None = None,
+        batch_size: int = 16,
+        codec: Codec | None = None,
     ) -> None:
         self.model, self.processor, self.work, self.batch_size = model.eval(), processor, work, batch_size
-        self.fingerprint = fingerprint
+        self.fingerprint, self.codec = fingerprint, codec
         self.like = model.get_input_embeddings().weight
         self.made_by = hashlib.sha256(f"{_settings(model.config.to_dict())} {processor_digest(processor)}".encode())
         self.made_by = self.made_by.hexdigest()[:16]
@@ -120,7 +150,10 @@ class Encoder:
             pixels = [prepare_pixels(self.processor, self.model, [image]) for image, _ in read]
             return join_pixels(pixels, self.like), [digest for _, digest in read]
 
-        return self._cached("images", paths, self.digests, prepare, lambda pixels: self.model.compress(**pixels))
+        found = self._kept("images", paths, self.digests(paths), prepare, lambda pixels: self.model.compress(**pixels))
+        if self.codec is None:
+            return found
+        return torch.cat([self.codec.decode(self.codec.encode(x), x.shape[2]) for x in found.split(DECODED)])
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """The SHA-256 of each file; a file that has not changed since the last call is not read again."""
@@ -140,48 +173,44 @@ class Encoder:
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
         tokenizer = self.processor.tokenizer
 
-        def prepare(part: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+        def prepare(part: Sequence[str]) -> tuple[dict[str, Tensor], Sequence[str]]:
             options = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
             rows = tokenizer(list(part), **options)  # on either side: the compress pass follows the mask
-            return {name: rows[name].to(self.like.device) for name in ("input_ids", "attention_mask")}, list(part)
+            return {name: rows[name].to(self.like.device) for name in ("input_ids", "attention_mask")}, part
 
         sorted_texts = [texts[i] for i in order]
-        found = self._cached("texts", sorted_texts, list, prepare, lambda ids: self.model.compress_text(**ids))
+        found = self._kept("texts", sorted_texts, sorted_texts, prepare, lambda ids: self.model.compress_text(**ids))
         return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
     @torch.inference_mode()
-    def _cached(self, kind: str, items: Sequence[Any], names_of: Callable, prepare: Callable, run: Callable) -> Tensor:
+    def _kept(self, kind: str, items: Sequence[Any], names: Sequence[str], prepare: Callable, run: Callable) -> Tensor:
         """`run`'s output for the items, from files where they exist.
 
-        Args:
-            names_of: the items' content hashes, which name the files. prepare: gives a batch and the hashes of what was
-                read, so that a file replaced during the run is stored under its old content.
-        """
-        parts = []
-        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar, ThreadPoolExecutor(1) as prefetch:
-            for at in range(0, len(items), CHUNK):
-                chunk = items[at : at + CHUNK]
-                file = self.file(kind, names_of(chunk)) if self.work is not None else None
-                if file is not None and file.is_file():
-                    parts.append(_finite(_read(file), kind, at, items))
-                else:
-                    batches = [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
-                    found, names, waiting = [], [], prefetch.submit(prepare, batches[0])
-                    for following in [*batches[1:], None]:
-                        ready, read = waiting.result()
-                        names += read
-                        waiting = prefetch.submit(prepare, following) if following is not None else None
-                        found.append(run(ready).to("cpu", torch.float16))
-                    parts.append(_finite(torch.cat(found), kind, at, items))
-                    if (file := self.file(kind, names)) is not None:
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        write_tensors({"summary": parts[-1]}, file)
-                bar.update(len(chunk))
-        return torch.cat(parts)
+        The batches are those of a run without files, because in low precision a summary can depend on its batch; a
+        batch that is partly kept is made again.
 
-    def file(self, kind: str, names: Sequence[str], ending: str = "safetensors") -> Path | None:
-        """The file for these items in this order, by this model."""
+        Args:
+            names: the items' contents, which name the files. prepare: gives a batch and the contents of what was read,
+                so that a file replaced during the run is kept under its old content.
+        """
+        found = [read_summary(self.file(kind, [name])) for name in names]
+        batches = [range(len(items))[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
+        batches = [batch for batch in batches if any(found[i] is None for i in batch)]
+        prepared = _ahead(prepare, [[items[i] for i in batch] for batch in batches])
+        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar:
+            bar.update(len(items) - sum(map(len, batches)))
+            for batch, (ready, contents) in zip(batches, prepared, strict=True):
+                summaries = run(ready).to("cpu", torch.float16)
+                _check_finite(summaries, kind, [items[i] for i in batch])
+                for i, content, summary in zip(batch, contents, summaries, strict=True):
+                    found[i] = summary
+                    write_summary(summary, self.file(kind, [content]))
+                bar.update(len(batch))
+        return torch.stack(found)
+
+    def file(self, kind: str, contents: Sequence[str], ending: str = "safetensors") -> Path | None:
+        """The file for what this model makes of `contents` in this order."""
         if self.work is None:
             return None
-        identity = "\n".join([self.fingerprint, self.made_by, kind, str(self.like.dtype), *names])
+        identity = "\n".join([self.fingerprint, self.made_by, kind, str(self.like.dtype), *contents])
         return self.work / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{ending}"

@@ -17,17 +17,17 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import load_fwd2bot
-from ..cache.summary_file import fingerprint_of, write_tensors
+from ..cache.summary_file import fingerprint_of
 from ..config import check_k
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.generate import from_base, from_summaries, summaries_of
 from ..processing.images import open_image, processor_digest
+from .encode import read_summary, write_summary
 from .likelihood import answer_scores
 
 _GENERATE = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample")  # of a task's generation_kwargs
@@ -175,15 +175,13 @@ class _Fwd2Bot(lmms):
         if not images:
             return None
         files = [self._file(image) for image in images]
-        found = [load_file(file)["summary"] if file is not None and file.is_file() else None for file in files]
+        found = [read_summary(file) for file in files]
         missing = [i for i, summary in enumerate(found) if summary is None]
         if missing:
             made = summaries_of(self.model, self.processor, [images[i] for i in missing]).cpu()
             for i, summary in zip(missing, made, strict=True):
                 found[i] = summary
-                if files[i] is not None:
-                    files[i].parent.mkdir(parents=True, exist_ok=True)
-                    write_tensors({"summary": summary.clone()}, files[i])
+                write_summary(summary, files[i])
         return torch.stack(found)[:, : self.k]
 
     def _file(self, image: Image.Image) -> Path | None:

@@ -1,7 +1,4 @@
-"""`fwd2bot eval report`: Fwd2Bot against its base, per benchmark and k, with intervals and published figures.
-
-Results of `eval cost` and `eval codec` follow as tables of their own.
-"""
+"""`fwd2bot eval report`: Fwd2Bot against its base, per benchmark and k, with intervals and published figures."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..files.writing import write_bytes, write_json, write_text
-from . import codec, cost, resample
+from . import resample
 from .drawing import panels, plain, png, powers
 from .resample import bootstrap, sign_flips
 from .results import DENSE, Result, pair, published_of, read_results, with_ending
@@ -56,7 +53,7 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
             row: dict[str, Any] = {"benchmark": name, "model": result.model, "k": result.k, "value": result.value}
             row |= {"base": result is reference, "limit": result.limit, "source": str(result.source)}
             row["items"] = len(result.items)
-            if result.is_mean:
+            if result.scale is not None:
                 drawn = bootstrap(list(result.items.values()), groups=result.groups)
                 row["interval"] = [result.scale * x for x in drawn]
             elif result.counts is not None:
@@ -64,7 +61,7 @@ def compare(results: Sequence[Result], base: str | None = None) -> list[dict[str
             if reference is not None and result is not reference and reference.value:
                 ours, theirs = pair(result, reference)
                 row["retention"] = result.value / reference.value
-                if result.is_mean and reference.is_mean:
+                if result.scale is not None and reference.scale is not None:
                     row["retention_interval"] = list(bootstrap(ours, theirs, groups=reference.groups))
                     row["p"] = sign_flips(ours, theirs, reference.groups)
                 elif result.counts is not None and reference.counts is not None:
@@ -84,9 +81,9 @@ INTRO = (
 COLUMNS = ["model", "k", "n", "score", "95 % interval", "retention", "95 % interval", "p"]
 
 
-def report_markdown(rows: Sequence[dict[str, Any]], tables: Sequence[dict[str, Any]] = ()) -> str:
-    """A table per benchmark with what others published on it, then one per result of `cost` and `codec`."""
-    parts = ["# Evaluation report", f"{date.today()}." + f" {INTRO}" * bool(rows)]
+def report_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table per benchmark, with what others published on it."""
+    parts = ["# Evaluation report", f"{date.today()}. {INTRO}"]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         parts += [f"## {name}", markdown(COLUMNS, [_cells(row) for row in own])]
@@ -94,10 +91,6 @@ def report_markdown(rows: Sequence[dict[str, Any]], tables: Sequence[dict[str, A
         if others and not any(row["limit"] for row in own):
             published = [f"{m} {_published(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
             parts.append(f"Published by others: {'; '.join(published)}. Source: {source}.")
-    for found in tables:
-        kind, show = ("Cost", cost.table) if found["evaluator"] == "cost" else ("Codecs", codec.table)
-        of = f"{found.get('model')}, {found['dataset']}" if found.get("dataset") else found.get("model")
-        parts += [f"## {kind}: {of}", show(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -204,12 +197,11 @@ def report(paths: Sequence[Path], output: Path | None, base: str | None = None) 
         shown = ", ".join(map(str, found.skipped[:5])) + (" …" if len(found.skipped) > 5 else "")
         print(f"fwd2bot: skipped {len(found.skipped)} file(s) without results: {shown}", file=sys.stderr)
     rows = compare(found.results, base)
-    text = report_markdown(rows, found.tables)
+    text = report_markdown(rows)
     if output is not None:
         png = picture(rows) if any("retention" in row for row in rows) else None
         output.parent.mkdir(parents=True, exist_ok=True)
-        tables = [{name: value for name, value in table.items() if name != "per_item"} for table in found.tables]
-        write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows, "tables": tables})
+        write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows})
         write_text(with_ending(output, ".md"), text)
         write_text(with_ending(output, ".html"), page(text, png))
         if png is not None:

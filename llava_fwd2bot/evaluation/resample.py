@@ -30,6 +30,17 @@ def _numbers(groups: Sequence[Any]) -> np.ndarray:
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
+def _drawn(columns: np.ndarray, rounds: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+    """[G, C] → the sums of `columns` over groups drawn anew, within each stratum if there are several, [B, C]."""
+    generator, sums = np.random.default_rng(seed), np.empty((rounds, columns.shape[1]))
+    strata = np.zeros(len(columns)) if strata is None else strata
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    for draw in range(rounds):  # one at a time: a benchmark may have 200,000 items
+        picked = np.concatenate([generator.choice(group, len(group)) for group in groups])
+        sums[draw] = columns[picked].sum(0)
+    return sums
+
+
 def bootstrap(
     values: Sequence[float],
     against: Sequence[float] | None = None,
@@ -47,26 +58,24 @@ def bootstrap(
     Raises:
         ValueError: the three are not of the same items, or `against` is 0 for every item.
     """
-    columns = [np.asarray(values, dtype=float)]
-    if against is not None:
-        columns.append(np.asarray(against, dtype=float))
-        if columns[1].shape != columns[0].shape:
-            raise ValueError(f"a paired comparison needs the same items: {len(columns[0])} and {len(columns[1])}")
+    over = np.asarray(values, dtype=float)
+    under = np.ones_like(over) if against is None else np.asarray(against, dtype=float)
+    if over.shape != under.shape:
+        raise ValueError(f"a paired comparison needs the same items: {len(over)} and {len(under)}")
+    columns = [over, under]
     if groups is not None:
-        if len(groups) != len(columns[0]):
-            raise ValueError(f"{len(columns[0])} items, but groups of {len(groups)}")
-        group = _numbers(groups)
-        columns = [np.bincount(group, weights=column) for column in columns] + [np.bincount(group).astype(float)]
-    generator, drawn = np.random.default_rng(seed), []
-    for _ in range(rounds):  # one at a time: a benchmark may have 200,000 items
-        picked = generator.integers(0, len(columns[0]), len(columns[0]))
-        sums = [column[picked].sum() for column in columns]
-        under = sums[1] if against is not None else sums[-1] if groups is not None else len(picked)
-        if under > 0:
-            drawn.append(sums[0] / under)
-    if not drawn:
-        raise ValueError("the ratio is undefined: the other side is 0 for every item")
-    return bounds(drawn)
+        if len(groups) != len(over):
+            raise ValueError(f"{len(over)} items, but groups of {len(groups)}")
+        columns = [np.bincount(_numbers(groups), weights=column) for column in columns]
+    return _ratio(*_drawn(np.stack(columns, 1), rounds, seed).T)
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the ratios [B] of draws; those without a ratio are left out."""
+    known = under > 0
+    if not known.any():
+        raise ValueError("the ratio is undefined: the other side is 0 in every draw")
+    return bounds(over[known] / under[known])
 
 
 def over_seeds(
@@ -203,19 +212,7 @@ def interval(own: Counts, against: Counts | None = None, rounds: int = ROUNDS, s
     """
     if against is not None and own.images != against.images:
         raise ValueError(f"a paired comparison needs the same images: {len(own.images)} and {len(against.images)}")
-    generator = np.random.default_rng(seed)
-    sides: Sequence[Counts] = [own] if against is None else [own, against]
-    sums = [np.empty((rounds, side.rows.shape[1])) for side in sides]
-    groups = [np.flatnonzero(own.strata == stratum) for stratum in np.unique(own.strata)]
-    for draw in range(rounds):  # one at a time: a benchmark may have many images
-        picked = np.concatenate([generator.choice(group, len(group)) for group in groups])
-        for side, total in zip(sides, sums, strict=True):
-            total[draw] = side.rows[picked].sum(0)
-    figures = [side.figure(total) for side, total in zip(sides, sums, strict=True)]
-    drawn = figures[0]
-    if against is not None:
-        known = figures[1] > 0
-        drawn = drawn[known] / figures[1][known]
-    if not len(drawn):
-        raise ValueError("there is no ratio to what is 0 in every draw")
-    return bounds(drawn)
+    sides = [own] if against is None else [own, against]
+    sums = _drawn(np.concatenate([side.rows for side in sides], 1), rounds, seed, own.strata)
+    figures = own.figure(sums[:, : own.rows.shape[1]])
+    return bounds(figures) if against is None else _ratio(figures, against.figure(sums[:, own.rows.shape[1] :]))

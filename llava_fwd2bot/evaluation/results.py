@@ -1,7 +1,8 @@
-"""Result files of the evaluators in one form: benchmark, model, number of tokens, score, and each item's score."""
+"""What evaluators and scorers find, in one form: in memory, in result files, and as the report reads them."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,40 @@ from typing import Any
 from ..files.text import read_any_json, read_json
 from .resample import Counts, counts
 
-EVALUATORS = ("retrieval", "captioning", "compositionality")
-WITH_TABLE = ("cost", "codec")  # evaluators of one model: the report shows their own table
-HEADLINES = {"retrieval": "t2i_r1", "captioning": "cider"}  # of the others: the first score
 DENSE = "dense"
 
 
 @dataclass
+class Score:
+    """Figures as the official script computes them, the main one first, and what each item adds to that one."""
+
+    figures: dict[str, float]
+    per_item: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # items of a figure, where they are not those of `per_item`
+    groups: list[Any] | None = None  # the image of each item, if images have several items
+    parts: dict[str, Any] | None = None  # what `resample.counts` takes, if the first figure is not a mean of items
+    k: int | str | None = None  # number of summary tokens, or "dense"
+    by: str = ""  # the way of scoring, where there are several
+    empty: int = 0  # empty answers among the items
+    submission: Any = None  # the file for the benchmark's server or scorer, if there is one
+    submission_lines: bool = False  # whether the submission is JSON lines
+    note: str | None = None  # a note on the submission
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of a result file."""
+        found: dict[str, Any] = {"k": self.k, "by": self.by, "figures": self.figures, "items": len(self.per_item)}
+        found |= {"items_of_figure": self.counts, "per_item": self.per_item, "image_of_item": self.groups}
+        return found | {name: value for name in ("parts", "empty") if (value := getattr(self, name))}
+
+
+def digest(*texts: str) -> str:
+    """A short hash of texts in their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+@dataclass
 class Result:
-    """One score on a benchmark, by a model, from k tokens (an int, or "dense" for the base)."""
+    """The main figure of one `Score`, on a benchmark, by a model, from k tokens (an int, or "dense" for the base)."""
 
     benchmark: str
     metric: str
@@ -27,13 +53,12 @@ class Result:
     k: int | str
     value: float
     items: dict[str, float]  # score of each item
-    is_mean: bool  # whether the score is the mean of the items, times `scale`
-    scale: float
+    scale: float | None  # the figure over the mean of the items; None: it is not a mean of them
     limit: int | None
     groups: list[Any] | None  # the image of each item, in order
     of: str | None  # a digest of the items, if their keys are only numbers
     source: Path
-    counts: Counts | None = None  # of a score that is not a mean of items
+    counts: Counts | None  # of a figure that is not a mean of items
 
     @property
     def name(self) -> str:
@@ -42,10 +67,9 @@ class Result:
 
 @dataclass
 class Found:
-    """Contents of result files: scores to compare, results of `cost` and `codec`, and files of neither kind."""
+    """Contents of result files, and files of another kind."""
 
     results: list[Result] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
 
 
@@ -66,18 +90,19 @@ def read_results(paths: Sequence[Path]) -> Found:
     found = Found()
     for file in files:
         content = read_any_json(file)
+        rows = _rows(content)
+        if not rows and file in paths:
+            raise ValueError(f"{file} holds no result with its items: write it with --output of `fwd2bot eval`.")
+        if not rows:
+            found.skipped.append(file)
         try:
-            if isinstance(content, dict) and content.get("evaluator") in WITH_TABLE and content.get("rows"):
-                found.tables.append({**content, "file": str(file)})
-            elif isinstance(content, dict) and content.get("per_item"):
-                found.results += _of_file(content, file)
-            elif file in paths:
-                raise ValueError(f"{file} holds no result with its items: write it with --output of `fwd2bot eval`.")
-            else:
-                found.skipped.append(file)
+            found.results += [_result(content, row, file) for row in rows if row["figures"]]
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not a result of `fwd2bot eval` ({type(error).__name__}: {error}).") from error
-    if not found.results and not found.tables:
+            raise ValueError(
+                f"{file} is not a result of this version of `fwd2bot eval` ({type(error).__name__}: {error}). If an "
+                "earlier version wrote it, evaluate again."
+            ) from error
+    if not found.results:
         where = ", ".join(map(str, paths))
         raise ValueError(f"There is no result with its items in {where}: write results with --output.")
     seen: dict[tuple, Path] = {}
@@ -89,38 +114,22 @@ def read_results(paths: Sequence[Path]) -> Found:
     return found
 
 
-def _of_file(content: dict[str, Any], file: Path) -> list[Result]:
-    if "figures" in content:  # of `eval score`
-        if not content["figures"]:
-            return []
-        metric, value = next(iter(content["figures"].items()))
-        return [_result(content, content["benchmark"], metric, content.get("k"), value, content["per_item"], file)]
-    found, kind = [], content.get("evaluator")
-    for row in content["rows"] if kind in EVALUATORS else []:
-        name = content.get("dataset") or content.get("benchmark") or kind
-        if content.get("split", "test") != "test":
-            name += f"-{content['split']}"
-        numbers = [n for n, value in row.items() if isinstance(value, float) and n not in ("seconds",)]
-        metric = HEADLINES.get(kind, numbers[0])
-        key = f"{row['by']} k={row['k']}" if kind != "captioning" else f"k={row['k']}"
-        items = content["per_item"][key]
-        if kind == "retrieval":
-            items = [float(rank < 1) for rank in items]
-        by = "" if row["by"] in ("pooled", "greedy") else f", {row['by']}"
-        title = f"{kind} {name}{by}" if kind != "compositionality" else f"{name} by {row['by']}"
-        items = {str(i): float(x) for i, x in enumerate(items)}
-        found.append(_result(content, title, metric, row["k"], row[metric], items, file))
-    return found
+def _rows(content: Any) -> list[Any]:
+    """The rows with items of a result file: of an evaluator, or the only one of `eval score`; [] for other files."""
+    if not isinstance(content, dict):
+        return []
+    rows = content.get("rows", [content])
+    return rows if content.get("per_item") or any(isinstance(r, dict) and r.get("per_item") for r in rows) else []
 
 
-def _result(
-    content: dict[str, Any], benchmark: str, metric: str, k: Any, value: float, items: dict[str, float], file: Path
-) -> Result:
+def _result(content: dict[str, Any], row: dict[str, Any], file: Path) -> Result:
+    metric, value = next(iter(row["figures"].items()))
+    items = {name: float(x) for name, x in row["per_item"].items()}
     average = sum(items.values()) / len(items)
     scale = value / average if average else 1.0
-    # points, F1 and similar scores are not a mean of items; their interval comes from counts, where the file holds them
-    plain = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
-    model = str(content.get("model"))
+    # points, F1 and similar figures are no means of items; their interval comes from counts, where the file holds them
+    is_mean = any(abs(scale - s) < 1e-6 for s in (1.0, 100.0))
+    model, k = str(content.get("model")), row.get("k")
     if k is None:  # not written by LLaVA's own programs
         named = re.search(r"-k(\d+)$", model) or re.search(r"-k(\d+)$", file.stem)
         if named is None:
@@ -131,13 +140,21 @@ def _result(
         k = named[1]
     if k != DENSE and not str(k).isdecimal():
         raise ValueError(f"{file}: k is {k!r}, which is neither a number of tokens nor dense. Score again with --k.")
-    k = k if k == DENSE else int(k)
-    if content.get("quantised"):
-        model += f" ({content['quantised']})"
-    groups = content.get("image_of_item")
-    parts = content.get("parts")
-    own = (content.get("limit"), groups, content.get("of"), file, None if parts is None else counts(parts))
-    return Result(benchmark, metric, model, k, value, items, plain, scale, *own)
+    how = [content[name] for name in ("quantised", "codec") if content.get(name) and (name != "codec" or k != DENSE)]
+    return Result(
+        benchmark=content["benchmark"] + (f" by {row['by']}" if row.get("by") else ""),
+        metric=metric,
+        model=model + (f" ({', '.join(how)})" if how else ""),
+        k=k if k == DENSE else int(k),
+        value=value,
+        items=items,
+        scale=scale if is_mean else None,
+        limit=content.get("limit"),
+        groups=row.get("image_of_item"),
+        of=content.get("of"),
+        source=file,
+        counts=counts(row["parts"]) if row.get("parts") else None,
+    )
 
 
 def pair(result: Result, base: Result) -> tuple[list[float], list[float]]:

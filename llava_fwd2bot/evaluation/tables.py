@@ -12,12 +12,9 @@ TITLES = {
     "bleu4": "BLEU-4 × 100",
     "cider": "CIDEr × 100",
     "spice": "SPICE × 100",
-    "cosine": "cosine to the original",
     "group": "group score",
     "image": "image score",
     "itt": "image-to-text accuracy",
-    "relative_error": "relative error",
-    "same_answers": "same answers as float16",
     "text": "text score",
     "tot": "text-only accuracy",
 }
@@ -69,22 +66,14 @@ def between(interval: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def results_table(found: Mapping[str, Any]) -> str:
-    """The rows of a retrieval, captioning or compositionality result as Markdown, with the number of items below.
+    """The rows of an evaluator's result as Markdown, with the number of items below."""
+    rows = found["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
 
-    Args:
-        found: the result of `fwd2bot eval`: `rows`, and `images` and `captions`, or `tests`.
-    """
-    rows, items = found["rows"], {name: found[name] for name in ("images", "captions", "tests") if found.get(name)}
-    names = dict.fromkeys(n for row in rows for n, value in row.items() if isinstance(value, float))
-    names = [name for name in names if name != "seconds" and not name.endswith("median_rank")]
-
-    def cell(row: Mapping[str, Any], name: str) -> str:
-        if name not in row:  # not every row has every figure
-            return ""
-        own = re.search(r"\((\d+)\)$", name)  # a kind of test with its number of tests
-        group = items.get("captions" if name.startswith("t2i") else "images", items.get("tests", 0))
-        return percent(row[name], int(own[1]) if own else group)
+    def cell(row: Mapping[str, Any], name: str) -> str:  # not every row has every figure
+        count = row["items_of_figure"].get(name, row["items"])
+        return percent(row["figures"][name], count) if name in row["figures"] else ""
 
     cells = [[str(row["k"]), row["by"], *(cell(row, name) for name in names)] for row in rows]
-    counts = ", ".join(f"{count:,} {name}" for name, count in items.items())
+    counts = ", ".join(f"{found[name]:,} {name}" for name in ("images", "captions", "tests") if found.get(name))
     return markdown(["k", "scored by", *map(title, names)], cells) + f"\n\nPercentages. n = {counts}." * bool(counts)

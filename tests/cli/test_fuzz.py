@@ -30,7 +30,7 @@ ACTIONS = {
         *("ls", "skipped", "stats", "verify", "repair", "optimize", "rm", "prune", "restore", "dedup", "export"),
         *("import-metadata", "merge", "index", "migrate"),
     ),
-    "eval": ("score", "retrieval", "compositionality", "captioning", "answer", "codec", "cost", "report"),
+    "eval": ("score", "retrieval", "compositionality", "captioning", "answer", "report"),
     "llava": ("train", "eval"),
 }
 
@@ -155,7 +155,6 @@ SOUND = (
     "eval retrieval --model model --dataset records.jsonl --images .",
     "eval captioning --model model --dataset coco --annotations list.json --images .",
     "eval compositionality --model model --tests list.json --images .",
-    "eval codec --model model --questions records.jsonl --images .",
     "eval report list.json",
     "train --model_name_or_path base --data_path records.jsonl --output_dir out --fwd2bot 2",
     "llava train --model_name_or_path base --fwd2bot 2",

@@ -53,7 +53,7 @@ def summary(reader, pixels):
 
 def test_words_find_their_photograph(reader, photos, summary):
     """What people said of eight photographs finds them, from the stored summaries, at every budget."""
-    from llava_fwd2bot.evaluation.search import ranks
+    from llava_fwd2bot.evaluation.retrieval import ranks
 
     owner = torch.tensor([i for i, photo in enumerate(photos) for _ in photo.captions])
     texts = reader.text_states([caption for photo in photos for caption in photo.captions])

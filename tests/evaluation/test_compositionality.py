@@ -61,13 +61,13 @@ def test_compositionality_by_command(run, checkpoint, captioned):
     result = json.loads((captioned / "r.json").read_text())
     assert (result["benchmark"], result["tests"], result["missing"]) == ("sugarcrepe", 2, 1)
     assert [row["by"] for row in result["rows"]] == ["embedding", "likelihood"]
-    assert {"add_obj (1)", "swap_att (1)", "accuracy"} <= set(result["rows"][0])
+    assert {"add_obj (1)", "swap_att (1)", "accuracy"} <= set(result["rows"][0]["figures"])
 
     kept = next((captioned / "work").glob("likelihood-k4-*.jsonl"))  # stopped within the second line: the same result
     whole = kept.read_text()
     kept.write_text(whole[:-5])
     assert run(*argv, "--skip-missing")[0] == 0 and kept.read_text() == whole
-    assert json.loads((captioned / "r.json").read_text())["per_item"] == result["per_item"]
+    assert json.loads((captioned / "r.json").read_text())["rows"] == result["rows"]
 
 
 def test_kept_likelihoods_are_of_the_same_pictures(run, checkpoint, captioned):
@@ -141,8 +141,9 @@ def test_two_ways_with_figures_of_their_own_are_one_table():
     """SugarCrepe++ by likelihood has no text-only figure; the table came after the whole run, and failed."""
     from llava_fwd2bot.evaluation.tables import results_table
 
-    rows = [{"k": 4, "by": "embedding", "itt": 0.5, "tot": 0.25, "replace_rel (2)": 1.0}]
-    rows += [{"k": 4, "by": "likelihood", "itt": 0.75, "replace_rel (2)": 1.0}]
+    rows = [{"k": 4, "by": "embedding", "figures": {"itt": 0.5, "tot": 0.25, "replace_rel (2)": 1.0}}]
+    rows += [{"k": 4, "by": "likelihood", "figures": {"itt": 0.75, "replace_rel (2)": 1.0}}]
+    rows = [{**row, "items": 4, "items_of_figure": {"replace_rel (2)": 2}} for row in rows]
     text = results_table({"rows": rows, "tests": 4})
     assert "| image-to-text accuracy | text-only accuracy | replace rel (2) |" in text and "n = 4 tests" in text
     assert "| 4 | likelihood | 75 |  | 100 |" in text

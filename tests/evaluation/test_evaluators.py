@@ -1,4 +1,4 @@
-"""`fwd2bot eval` retrieval, captioning, answer, codec and cost: figures by hand, going on after a stop."""
+"""`fwd2bot eval` retrieval, captioning and answer: figures by hand, codecs, going on after a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.evaluation.datasets import read_captioned
-from llava_fwd2bot.evaluation.encode import CHUNK, Encoder
+from llava_fwd2bot.evaluation.encode import Encoder
 
 
 def test_retrieval_by_command(run, checkpoint, captioned):
@@ -36,24 +36,23 @@ def test_retrieval_by_command(run, checkpoint, captioned):
     code, out, err = run(*argv)
     assert code == 0, err
     result = json.loads((captioned / "result.json").read_text())
-    assert [(row["k"], row["by"]) for row in result["rows"]] == [
-        (k, by) for k in (1, 2, 4) for by in ("pooled", "maxsim")
-    ]
+    assert [(row["k"], row["by"]) for row in result["rows"]] == [(k, by) for k in (1, 2, 4) for by in ("", "maxsim")]
     assert result["images"] == 6 and result["captions"] == 12 and result["versions"] and result["date"]
-    assert all(len(ranks) == 12 for ranks in result["per_item"].values())
-    by_hand = [rank < 1 for rank in result["per_item"]["pooled k=4"]]
-    row = next(row for row in result["rows"] if (row["k"], row["by"]) == (4, "pooled"))
-    assert row["t2i_r1"] == pytest.approx(sum(by_hand) / 12)
+    assert all(len(row["per_item"]) == 12 for row in result["rows"])
+    row = next(row for row in result["rows"] if (row["k"], row["by"]) == (4, ""))
+    assert row["figures"]["t2i_r1"] == pytest.approx(sum(row["per_item"].values()) / 12)
+    assert row["items_of_figure"]["i2t_r5"] == 6 and row["image_of_item"] == [i // 2 for i in range(12)]
     model, processor = load_fwd2bot(checkpoint)
     pixels = processor.image_processor([Image.open(captioned / "images" / "0.png")], return_tensors="pt")
-    kept = load_file(next((captioned / "work").glob("images-*.safetensors")))["summary"]
-    torch.testing.assert_close(kept[0].float(), model.compress(**pixels)[0], atol=1e-2, rtol=1e-2)
+    encoder = Encoder(model, processor, result["fingerprint"], captioned / "work")
+    kept = encoder.file("images", encoder.digests([captioned / "images" / "0.png"]))
+    torch.testing.assert_close(load_file(kept)["summary"].float(), model.compress(**pixels)[0], atol=1e-2, rtol=1e-2)
     for half in (captioned / "work").glob("texts-*"):
         half.unlink()
     times = {path: path.stat().st_mtime_ns for path in (captioned / "work").iterdir()}
     assert run(*argv, "--json")[0] == 0
     again = json.loads((captioned / "result.json").read_text())
-    assert again["per_item"] == result["per_item"]
+    assert again["rows"] == result["rows"]
     assert all(path.stat().st_mtime_ns == at for path, at in times.items())  # what was there was not made again
     assert run(*argv, "--k", 9)[2].count("--k must be from 1 to this model's k = 4, got 9") == 1
 
@@ -66,7 +65,7 @@ def test_another_model_does_not_take_what_is_kept(checkpoint, captioned):
     for fingerprint in ("one", "other"):
         Encoder(model, processor, fingerprint, captioned / "work").images(data.paths)
         files |= set((captioned / "work").iterdir())
-    assert len(files) == 2 and CHUNK >= 6
+    assert len(files) == 2 * 6
 
 
 def replaced(path, colour: str) -> None:
@@ -190,8 +189,8 @@ def test_captions_are_scored_for_every_k_and_the_base(run, checkpoint, captioned
     assert code == 0, err
     result = json.loads((captioned / "r.json").read_text())
     assert [row["k"] for row in result["rows"]] == ["dense", 1, 4]
-    assert all({"cider", "bleu4"} <= set(row) for row in result["rows"])
-    assert all(len(values) == 6 for values in result["per_item"].values())
+    assert all({"cider", "bleu4"} <= set(row["figures"]) for row in result["rows"])
+    assert all(len(row["per_item"]) == 6 for row in result["rows"])
     from llava_fwd2bot.evaluation.answers import Answerer
     from llava_fwd2bot.evaluation.captioning import captioning
 
@@ -240,45 +239,32 @@ def test_what_captions_are_scored_by_is_looked_for_first(monkeypatch):
         captioning(None, None, [1], None, "m")
 
 
-def test_codecs_look_at_what_is_given_first(captioned):
-    """Without a model: nothing to compare by, a codec of another name, a question without its answer."""
-    from llava_fwd2bot.evaluation.codec import checked
-
-    questions = captioned / "q.jsonl"
-    with pytest.raises(ValueError, match="give --dataset, --questions or both"):
-        checked(None)
-    with pytest.raises(FileNotFoundError):
-        checked(None, questions=questions)
-    line = {"question_id": 1, "image": "0.png", "text": "red?"}
-    for answer in ({}, {"answer": " "}):  # an empty one would be what an empty answer is compared with
-        several = [{**line, **answer}, {**line, "text": "blue?", "answer": "yes"}]
-        questions.write_text("".join(json.dumps(one) + "\n" for one in several))
-        with pytest.raises(ValueError, match="question 1 has no answer"):
-            checked(None, questions=questions, images=captioned / "images")
-    questions.write_text(json.dumps({**line, "answer": "yes"}) + "\n")
-    chosen, asked = checked(None, ["int2"], questions, captioned / "images")
-    assert [codec.name for codec in chosen] == ["float16", "int2"] and asked[0]["answer"] == "yes"
-    with pytest.raises(ValueError, match="no codec 'zip'"):
-        checked(None, ["zip"], questions, captioned / "images")
-
-
-def test_empty_answers_are_wrong_by_every_codec(checkpoint, captioned, monkeypatch, capsys):
-    """Where the right one is option A they were right; and they are named."""
+def test_a_codec_gives_what_a_cache_of_it_gives_back(run, checkpoint, captioned, tmp_path):
+    """Retrieval and answers by --codec are those from decoded summaries; kept files are shared."""
+    from llava_fwd2bot.cache.codecs import get_codec
     from llava_fwd2bot.evaluation.answers import Answerer
-    from llava_fwd2bot.evaluation.codec import codecs
+    from llava_fwd2bot.evaluation.results import read_results
+    from llava_fwd2bot.processing.generate import from_summaries
 
-    questions = captioned / "q.jsonl"
-    lines = [{"question_id": f"q{i}", "image": f"{i}.png", "text": "which?", "answer": "A"} for i in range(2)]
-    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(Answerer, "__call__", lambda self, paths, asked, k: enumerate(["A.", ""]))
-    answerer = Answerer(Encoder(*load_fwd2bot(checkpoint), "x"), 3)
-    rows, per_item = codecs(answerer, None, [2], ["int8"], questions, captioned / "images")
-    assert rows[0]["accuracy"] == 0.5 and per_item["accuracy int8 k=2"] == [1.0, 0.0]
-    assert "fwd2bot: int8 k=2: 1 of 2 answers are empty and count as wrong; the first: q1" in capsys.readouterr().err
+    loaded, codec = load_fwd2bot(checkpoint), get_codec("int2")
+    paths, work = read_captioned(str(captioned / "own.jsonl")).paths, captioned / "work"
+    plain, coded = (Encoder(*loaded, "x", work, codec=c).images(paths) for c in (None, codec))
+    assert torch.equal(coded, codec.decode(codec.encode(plain), plain.shape[2])) and len(list(work.iterdir())) == 6
+    answerer = Answerer(Encoder(*loaded, "x", work, codec=codec), 6)
+    (_, said), *_ = answerer(paths[:1], ["what is it?"], 2)
+    prompt = answerer.formatter.prompt("what is it?")
+    assert said == from_summaries(*loaded, [prompt], coded[:1, :2], max_new_tokens=6)[0]
+    results = captioned / "results"
+    argv = ["eval", "retrieval", "--model", checkpoint, "--dataset", captioned / "own.jsonl", "--work", work]
+    for name in ("int2", "int8"):
+        assert run(*argv, "--codec", name, "--device", "cpu", "--output", results / f"{name}.json")[0] == 0
+    assert {r.model for r in read_results([results]).results} == {f"{checkpoint} ({name})" for name in ("int2", "int8")}
+    assert "There is no codec 'zip'" in run(*argv, "--codec", "zip")[2]
 
 
 def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
     """The same id may be another question, image, split or length: what is kept must not be taken for it."""
+    from llava_fwd2bot.cache.codecs import get_codec
     from llava_fwd2bot.evaluation.answers import Answerer, answer_questions
 
     model, processor = load_fwd2bot(checkpoint)
@@ -291,6 +277,10 @@ def test_kept_answers_are_to_the_same_questions(run, checkpoint, captioned):
             answer_questions(Answerer(encoder, 4, 4), [{**asked[0], **change}], images, answers, 2, "m")
     with pytest.raises(ValueError, match="max_new_tokens"):
         answer_questions(Answerer(encoder, 5, 4), asked, images, answers, 2, "m")
+
+    other = Answerer(Encoder(model, processor, "f", codec=get_codec("int8")), 4, 4)
+    with pytest.raises(ValueError, match="codec = None, not int8"):
+        answer_questions(other, asked, images, answers, 2, "m")
 
     # gone on with, the batches are those of a whole run
     sizes, generate = [], model.generate
@@ -313,28 +303,6 @@ def test_captions_of_another_split_are_their_own(run, checkpoint, captioned):
         assert run(*argv, "--split", split, "--output", captioned / "new" / f"{split}.v1.json")[0] == 0
     assert len(list((captioned / "work").glob("captions-*"))) == 2
     assert (captioned / "new" / "val.v1.json").is_file()  # its folder was made before the model was opened
-
-
-def test_cost_against_the_base(run, checkpoint, captioned):
-    """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
-    from llava_fwd2bot.evaluation.cost import break_even, cost
-
-    for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
-            cost(None, None, [1], **wrong)
-    argv = ["eval", "cost", "--model", checkpoint, "--k", 1, 4, "--rounds", 2, "--new-tokens", 3, "--device", "cpu"]
-    code, out, err = run(*argv, "--batch-size", 2, "--output", captioned / "cost.json")
-    assert code == 0, err
-    assert "parameters are Fwd2Bot's" in out and "time to first token, base / Fwd2Bot" in out
-    found = json.loads((captioned / "cost.json").read_text())
-    work = found["flops"]
-    assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
-    # but for what is computed once for a batch, such as the angles of the positions
-    assert work["compress, k=4, 2 at once"] == pytest.approx(2 * work["compress, k=4, 1 at once"], rel=1e-3)
-    assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
-    expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
-    assert found["rows"][1]["break_even_flops"] == expected
-    assert break_even(10, 1, 3) == 6 and break_even(10, 3, 3) is None and break_even(0.1, 1, 3) == 1
 
 
 def test_vlmevalkit_gets_what_ask_says(run, checkpoint, captioned, monkeypatch):

@@ -43,16 +43,15 @@ def test_significance_against_the_binomial():
 
 
 def test_every_evaluator_s_file_is_read(tmp_path):
-    rows = [{"k": k, "by": "pooled", "t2i_r1": 0.5, "i2t_r1": 1.0, "seconds": 0.1} for k in (1, 4)]
-    ranks = {"pooled k=1": [0, 3], "pooled k=4": [0, 1]}
-    write(tmp_path, "r", evaluator="retrieval", dataset="coco", rows=rows, per_item=ranks, model="m")
-    rows = [{"k": k, "by": "greedy", "bleu4": 0.1, "cider": 0.4} for k in ("dense", 4)]
-    cider = {"k=dense": [0.3, 0.5], "k=4": [0.4, 0.4]}
-    write(tmp_path, "c", evaluator="captioning", dataset="nocaps", rows=rows, per_item=cider, model="m")
-    rows = [{"k": 4, "by": "likelihood", "accuracy": 0.5, "swap_att (2)": 0.5}]
-    write(tmp_path, "s", evaluator="compositionality", benchmark="sugarcrepe", rows=rows, model="m")
-    content = json.loads((tmp_path / "s.json").read_text())
-    (tmp_path / "s.json").write_text(json.dumps({**content, "per_item": {"likelihood k=4": [1.0, 0.0]}}))
+    def row(k, figures, items, by=""):
+        return {"k": k, "by": by, "figures": figures, "per_item": {str(i): x for i, x in enumerate(items)}}
+
+    rows = [row(1, {"t2i_r1": 0.5, "i2t_r1": 1.0}, [1, 0]), row(4, {"t2i_r1": 0.5, "i2t_r1": 1.0}, [1, 0])]
+    write(tmp_path, "r", benchmark="retrieval coco", rows=rows, model="m")
+    rows = [row("dense", {"cider": 0.4, "bleu4": 0.1}, [0.3, 0.5]), row(4, {"cider": 0.4, "bleu4": 0.1}, [0.4, 0.4])]
+    write(tmp_path, "c", benchmark="captioning nocaps", rows=rows, model="m")
+    rows = [row(4, {"accuracy": 0.5, "swap_att (2)": 0.5}, [1.0, 0.0], "likelihood")]
+    write(tmp_path, "s", benchmark="sugarcrepe", rows=rows, model="m")
     (tmp_path / "other.json").write_text('{"not": "a result"}')
     found = {(r.name, r.k): r for r in read_results([tmp_path]).results}
     assert {name for name, _ in found} == {
@@ -106,52 +105,25 @@ def test_images_are_known_by_names(tmp_path):
 
 def test_captions_of_one_image_are_drawn_together(tmp_path):
     """Five captions of an image hit or miss together: taken for independent, the interval would be half as wide."""
-    ranks = [rank for i in range(40) for rank in [i % 2] * 5]
-    rows = [{"k": 4, "by": "pooled", "t2i_r1": 0.5, "i2t_r1": 1.0}]
-    more = {"evaluator": "retrieval", "dataset": "coco", "rows": rows, "per_item": {"pooled k=4": ranks}, "model": "m"}
+    hits = {str(n): float(n // 5 % 2 == 0) for n in range(200)}
+    more = {"benchmark": "retrieval coco", "model": "m"}
     widths = []
     for groups in (None, [i for i in range(40) for _ in range(5)]):
-        write(tmp_path, "r", image_of_item=groups, **more)
+        row = {"k": 4, "figures": {"t2i_r1": 0.5}, "per_item": hits, "image_of_item": groups}
+        write(tmp_path, "r", rows=[row], **more)
         low, high = compare(read_results([tmp_path]).results)[0]["interval"]
         widths.append(high - low)
     assert widths[1] > 1.8 * widths[0]
 
 
-COST = {
-    "evaluator": "cost",
-    "model": "m",
-    "parameters": {"all": 1000, "fwd2bot": 10},
-    "bytes_per_image": {"dense": 64},
-    "flops": {"base": 4e9, "answer, k=8": 5e9, "compress, k=8, 4 at once": 9e9},
-    "milliseconds": {name: {"median": t} for name, t in (("base", 20.0), ("answer, k=8", 30.0))},
-    "rows": [{"k": 8, "by": "time", "2 questions, over base": 1.5, "break_even": None, "break_even_flops": None}],
-}
-COST["milliseconds"]["compress, k=8, 4 at once"] = {"median": 40.0}
-COST["peak_memory"] = {"bytes": dict.fromkeys(COST["flops"], 1e6)}
-
-
-def test_cost_and_codecs_have_tables_of_their_own(tmp_path, capsys):
-    """They compare no models, and were left out of the report without a word; now only other files are, by name."""
+def test_files_of_another_kind_are_named(tmp_path, capsys):
+    """Left out without a word, a result would be missing and nobody would know why; named by itself it is an error."""
     scored(tmp_path / "in", "ours", "m", 8, [1, 0])
-    rows = [{"k": 8, "by": "int4", "bytes_per_image": 32, "cosine": 0.98765, "accuracy": 0.5}]
-    codec = {"evaluator": "codec", "model": "m", "rows": rows, "per_item": {"accuracy int4 k=8": [1.0, 0.0]}}
-    write(tmp_path / "in", "codec", **codec)
-    write(tmp_path / "in", "cost", **COST, per_item={})
-    write(tmp_path / "in", "answered", evaluator="answer", questions=3)
+    write(tmp_path / "in", "answered", questions=3)
     found = read_results([tmp_path / "in"])
-    assert len(found.results) == 1 and len(found.tables) == 2 and [p.stem for p in found.skipped] == ["answered"]
-    assert main(["eval", "report", str(tmp_path / "in"), "--output", str(tmp_path / "r")]) == 0
-    out, err = capsys.readouterr()
-    assert "skipped 1 file(s) without results" in err and "answered.json" in err and "cost.json" not in err
-    assert (
-        "## Cost: m" in out and "| 8 | 1.50 | never | never |" in out and "| compress, k=8, batch of 4 | 9.00 |" in out
-    )
-    assert "time of 2 questions, Fwd2Bot / base" in out and "n = 2 questions" in out
-    assert "| 8 | int4 | 32 | 98.77 | 50 |" in out  # the error is a mean over tokens; two questions bear no decimals
-    assert out.count("Never, by ") == 2 and "one answer from the summary takes 30.0 ms, one by the base" in out
-    assert "5.00 GFLOP" in out and "<td>never</td>" in (tmp_path / "r.html").read_text()
-    assert main(["eval", "report", str(tmp_path / "in" / "cost.json")]) == 0  # by itself, too
-    assert "# Evaluation report" in capsys.readouterr().out
+    assert len(found.results) == 1 and [p.stem for p in found.skipped] == ["answered"]
+    assert main(["eval", "report", str(tmp_path / "in")]) == 0
+    assert "skipped 1 file(s) without results" in (err := capsys.readouterr().err) and "answered.json" in err
     assert main(["eval", "report", str(tmp_path / "in" / "answered.json")]) == 1
     assert "answered.json holds no result with its items" in capsys.readouterr().err
 
@@ -189,9 +161,8 @@ def test_what_must_not_be_averaged_in(tmp_path, capsys, fault):
             write(tmp_path, name, benchmark="pope", figures=figures, per_item=items, model=model, k=k)
     elif fault == "others":  # as many images, and others
         for k, of in (("dense", "a"), (4, "b")):
-            rows, items = [{"k": k, "by": "greedy", "cider": 0.4}], {f"k={k}": [0.3, 0.5]}
-            about = {"evaluator": "captioning", "dataset": "own", "of": of, "model": "m"}
-            write(tmp_path, f"c{k}", rows=rows, per_item=items, **about)
+            rows = [{"k": k, "figures": {"cider": 0.4}, "per_item": {"0": 0.3, "1": 0.5}}]
+            write(tmp_path, f"c{k}", rows=rows, benchmark="captioning own", of=of, model="m")
     else:
         for file in tmp_path.glob("*.json"):
             file.unlink()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_fwd2bot.evaluation.measure import PeakMemory
+from eval.measure import PeakMemory
 
 
 @pytest.fixture
@@ -153,18 +153,8 @@ def test_what_a_cache_costs(on_disk, processor, tmp_path, import_script):
     assert all(math.isfinite(x) and x > 0 for x in numbers(found["fill_over_model"]))
 
 
-def test_what_an_exact_search_costs(import_script):
-    """Both ways find the same, by the products that are named."""
-    pytest.importorskip("lancedb")
-    bench_search = import_script("bench_search")
-    found = {screen: bench_search.measure(60, 2, 32, screen) for screen in ("yes", "no", "auto")}
-    assert found["yes"]["products"] == {"bfloat16": 1} and found["no"]["products"] == {"float32": 1}
-    assert found["auto"]["products"] == {"float32": 1}  # too small to be worth a look
-    assert len({(one["t2i_r1"], one["i2t_r1"]) for one in found.values()}) == 1
-
-
 def test_memory_that_was_freed_before_counts_where_it_is_used_again():
-    """The allocator keeps it, and serves the next step with it: `eval cost` said that compressing takes 0 MB."""
+    """The allocator keeps it, and serves the next step with it: bench_cost.py said that compressing takes 0 MB."""
     memory, found = PeakMemory(torch.device("cpu")), []
     # 64 MiB in parts too small for pages of their own
     for _ in range(2):
@@ -175,3 +165,45 @@ def test_memory_that_was_freed_before_counts_where_it_is_used_again():
     if not memory.exact or platform.libc_ver()[0] != "glibc":
         pytest.skip("this system cannot tell what a part of a process needs")
     assert found == pytest.approx([2**26] * 2, rel=0.25)
+
+
+def test_cost_against_the_base(import_script, checkpoint, tmp_path, capsys):
+    """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
+    bench = import_script("bench_cost")
+    for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
+            bench.cost(None, None, [1], **wrong)
+    argv = ["--model", str(checkpoint), "--k", "1", "4", "--rounds", "2", "--new-tokens", "3", "--device", "cpu"]
+    bench.main([*argv, "--batch-size", "2", "--output", str(tmp_path / "cost.json")])
+    out = capsys.readouterr().out
+    assert "parameters are Fwd2Bot's" in out and "time to first token, base / Fwd2Bot" in out
+    found = json.loads((tmp_path / "cost.json").read_text())
+    work = found["flops"]
+    assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
+    # but for what is computed once for a batch, such as the angles of the positions
+    assert work["compress, k=4, 2 at once"] == pytest.approx(2 * work["compress, k=4, 1 at once"], rel=1e-3)
+    assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
+    expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
+    assert found["rows"][1]["break_even_flops"] == expected
+    assert bench.break_even(10, 1, 3) == 6 and bench.break_even(10, 3, 3) is None and bench.break_even(0.1, 1, 3) == 1
+
+
+COST = {
+    "evaluator": "cost",
+    "model": "m",
+    "parameters": {"all": 1000, "fwd2bot": 10},
+    "bytes_per_image": {"dense": 64},
+    "flops": {"base": 4e9, "answer, k=8": 5e9, "compress, k=8, 4 at once": 9e9},
+    "milliseconds": {name: {"median": t} for name, t in (("base", 20.0), ("answer, k=8", 30.0))},
+    "rows": [{"k": 8, "by": "time", "2 questions, over base": 1.5, "break_even": None, "break_even_flops": None}],
+}
+COST["milliseconds"]["compress, k=8, 4 at once"] = {"median": 40.0}
+COST["peak_memory"] = {"bytes": dict.fromkeys(COST["flops"], 1e6)}
+
+
+def test_a_break_even_that_is_never_reached_is_explained(import_script):
+    """ "never" alone leaves open whether it was measured; both costs stand below the table."""
+    out = import_script("bench_cost").table(COST)
+    assert "| 8 | 1.50 | never | never |" in out and "| compress, k=8, batch of 4 | 9.00 |" in out
+    assert "time of 2 questions, Fwd2Bot / base" in out and "5.00 GFLOP" in out
+    assert out.count("Never, by ") == 2 and "one answer from the summary takes 30.0 ms, one by the base" in out

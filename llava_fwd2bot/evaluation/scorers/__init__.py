@@ -7,13 +7,14 @@ the benchmark's official script does, so that scores are comparable with those i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...files.records import read_records
+from ..results import Score as Score
 
 # name → (module, function, what --ground-truth is (None: it takes none), whether --questions is needed)
 SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
@@ -29,24 +30,21 @@ SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
     "mmvet": ("mmvet", "mmvet", None, False),  # scored elsewhere by GPT-4; only the submission is written
     "own": ("own", "own", "your file of {question_id, answer} lines", False),
 }
+MADE_WITH = {"k": "k", "codec": "codecs", "fingerprint": "fingerprints"}  # of answers that must not be mixed
 MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to your own questions are compared
 
 
-@dataclass
-class Score:
-    """Figures as the official script computes them, the main one first, and what each item adds to that one."""
-
-    figures: dict[str, float]
-    per_item: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)  # items of a figure, where they are not those of `per_item`
-    groups: list[Any] | None = None  # the image of each item, if images have several items
-    submission: Any = None  # the file for the benchmark's server or scorer, if there is one
-    submission_lines: bool = False  # whether the submission is JSON lines
-    note: str | None = None  # a note on the submission
-    parts: dict[str, Any] | None = None  # what `resample.counts` takes, if the first score is not a mean of items
-
-
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
+
+
+@dataclass
+class Hit:
+    """A question's score in [0, 1], by its key in `per_item`; its groups, one of each grouping; its image."""
+
+    key: str
+    score: float
+    groups: Sequence[str] = ()
+    image: Any = None
 
 
 def scorer(name: str) -> Callable[..., Score]:
@@ -83,38 +81,35 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
 
     Raises:
         ValueError: a line is incomplete, there is no line, an id occurs twice, an answer has no text or lacks a part of
-            `key`, answers are empty, or they come from several models, numbers of tokens or checkpoints.
+            `key`, answers are empty, or they come from several models, numbers of tokens, codecs or checkpoints.
     """
     found: Answers = {}
-    values_of: dict[str, set[str]] = {"models": set(), "k": set(), "fingerprints": set()}
-    empty: list[Any] = []
+    parts = key.split("+")
     for path in paths:
         for record in read_records(path, lines=True):
             if "question_id" not in record or not isinstance(record.get("text"), str):
                 raise ValueError(
                     f"{path} has a record without question_id or text, so it is not an answers file of LLaVA."
                 )
-            for part in key.split("+"):
+            for part in parts:
                 if not isinstance(record.get(part), str if part == "prompt" else (str, int, float)):
                     raise ValueError(
                         f"{path}: the answer to {record['question_id']!r} has no {part!r}, which identifies "
                         "answers of this benchmark. Do they belong to another one?"
                     )
-            name = tuple(record[part] for part in key.split("+")) if "+" in key else record[key]
+            name = tuple(record[part] for part in parts) if len(parts) > 1 else record[key]
             if name in found:
                 raise ValueError(f"{path}: the answer to {name!r} occurs twice. Did two runs write to one file?")
             found[name] = record
-            about = record["metadata"] if isinstance(record.get("metadata"), dict) else {}
-            own = (record.get("model_id"), about.get("k"), about.get("fingerprint"))
-            for values, value in zip(values_of.values(), own, strict=True):
-                values.add(str(value))
-            if is_blank(record):
-                empty.append(name)
-    for what, values in values_of.items():
+    about = [(record.get("model_id"), metadata_of(record)) for record in found.values()]
+    several = {"models": {str(model) for model, _ in about}}
+    several |= {what: {str(own.get(name)) for _, own in about} for name, what in MADE_WITH.items()}
+    for what, values in several.items():
         if len(values) > 1:
             raise ValueError(
                 f"The answers come from several {what}: {', '.join(sorted(values))}. Score each separately."
             )
+    empty = [name for name, record in found.items() if is_blank(record)]
     if empty and not empty_is_wrong:
         shown = ", ".join(repr(name) for name in empty[:5])
         raise ValueError(
@@ -124,13 +119,27 @@ def read_answers(paths: Sequence[Path], key: str = "question_id", empty_is_wrong
     return found
 
 
+def metadata_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What `eval answer` wrote about how an answer was made; {} for answers of LLaVA's own programs."""
+    return record["metadata"] if isinstance(record.get("metadata"), dict) else {}
+
+
 def is_blank(record: dict[str, Any]) -> bool:
     """Whether an answer is empty. Empty answers are wrong, even where the official script accepts them."""
     return not record["text"].strip()
 
 
-def check_known(answers: Answers, known: Collection[Any], source: str) -> None:
-    """Raises ValueError if an answer belongs to no question of the ground truth."""
+def check_names(names: Collection[Any], answers: Answers, source: str, others: Collection[Any] = ()) -> None:
+    """Checks that the questions of `source` have different names, and that every answer is to one of them.
+
+    Args:
+        others: names of questions that may be answered, and are not scored.
+
+    Raises:
+        ValueError: a name occurs twice, or an answer belongs to no question.
+    """
+    check_unique(names, source)
+    known = {*names, *others}
     other = [name for name in answers if name not in known]
     if other:
         shown = ", ".join(map(repr, other[:3]))
@@ -158,24 +167,6 @@ def check_unique(names: Iterable[Any], source: str) -> None:
         seen.add(name)
 
 
-def with_groups(
-    figures: dict[str, float], groupings: Sequence[dict[str, list[float]]], source: str
-) -> tuple[dict[str, float], dict[str, int]]:
-    """The figures and those of each group in percent, and the number of items of each group.
-
-    Raises:
-        ValueError: a group has the name of a figure or of another group.
-    """
-    taken, counts = {"accuracy", "circular", *figures}, {}
-    for groups in groupings:
-        if both := taken & groups.keys():
-            raise ValueError(f"{source} has a group named {min(both)!r}, the name of another score. Rename it.")
-        taken |= groups.keys()
-        figures = figures | {name: 100 * mean(groups[name]) for name in groups}
-        counts |= {name: len(groups[name]) for name in groups}
-    return figures, counts
-
-
 def answer_to(name: Any, answers: Answers, source: str) -> dict[str, Any]:
     """The answer to question `name`; raises ValueError if there is none, so that a partial run is not scored."""
     if name not in answers:
@@ -183,5 +174,26 @@ def answer_to(name: Any, answers: Answers, source: str) -> dict[str, Any]:
     return answers[name]
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def summed(hits: Sequence[Hit], source: str, main: str = "accuracy") -> Score:
+    """The mean score in percent, over all questions (the figure `main`) and over those of each group.
+
+    Raises:
+        ValueError: a group has the name of a figure or of a group of another grouping.
+    """
+    images = [hit.image for hit in hits]
+    found = Score({main: percentage(hits)}, {hit.key: hit.score for hit in hits})
+    found.groups = images if any(images) else None
+    taken = {"accuracy", "circular"}
+    for names in zip(*(hit.groups for hit in hits), strict=True):
+        grouping = dict.fromkeys(name for name in names if name)
+        if both := taken & grouping.keys():
+            raise ValueError(f"{source} has a group named {min(both)!r}, the name of another score. Rename it.")
+        taken |= grouping.keys()
+        for group in grouping:
+            own = [hit for hit, name in zip(hits, names, strict=True) if name == group]
+            found.figures[group], found.counts[group] = percentage(own), len(own)
+    return found
+
+
+def percentage(hits: Sequence[Hit]) -> float:
+    return 100 * sum(hit.score for hit in hits) / len(hits) if hits else float("nan")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_json, read_table
-from . import Answers, Score, answer_to, check_complete, check_known, check_unique, is_blank, mean, with_groups
+from . import Answers, Hit, Score, answer_to, check_complete, check_names, check_unique, is_blank, percentage, summed
 
 LETTERS = "ABCDE"
 
@@ -33,12 +33,11 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
     problems = read_json(ground_truth / "problems.json")
     wanted = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
-    check_unique(wanted, source)
-    check_known(answers, set(wanted), source)
+    check_names(wanted, answers, source)
     check_complete(
         [name for name in wanted if problems[name].get("image")], answers, f"questions with an image in {source}"
     )
-    per_item, with_image = {}, {}
+    hits, with_image = [], []
     for name in wanted:
         if not isinstance(problems[name]["answer"], int):
             raise ValueError(f"{source}: the answer to {name!r} is {problems[name]['answer']!r}, no choice's number.")
@@ -47,13 +46,13 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
             raise ValueError(f"The answer to {name!r} has no prompt, so it is unknown whether it had an image.")
         letter = letter_of(record["text"])
         chosen = LETTERS.index(letter) if letter and letter in LETTERS[: len(problems[name]["choices"])] else -1
-        per_item[name] = float(chosen == problems[name]["answer"])
+        hits.append(Hit(name, float(chosen == problems[name]["answer"])))
         # LLaVA's script writes <image> into the prompt, `eval answer` the field image
         if "<image>" in record["prompt"] or record.get("image"):
-            with_image[name] = per_item[name]
-    figures = {"image": 100 * mean(list(with_image.values()))} if with_image else {}
-    figures["accuracy"] = 100 * mean(list(per_item.values()))
-    return Score(figures, with_image or per_item, {"accuracy": len(per_item)})
+            with_image.append(hits[-1])
+    found = summed(with_image, source, "image") if with_image else summed(hits, source)
+    found.figures["accuracy"], found.counts["accuracy"] = percentage(hits), len(hits)
+    return found
 
 
 def seed(answers: Answers, ground_truth: Path) -> Score:
@@ -62,30 +61,26 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
     As in LLaVA's script, an unanswered question about a video counts as wrong, because the videos may not be available.
     Every question about an image must be answered.
     """
-    data = read_json(ground_truth)
-    source = str(ground_truth)
+    data, source = read_json(ground_truth), str(ground_truth)
     kinds = {number: kind for kind, number in data["question_type"].items()}
-    wanted = {_id(question["question_id"]): question for question in data["questions"]}
-    check_unique([_id(question["question_id"]) for question in data["questions"]], source)
+    wanted = [(_id(question["question_id"]), question) for question in data["questions"]]
     check_unique(map(_id, answers), "The answers, with numbers and texts as ids alike")
     by_id = {_id(name): record for name, record in answers.items()}
-    check_known(by_id, wanted, source)
-    about_images = [name for name, question in wanted.items() if question["data_type"] != "video"]
+    check_names([name for name, _ in wanted], by_id, source)
+    about_images = [name for name, question in wanted if question["data_type"] != "video"]
     check_complete(about_images, by_id, f"questions about images in {source}")
-    per_item, by_data, by_kind, submission = {}, {}, {}, []
-    for name, question in wanted.items():
+    hits, submission = [], []
+    for name, question in wanted:
         number = question["question_type_id"]
         if number not in kinds:
             raise ValueError(f"{source}: question {name!r} has type {number}, which question_type lacks.")
         text = by_id[name]["text"] if name in by_id else ""
-        per_item[str(name)] = float(text == question["answer"])
+        groups, image = (question["data_type"], kinds[number]), str(question.get("data_id", name))
+        hits.append(Hit(str(name), float(text == question["answer"]), groups, image))
         submission.append({"question_id": question["question_id"], "prediction": text})
-        by_data.setdefault(question["data_type"], []).append(per_item[str(name)])
-        by_kind.setdefault(kinds[number], []).append(per_item[str(name)])
-    figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    groups = [str(question.get("data_id", name)) for name, question in wanted.items()]
-    figures, counts = with_groups(figures, (by_data, by_kind), source)
-    return Score(figures, per_item, counts, groups, submission, submission_lines=True)
+    found = summed(hits, source)
+    found.submission, found.submission_lines = submission, True
+    return found
 
 
 def _id(name: Any) -> int | str:
@@ -100,6 +95,7 @@ def _id(name: Any) -> int | str:
 # question with that answer is always wrong.
 MISSING = set("nan NaN -nan -NaN NA N/A n/a <NA> #NA #N/A None null NULL 1.#IND 1.#QNAN -1.#IND -1.#QNAN".split())
 MISSING |= {"", "#N/A N/A"}
+CATEGORIES = ("l2-category", "category")
 TURN = 1_000_000  # rows whose indices differ by a multiple of it are one question with rotated options
 
 
@@ -138,46 +134,40 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
         ValueError: the table is empty, repeats an index, lacks a question's first rotation, has right answers for some
             rows only or one that is not an option; or a row is unanswered, or an answer belongs to no row.
     """
-    source = str(ground_truth)
-    rows, rotations, kinds, submission = {}, {}, {}, []
-    for index, shown in _table(ground_truth):
-        row = {name: value for name, value in shown.items() if value not in MISSING}
-        record = answer_to(index, answers, source)
-        submission.append({"index": index, "prediction": record["text"]})
-        if index < TURN:
-            kinds[index] = row
-        if "answer" not in row:  # the test split, whose answers only the server has
-            continue
-        if row["answer"] not in {*string.ascii_uppercase} or not shown.get(row["answer"]):
-            raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is not one of its options.")
-        options = {letter: row[letter] for letter in string.ascii_uppercase if letter in row}
-        rows[str(index)] = float(not is_blank(record) and parse_option(record["text"], options) == row["answer"])
-        rotations.setdefault(index % TURN, []).append(rows[str(index)])
-    if not submission:
-        raise ValueError(f"{source} holds no question. Is the file complete?")
-    check_known(answers, {entry["index"] for entry in submission}, source)
+    source, rows = str(ground_truth), dict(_table(ground_truth))
     if not rows:
+        raise ValueError(f"{source} holds no question. Is the file complete?")
+    submission = [{"index": index, "prediction": answer_to(index, answers, source)["text"]} for index in rows]
+    check_names(rows, answers, source)
+    unknown = [index for index, row in rows.items() if row.get("answer", "") in MISSING]
+    if len(unknown) == len(rows):  # the test split, whose answers only the server has
         return Score({}, submission=submission)
-    if len(rows) < len(submission):
-        first = next(entry["index"] for entry in submission if str(entry["index"]) not in rows)
+    if unknown:
         raise ValueError(
-            f"{source}: {len(submission) - len(rows)} of {len(submission)} rows have no answer, the first: {first}. "
+            f"{source}: {len(unknown)} of {len(rows)} rows have no answer, the first: {unknown[0]}. "
             "Put the rows with an answer into a separate table."
         )
-    for index in rotations:
-        if index not in kinds:
-            raise ValueError(f"{source} has rotations of question {index}, but no row {index}. Is the file complete?")
-    by_group, by_category = {}, {}
-    for index, hits in rotations.items():
-        for groups, column in ((by_group, "l2-category"), (by_category, "category")):
-            if column in kinds[index]:
-                groups.setdefault(kinds[index][column], []).append(float(all(hits)))
-    circular = {str(index): float(all(hits)) for index, hits in rotations.items()}
-    rotated = len(rotations) < len(rows)
-    figures = {"circular": 100 * mean(list(circular.values()))} if rotated else {}
-    figures["accuracy"] = 100 * mean(list(rows.values()))
-    figures, counts = with_groups(figures, (by_group, by_category), source)
-    return Score(figures, circular if rotated else rows, counts | {"accuracy": len(rows)}, submission=submission)
+    hits: dict[int, list[Hit]] = {}  # of the rotations of each question
+    for index, row in rows.items():
+        if row["answer"] not in {*string.ascii_uppercase} or not row.get(row["answer"]):
+            raise ValueError(f"{source}: the answer {row['answer']!r} of {index} is not one of its options.")
+        if index % TURN not in rows:
+            raise ValueError(
+                f"{source} has rotations of question {index % TURN}, but no row {index % TURN}. Is the file complete?"
+            )
+        options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "") not in MISSING}
+        right = not is_blank(answers[index]) and parse_option(answers[index]["text"], options) == row["answer"]
+        hits.setdefault(index % TURN, []).append(Hit(str(index), float(right)))
+    circular = []
+    for index, own in hits.items():
+        groups = [group if (group := rows[index].get(column, "")) not in MISSING else "" for column in CATEGORIES]
+        circular.append(Hit(str(index), float(all(hit.score for hit in own)), groups))
+    found, every = summed(circular, source, "circular"), [hit for own in hits.values() for hit in own]
+    if len(circular) == len(rows):  # without rotations
+        found.figures = {"accuracy": found.figures.pop("circular"), **found.figures}
+    found.figures["accuracy"], found.counts["accuracy"] = percentage(every), len(rows)
+    found.submission = submission
+    return found
 
 
 def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...files.text import read_json
-from . import Answers, Score, answer_to, check_known, is_blank, mean
+from . import Answers, Hit, Score, answer_to, check_names, is_blank, summed
 
 
 def gqa(answers: Answers, ground_truth: Path) -> Score:
@@ -13,27 +13,24 @@ def gqa(answers: Answers, ground_truth: Path) -> Score:
 
     As in the official script only balanced questions count. Answers to others are allowed, and are submitted.
     """
-    truth = read_json(ground_truth)
+    truth, source = read_json(ground_truth), str(ground_truth)
     balanced = {name: entry for name, entry in truth.items() if entry.get("isBalanced", True)}
     if not balanced:
-        raise ValueError(f"{ground_truth} holds no balanced question. Take testdev_balanced_questions.json.")
-    check_known(answers, truth, str(ground_truth))
-    per_item, by_kind, submission = {}, {"binary": [], "open": []}, []
-    for name, entry in truth.items():
-        if name not in balanced and name not in answers:
-            continue
-        record = answer_to(name, answers, str(ground_truth))
-        prediction = record["text"].rstrip(".").lower()
-        submission.append({"questionId": name, "prediction": prediction})
-        if name not in balanced:
-            continue
+        raise ValueError(f"{source} holds no balanced question. Take testdev_balanced_questions.json.")
+    check_names(balanced, answers, source, others=truth)
+    hits = []
+    for name, entry in balanced.items():
+        record = answer_to(name, answers, source)
         if not entry.get("answer"):
-            raise ValueError(f"{ground_truth}: question {name!r} has no answer. Is it a file without ground truth?")
-        per_item[name] = float(not is_blank(record) and prediction == entry["answer"])
-        structure = entry.get("types", {}).get("structural", "query")
-        by_kind["open" if structure == "query" else "binary"].append(per_item[name])
-    figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    figures |= {kind: 100 * mean(values) for kind, values in by_kind.items() if values}
-    groups = [balanced[name].get("imageId", name) for name in per_item]
-    counts = {kind: len(values) for kind, values in by_kind.items()}
-    return Score(figures, per_item, counts, groups, submission)
+            raise ValueError(f"{source}: question {name!r} has no answer. Is it a file without ground truth?")
+        right = not is_blank(record) and _prediction(record["text"]) == entry["answer"]
+        kind = "open" if entry.get("types", {}).get("structural", "query") == "query" else "binary"
+        hits.append(Hit(name, float(right), (kind,), entry.get("imageId", name)))
+    found = summed(hits, source)
+    given = {name: answers[name]["text"] for name in truth if name in answers}
+    found.submission = [{"questionId": name, "prediction": _prediction(text)} for name, text in given.items()]
+    return found
+
+
+def _prediction(text: str) -> str:
+    return text.rstrip(".").lower()

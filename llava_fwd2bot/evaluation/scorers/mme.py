@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_lines
-from . import Answers, Score, answer_to, check_known, check_unique, mean
+from . import Answers, Score, answer_to, check_names, check_unique
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()
@@ -52,10 +52,11 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
                 parts.append([key[0], task, int(right[-1])])
             hits += right
             pairs.append(float(sum(right) == 2))
-        figures[task], counts[task] = 100 * (mean(hits) + mean(pairs)), len(hits)
+        figures[task] = 100 * (sum(hits) / len(hits) + sum(pairs) / len(pairs))
+        counts[task] = len(hits)
     if not figures:
         raise ValueError(f"{ground_truth} has no folder of an MME task: {', '.join((*PERCEPTION, *COGNITION))}.")
-    check_known(answer_by_key, wanted, str(ground_truth))
+    check_names(wanted, answer_by_key, str(ground_truth))
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
     counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean
+from . import Answers, Hit, Score, answer_to, check_names, is_blank, summed
+from .vqa import agreement, normal
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
 
@@ -30,28 +31,23 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
     for number, record in enumerate(records):
         if "question_id" not in record or "answer" not in record:
             raise ValueError(f"{ground_truth}: record {number} has no question_id or no answer.")
-    names = [record["question_id"] for record in records]
-    check_unique(names, str(ground_truth))
-    check_known(answers, set(names), str(ground_truth))
-    scores: dict[str, float] = {}
+    check_names([record["question_id"] for record in records], answers, str(ground_truth))
+    hits = []
     for record in records:
-        right = record["answer"] if isinstance(record["answer"], list) else [record["answer"]]
-        found = answer_to(record["question_id"], answers, str(ground_truth))
-        text = found["text"]
-        name = str(record["question_id"])
-        scores[name] = 0.0 if is_blank(found) else _score(text, [str(r) for r in right], match, name, ground_truth)
-    groups = [record.get("image") for record in records]
-    return Score({"accuracy": 100 * mean(list(scores.values()))}, scores, groups=groups if any(groups) else None)
+        name, right = record["question_id"], record["answer"]
+        right = list(map(str, right if isinstance(right, list) else [right]))
+        given = answer_to(name, answers, str(ground_truth))
+        score = 0.0 if is_blank(given) else _score(given["text"], right, match, str(name), ground_truth)
+        hits.append(Hit(str(name), score, image=record.get("image")))
+    return summed(hits, str(ground_truth))
 
 
 def _score(text: str, right: Sequence[str], match: str, name: str, source: Path) -> float:
-    from .vqa import agreement, normal
-
     if match in ("exact", "soft"):
         given, people = normal(text), [normal(r) for r in right]
         if match == "exact":
             return float(given in people)
-        return agreement(given, people) if len(people) >= 10 else mean([float(given == p) for p in people])
+        return agreement(given, people) if len(people) >= 10 else people.count(given) / len(people)
     read = _yes_or_no if match == "yes-no" else _letter
     truth = {read(r) for r in right}
     if None in truth:

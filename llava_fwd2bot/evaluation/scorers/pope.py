@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Score, answer_to, check_known, check_unique, is_blank
+from . import Answers, Score, answer_to, check_names, is_blank
 
 MIN_ASKED = 0.9  # share; LLaVA's question file lacks 90 of the 3,000 questions of POPE's category random
 
@@ -65,8 +65,7 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     truth: dict[str, list[bool]] = {}
     figures, per_item, parts = {}, {}, []
     wanted = read_records(questions, lines=True)
-    check_unique([line["question_id"] for line in wanted], str(questions))
-    check_known(answers, {line["question_id"] for line in wanted}, str(questions))
+    check_names([line["question_id"] for line in wanted], answers, str(questions))
     for line in wanted:
         category = line["category"]
         key = (category, line["image"], object_of(line["text"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...files.records import read_records
 from ...files.text import read_any_json, read_json
-from . import Answers, Score, answer_to, check_known, check_unique, is_blank, mean, with_groups
+from . import Answers, Hit, Score, answer_to, check_names, check_unique, is_blank, summed
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -70,27 +70,26 @@ def _one_line(text: str) -> str:
 def agreement(answer: str, people: Sequence[str]) -> float:
     """The VQA accuracy of one answer: [0, 1]."""
     same = sum(person == answer for person in people)
-    return mean([min(1.0, (same - (person == answer)) / 3) for person in people])
+    return sum(min(1.0, (same - (person == answer)) / 3) for person in people) / len(people)
 
 
 def textvqa(answers: Answers, ground_truth: Path) -> Score:
     """TextVQA's validation accuracy in percent, of LLaVA's answers, whose question_id is that of the image."""
-    data = read_json(ground_truth)["data"]
-    check_unique([(entry["image_id"], entry["question"].lower()) for entry in data], str(ground_truth))
-    truth = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in data}
-    wanted = [(image, _question_of(prompt)) for image, prompt in answers]
-    check_unique(wanted, "The answers by image and question")
-    per_item, groups = {}, []
-    for (image, question), record in zip(wanted, answers.values(), strict=True):
-        if (image, question) not in truth:
-            raise ValueError(f"{ground_truth} has no question {question!r} about {image}.")
-        people = _ten(truth[image, question], f"{question!r} about {image}", ground_truth)
+    source, data = str(ground_truth), read_json(ground_truth)["data"]
+    truth = [(entry["image_id"], entry["question"].lower()) for entry in data]
+    asked = [(image, _question_of(prompt)) for image, prompt in answers]
+    check_unique(asked, "The answers by image and question")
+    by_question = dict(zip(asked, answers.values(), strict=True))
+    check_names(truth, by_question, source)
+    if len(asked) < len(truth):
+        raise ValueError(f"{len(asked)} answers were given to {len(truth)} questions of {source}.")
+    hits = []
+    for (image, question), entry in zip(truth, data, strict=True):
+        people = _ten(entry["answers"], f"{question!r} about {image}", ground_truth)
+        record = by_question[image, question]
         score = 0.0 if is_blank(record) else agreement(normal(record["text"]), list(map(normal, people)))
-        per_item[f"{image} {question}"] = score
-        groups.append(image)
-    if len(per_item) < len(truth):
-        raise ValueError(f"{len(answers)} answers were given to {len(truth)} questions of {ground_truth}.")
-    return Score({"accuracy": 100 * mean(list(per_item.values()))}, per_item, groups=groups)
+        hits.append(Hit(f"{image} {question}", score, image=image))
+    return summed(hits, source)
 
 
 def _ten(people: list[Any], what: str, source: Path) -> list[Any]:
@@ -125,19 +124,15 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
     """
     if ground_truth is None:
         wanted = [line["question_id"] for line in read_records(questions, lines=True)]
-        check_unique(wanted, str(questions))
-        check_known(answers, set(wanted), str(questions))
+        check_names(wanted, answers, str(questions))
         texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in wanted}
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
         note = f"{len(answers)} of {len(wanted)} questions are answered; the answers to the others are empty"
         return Score({}, submission=submission, note=note if len(answers) < len(wanted) else None)
-    submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
-    entries = read_json(ground_truth)["annotations"]
-    names = [entry["question_id"] for entry in entries]
-    check_unique(names, str(ground_truth))
-    check_known(answers, set(names), str(ground_truth))
-    per_item, by_type = {}, {}
-    for name, entry in zip(names, entries, strict=True):
+    entries, hits = read_json(ground_truth)["annotations"], []
+    check_names([entry["question_id"] for entry in entries], answers, str(ground_truth))
+    for entry in entries:
+        name = entry["question_id"]
         record = answer_to(name, answers, str(ground_truth))
         people = [_one_line(person["answer"]) for person in _ten(entry["answers"], f"question {name!r}", ground_truth)]
         given = normal(record["text"])
@@ -145,12 +140,10 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
             people = [plain_words(without_punctuation(person)) for person in people]
             given = plain_words(without_punctuation(given))
         score = 0.0 if is_blank(record) else agreement(given, people)
-        per_item[str(name)] = score
-        by_type.setdefault(entry["answer_type"], []).append(score)
-    figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    groups = [entry.get("image_id", name) for name, entry in zip(names, entries, strict=True)]
-    figures, counts = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
-    return Score(figures, per_item, counts, groups, submission)
+        hits.append(Hit(str(name), score, (entry["answer_type"],), entry.get("image_id", name)))
+    found = summed(hits, str(ground_truth))
+    found.submission = [{"question_id": name, "answer": normal(record["text"])} for name, record in answers.items()]
+    return found
 
 
 def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
@@ -169,8 +162,7 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     entries = read_any_json(ground_truth)
     wanted = read_records(questions, lines=True)
     check_unique([entry["image"] for entry in entries], str(ground_truth))
-    for field in ("image", "question_id"):
-        check_unique([line[field] for line in wanted], str(questions))
+    check_unique([line["image"] for line in wanted], str(questions))
     truth = {entry["image"]: entry for entry in entries}
     other = [line["image"] for line in wanted if line["image"] not in truth]
     if other:
@@ -182,22 +174,17 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         raise ValueError(
             f"{questions} asks about {len(wanted)} of the {len(truth)} images of {ground_truth}. Ask about all."
         )
-    check_known(answers, {line["question_id"] for line in wanted}, str(questions))
+    check_names([line["question_id"] for line in wanted], answers, str(questions))
     public = any("answers" in entry for entry in entries)
-    per_item, by_type, submission = {}, {}, []
+    hits, submission = [], []
     for line in wanted:
-        record = answer_to(line["question_id"], answers, str(questions))
+        record, entry = answer_to(line["question_id"], answers, str(questions)), truth[line["image"]]
         given = normal(record["text"])
         submission.append({"image": line["image"], "answer": given})
-        if not public:
-            continue
-        entry = truth[line["image"]]
-        people = _ten(entry.get("answers", []), f"the question about {line['image']}", ground_truth)
-        score = 0.0 if is_blank(record) else agreement(given, [person["answer"] for person in people])
-        per_item[line["image"]] = score
-        by_type.setdefault(entry.get("answer_type", "all"), []).append(score)
-    if not per_item:
-        return Score({}, submission=submission)
-    figures = {"accuracy": 100 * mean(list(per_item.values()))}
-    figures, counts = with_groups(figures, [dict(sorted(by_type.items()))], str(ground_truth))
-    return Score(figures, per_item, counts, submission=submission)
+        if public:
+            people = _ten(entry.get("answers", []), f"the question about {line['image']}", ground_truth)
+            score = 0.0 if is_blank(record) else agreement(given, [person["answer"] for person in people])
+            hits.append(Hit(line["image"], score, (entry.get("answer_type", "all"),)))
+    found = summed(hits, str(ground_truth)) if public else Score({})
+    found.submission = submission
+    return found

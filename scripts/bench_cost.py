@@ -1,4 +1,6 @@
-"""`fwd2bot eval cost`: the cost of compressing, answering and storing, compared with the base.
+"""The cost of compressing, answering and storing with a checkpoint, compared with its base.
+
+    python scripts/bench_cost.py --model my-fwd2bot --k 4 16 --output cost.json
 
 Parameters, operations (torch's counter), time and peak memory, over k, images at once and questions per image; the
 number of questions from which compressing is cheaper; bytes per image. Ratios compare runs measured in turn.
@@ -6,10 +8,12 @@ number of questions from which compressing is cheaper; bytes per image. Ratios c
 
 from __future__ import annotations
 
+import argparse
 import io
-import math
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median_high
 from typing import Any
 
@@ -20,10 +24,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from ..processing.conversation import ConversationFormatter, prompt_ids
-from ..processing.images import join_pixels, prepare_pixels
-from .measure import PeakMemory, environment, in_turn, ratio, summarize
-from .tables import markdown
+from eval.measure import PeakMemory, break_even, environment, in_turn, ratio, summarize
+from llava_fwd2bot.checkpoint.load import load_for_inference
+from llava_fwd2bot.cli.options import checked, count, model_options
+from llava_fwd2bot.evaluation.tables import markdown
+from llava_fwd2bot.files.writing import write_json
+from llava_fwd2bot.processing.conversation import ConversationFormatter, prompt_ids
+from llava_fwd2bot.processing.images import join_pixels, open_image, prepare_pixels
 
 QUESTION = "What is in the picture, and where?"
 
@@ -80,13 +87,6 @@ def flops(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def break_even(compress: float, answer: float, base: float) -> int | None:
-    """The number of questions from which compressing once is cheaper than the base each time; None: never."""
-    if answer >= base:
-        return None
-    return max(1, math.floor(compress / (base - answer)) + 1)
-
-
 def bytes_per_image(model: nn.Module, image: Image.Image, dense: int, ks: Sequence[int]) -> dict[str, Any]:
     """Bytes of an image in float16: as summary, as dense tokens, as keys and values of both, and as a JPEG."""
     config = model._language_model().config
@@ -135,8 +135,8 @@ def cost(
     for k in ks:
         runs[f"answer, k={k}"] = lambda k=k: sides.answer(k)
         runs[f"answer, first token, k={k}"] = lambda k=k: sides.answer(k, 1)
-        for count in batches:
-            runs[f"compress, k={k}, {count} at once"] = lambda k=k, count=count: sides.compress(k, count)
+        for images in batches:
+            runs[f"compress, k={k}, {images} at once"] = lambda k=k, images=images: sides.compress(k, images)
     found["flops"] = {name: flops(run) for name, run in tqdm(runs.items(), desc="operations", unit="side")}
     found["peak_memory"] = _memory(runs, device)
     seconds = in_turn(runs, rounds, device)
@@ -151,9 +151,9 @@ def cost(
         row["first token, base over answer"] = ratio(
             seconds["base, first token"], seconds[f"answer, first token, k={k}"]
         )["ratio"]
-        for count in questions:
-            once = [(c / batches[0] + count * a) / count for c, a in zip(compress, answer, strict=True)]
-            row[f"{count} questions, over base"] = ratio(once, base)["ratio"]
+        for asked in questions:
+            once = [(c / batches[0] + asked * a) / asked for c, a in zip(compress, answer, strict=True)]
+            row[f"{asked} questions, over base"] = ratio(once, base)["ratio"]
         row["break_even"] = break_even(median_high(compress) / batches[0], median_high(answer), median_high(base))
         row["break_even_flops"] = break_even(by_flops[0] / batches[0], by_flops[1], by_flops[2])
         rows.append(row)
@@ -223,3 +223,28 @@ def _never(found: dict[str, Any]) -> list[str]:
                     f"from the image {of('base')}. No number of questions makes up for compressing."
                 )
     return sentences
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, parents=[model_options(k=False)])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--k", type=count, nargs="+", metavar="J", help="numbers of summary tokens; default: all")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="default: noise of 640 x 480")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="timed runs of each side; default: 7")
+    parser.add_argument("--new-tokens", type=count, default=16, metavar="N", help="answer length; default: 16")
+    parser.add_argument("--batch-size", type=count, default=8, metavar="N", help="of images; default: 8")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result here, as JSON")
+    args = parser.parse_args(argv)
+    path, most = checked(args.model, *(args.k or []))
+    loaded = load_for_inference(path, args.base, args.device, args.dtype, args.load_4bit, args.load_8bit)
+    image = None if args.image is None else open_image(args.image)
+    batches = (1, args.batch_size)
+    found = cost(*loaded, args.k or [most], image, args.rounds, batches, new_tokens=args.new_tokens)
+    found = {"evaluator": "cost", "model": args.model, **found}
+    if args.output:
+        write_json(args.output, found)
+    print(json.dumps(found) if args.json else table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import platform
 import re
 import statistics
@@ -22,7 +23,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from ..version import __version__
+from llava_fwd2bot.version import __version__
 
 
 def in_turn(
@@ -75,6 +76,13 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
         "of_medians": statistics.median(over) / statistics.median(under),
         "of_minima": min(over) / min(under),
     }
+
+
+def break_even(compress: float, answer: float, base: float) -> int | None:
+    """The number of questions from which compressing once is cheaper than the base each time; None: never."""
+    if answer >= base:
+        return None
+    return max(1, math.floor(compress / (base - answer)) + 1)
 
 
 class PeakMemory:
