@@ -24,10 +24,10 @@ from PIL import Image
 from report_page import Answered, print_table, write_html
 from safetensors.torch import load_file
 
+from eval.metrics import yes_no
 from eval.studies.readers import BaseReader, SummaryReader
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
-from llava_fwd2bot.evaluation.metrics import yes_no
 from llava_fwd2bot.evaluation.retrieval import ranks, recalls
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json

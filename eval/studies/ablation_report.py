@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.statistics import over_seeds
 from llava_fwd2bot.evaluation import tables
 from llava_fwd2bot.evaluation.drawing import plain, png, pyplot
-from llava_fwd2bot.evaluation.resample import over_seeds
 from llava_fwd2bot.evaluation.results import DENSE, with_ending
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llava_fwd2bot.evaluation.metrics import exact
+from eval.metrics import exact
 from llava_fwd2bot.evaluation.retrieval import ranks
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json

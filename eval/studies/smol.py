@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval import metrics
 from llava_fwd2bot.cache.summary_file import fingerprint_of
 from llava_fwd2bot.checkpoint.load import base_source
-from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.answers import DENSE
 from llava_fwd2bot.evaluation.retrieval import ranks, recalls
 from llava_fwd2bot.files.regular import file_digest

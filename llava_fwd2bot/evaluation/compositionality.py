@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..bottleneck import embed
 from ..files.records import read_records
 from ..files.text import read_any_json
 from .datasets import field_of
-from .encode import Encoder, resumable_lines
+from .encode import Encoder, read_tensor, write_tensor
 from .likelihood import likelihood
 from .results import Score, digest
 
@@ -162,28 +161,19 @@ def _score(tests: Items, passed: list[dict[str, bool]], k: int, by: str) -> Scor
     return Score(figures, {str(i): hit for i, hit in enumerate(main)}, counts, groups, k=k, by=by)
 
 
-def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> list[Tensor]:
-    """[images, texts] of each test; kept line by line, so that a stopped run resumes."""
-    # by summary, not by path: an image that was replaced under the same name has another summary
-    seen = [hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest() for state in states]
-    names = ["\0".join([digest, *item.texts]) for digest, item in zip(seen, items, strict=True)]
-    file = encoder.file(f"likelihood-k{k}", names, "jsonl")
-    found = [torch.tensor(line["scores"]) for line in resumable_lines(file)] if file is not None else []
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(items), initial=len(found), desc=f"likelihood k={k}", unit="test"))
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file_out = stack.enter_context(file.open("a", encoding="utf-8"))
-        for item, state in list(zip(items, states, strict=True))[len(found) :]:
+def _likelihoods(encoder: Encoder, items: Sequence[Item], states: Sequence[Tensor], k: int) -> Iterator[Tensor]:
+    """[images, texts] of each test; kept in files, so that a stopped run resumes."""
+    for item, state in tqdm(zip(items, states, strict=True), f"likelihood k={k}", len(items), unit="test"):
+        # by summary, not by path: an image that was replaced under the same name has another summary
+        seen = hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest()
+        file = encoder.file(f"likelihood-k{k}", [seen, *item.texts])
+        scores = read_tensor(file)
+        if scores is None:
             scores = torch.stack([likelihood(encoder.model, encoder.processor, one, item.texts) for one in state])
             if not scores.isfinite().all():
                 raise ValueError(
                     f"The likelihood of a text about {item.images[0]} is {scores.flatten().tolist()}: the checkpoint "
                     "is damaged or its training diverged. Try --dtype float32."
                 )
-            found.append(scores)
-            if file is not None:
-                file_out.write(json.dumps({"scores": scores.tolist()}) + "\n")
-                file_out.flush()
-            bar.update()
-    return found
+            write_tensor(scores, file)
+        yield scores

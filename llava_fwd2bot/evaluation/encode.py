@@ -62,8 +62,8 @@ def resumable_lines(
     return records
 
 
-def read_summary(file: Path | None) -> Tensor | None:
-    """The summary [k, D] in `file`; None where there is no such file. ValueError: the file is damaged."""
+def read_tensor(file: Path | None) -> Tensor | None:
+    """The summary or scores in `file`; None where there is no such file. ValueError: the file is damaged."""
     if file is None or not file.is_file():
         return None
     try:
@@ -72,11 +72,11 @@ def read_summary(file: Path | None) -> Tensor | None:
         raise ValueError(f"{file} is damaged ({error}): remove it, and it will be made again.") from error
 
 
-def write_summary(summary: Tensor, file: Path | None) -> None:
-    """Keeps a summary [k, D] in `file`, where there is one to be kept in."""
+def write_tensor(kept: Tensor, file: Path | None) -> None:
+    """Keeps a summary or scores in `file`; with None nothing is kept."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors({"summary": summary.clone()}, file)
+        write_tensors({"summary": kept.clone()}, file)
 
 
 def _check_finite(summaries: Tensor, kind: str, items: Sequence[Any]) -> None:
@@ -193,7 +193,7 @@ class Encoder:
             names: the items' contents, which name the files. prepare: gives a batch and the contents of what was read,
                 so that a file replaced during the run is kept under its old content.
         """
-        found = [read_summary(self.file(kind, [name])) for name in names]
+        found = [read_tensor(self.file(kind, [name])) for name in names]
         batches = [range(len(items))[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
         batches = [batch for batch in batches if any(found[i] is None for i in batch)]
         prepared = _ahead(prepare, [[items[i] for i in batch] for batch in batches])
@@ -204,13 +204,13 @@ class Encoder:
                 _check_finite(summaries, kind, [items[i] for i in batch])
                 for i, content, summary in zip(batch, contents, summaries, strict=True):
                     found[i] = summary
-                    write_summary(summary, self.file(kind, [content]))
+                    write_tensor(summary, self.file(kind, [content]))
                 bar.update(len(batch))
         return torch.stack(found)
 
-    def file(self, kind: str, contents: Sequence[str], ending: str = "safetensors") -> Path | None:
-        """The file for what this model makes of `contents` in this order."""
+    def file(self, kind: str, contents: Sequence[str]) -> Path | None:
+        """The file for what this model makes of `contents` in this order; None without `work`."""
         if self.work is None:
             return None
         identity = "\n".join([self.fingerprint, self.made_by, kind, str(self.like.dtype), *contents])
-        return self.work / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{ending}"
+        return self.work / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"

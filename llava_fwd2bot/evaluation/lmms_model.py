@@ -27,7 +27,7 @@ from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.generate import from_base, from_summaries, summaries_of
 from ..processing.images import open_image, processor_digest
-from .encode import read_summary, write_summary
+from .encode import read_tensor, write_tensor
 from .likelihood import answer_scores
 
 _GENERATE = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample")  # of a task's generation_kwargs
@@ -175,13 +175,13 @@ class _Fwd2Bot(lmms):
         if not images:
             return None
         files = [self._file(image) for image in images]
-        found = [read_summary(file) for file in files]
+        found = [read_tensor(file) for file in files]
         missing = [i for i, summary in enumerate(found) if summary is None]
         if missing:
             made = summaries_of(self.model, self.processor, [images[i] for i in missing]).cpu()
             for i, summary in zip(missing, made, strict=True):
                 found[i] = summary
-                write_summary(summary, files[i])
+                write_tensor(summary, files[i])
         return torch.stack(found)[:, : self.k]
 
     def _file(self, image: Image.Image) -> Path | None:

@@ -9,7 +9,6 @@ Shapes: G groups (images), C counts, B draws, S seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ def bounds(drawn: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _numbers(groups: Sequence[Any]) -> np.ndarray:
+def numbers(groups: Sequence[Any]) -> np.ndarray:
     """The number of each item's group."""
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
@@ -66,7 +65,7 @@ def bootstrap(
     if groups is not None:
         if len(groups) != len(over):
             raise ValueError(f"{len(over)} items, but groups of {len(groups)}")
-        columns = [np.bincount(_numbers(groups), weights=column) for column in columns]
+        columns = [np.bincount(numbers(groups), weights=column) for column in columns]
     return _ratio(*_drawn(np.stack(columns, 1), rounds, seed).T)
 
 
@@ -76,35 +75,6 @@ def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     if not known.any():
         raise ValueError("the ratio is undefined: the other side is 0 in every draw")
     return bounds(over[known] / under[known])
-
-
-def over_seeds(
-    ours: np.ndarray, theirs: np.ndarray, groups: Sequence[Any], rounds: int = ROUNDS, ratio: bool = False
-) -> tuple[float, float]:
-    """The 95 % interval of the difference, or ratio, of two means, over groups of items and the seeds of both sides.
-
-    Resamples in which `theirs` is 0 have no ratio and are left out.
-
-    Args:
-        ours, theirs: [S, items] of the same items; the two may have different numbers of seeds.
-    """
-    group = _numbers(groups)
-    sums = [np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)]  # [S, G] each
-    counts, generator, drawn = np.bincount(group), np.random.default_rng(0), []
-    for _ in range(rounds):
-        picked = generator.integers(0, len(counts), len(counts))
-        a, b = (_mean_of_seeds(x, generator)[picked].sum() / counts[picked].sum() for x in sums)
-        if not ratio or b > 0:
-            drawn.append(a / b if ratio else a - b)
-    return bounds(drawn)
-
-
-def _mean_of_seeds(sums: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The mean over seeds drawn anew, [S, G] → [G], corrected for their small number; one seed is kept as is."""
-    count, mean = len(sums), sums.mean(0)
-    if count == 1:
-        return mean
-    return mean + (count / (count - 1)) ** 0.5 * (sums[generator.integers(0, count, count)].mean(0) - mean)
 
 
 def sign_flips(
@@ -117,32 +87,13 @@ def sign_flips(
     """p of a paired permutation test: how often random signs of the items (or groups) give as large a difference."""
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     if groups is not None:
-        difference = np.bincount(_numbers(groups), weights=difference)
+        difference = np.bincount(numbers(groups), weights=difference)
     difference = difference[difference != 0]
     if not len(difference):
         return 1.0
     generator, seen = np.random.default_rng(seed), abs(difference.sum()) - 1e-12
     flips = (abs((generator.choice((-1.0, 1.0), (1, len(difference))) * difference).sum()) for _ in range(draws))
     return (1 + sum(total >= seen for total in flips)) / (draws + 1)
-
-
-def chance(difference: float, drawn: np.ndarray) -> float:
-    """Two-sided p of a difference, by the standard error of its draws, [B].
-
-    Counting draws of the other sign cannot give a p below 1 / B, too coarse for a correction over hundreds of
-    comparisons.
-    """
-    error = float(drawn.std(ddof=1))
-    return math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0)
-
-
-def holm(chances: Sequence[float]) -> list[float]:
-    """p corrected for the number of claims (Holm, 1979)."""
-    order, out, most = np.argsort(chances), [0.0] * len(chances), 0.0
-    for rank, i in enumerate(order):
-        most = max(most, min(1.0, (len(chances) - rank) * chances[i]))
-        out[i] = most
-    return out
 
 
 KINDS = ("pope", "mme")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.metrics import exact, yes_no
 from eval.studies import smol, smol_claims, smol_report
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.resample import bootstrap
@@ -17,15 +18,15 @@ from llava_fwd2bot.files.writing import write_json
 
 
 def test_answers_are_compared_as_people_read_them():
-    assert metrics.exact(["A night stand.", "lamp, bed", "two"], ["night stand", "bed, lamp", "three"]) == [1, 1, 0]
-    found = metrics.yes_no(["Yes", "No.", "there is no dog", "yes"], ["yes", "no", "yes", "no"])
+    assert exact(["A night stand.", "lamp, bed", "two"], ["night stand", "bed, lamp", "three"]) == [1, 1, 0]
+    found = yes_no(["Yes", "No.", "there is no dog", "yes"], ["yes", "no", "yes", "no"])
     assert (found["accuracy"], found["precision"], found["recall"], found["yes"]) == (0.5, 0.5, 0.5, 0.5)
 
 
 def test_an_empty_answer_is_not_the_option_a():
     """Articles and end marks are dropped, and "A" without its article is as empty as no answer: that was right."""
-    assert metrics.exact(["", "The", ".", "B", "a.", "A cat"], ["A", "A", "A", "A", "A", "cat"]) == [0, 0, 0, 0, 1, 1]
-    assert metrics.exact(["", "", " "], [".", "?", ""]) == [0, 0, 1]
+    assert exact(["", "The", ".", "B", "a.", "A cat"], ["A", "A", "A", "A", "A", "cat"]) == [0, 0, 0, 0, 1, 1]
+    assert exact(["", "", " "], [".", "?", ""]) == [0, 0, 1]
 
 
 def test_paired_intervals_are_narrower_than_their_parts():

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from llava_fwd2bot.evaluation import metrics
+from eval import metrics
 from llava_fwd2bot.files.writing import write_json
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 

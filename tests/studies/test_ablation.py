@@ -12,11 +12,11 @@ import pytest
 import torch
 from filelock import FileLock
 
+from eval.statistics import over_seeds
 from eval.studies import ablation, scenes, scenes_base
 from eval.studies.ablation_report import judge, label, report
 from eval.studies.ablation_study import Claim, Study
 from eval.studies.scene import SIDE
-from llava_fwd2bot.evaluation.resample import over_seeds
 
 STUDY = """
 scenes: {train: 24, test: 8, objects: [1, 3], seed: 0}

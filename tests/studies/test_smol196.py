@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eval.statistics import chance, holm
 from eval.studies import smol_splits
 from eval.studies.smol196 import (
     compressors,
@@ -35,7 +36,7 @@ from eval.studies.smol196.model import PROJECTIONS, Language, Lora, Projector, S
 from eval.studies.smol196.recipes import RECIPES, Recipe, recipe
 from eval.studies.smol196.rows import Memory, Rows, answer_rows, offsets
 from llava_fwd2bot import add_fwd2bot
-from llava_fwd2bot.evaluation.resample import bounds, chance, holm
+from llava_fwd2bot.evaluation.resample import bounds
 
 SHAPE = Shape(vocabulary=90, hidden=128, wide=160, layers=2, heads=2, groups=1)
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from eval.statistics import chance, holm
 from eval.studies.smol196.pictures import SIDE
 from eval.studies.smol196.recipes import KS
 from eval.studies.smol196.scoring import Table, decoder, read_table
 from llava_fwd2bot.evaluation.drawing import png, powers, pyplot
-from llava_fwd2bot.evaluation.resample import bounds, chance, holm
+from llava_fwd2bot.evaluation.resample import bounds
 from llava_fwd2bot.evaluation.tables import markdown, ranged
 from llava_fwd2bot.files.writing import write_bytes, write_json, write_text
 from llava_fwd2bot.smol import build

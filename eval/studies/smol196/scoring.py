@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from eval import metrics
 from eval.studies.smol196.tasks import TASKS, Item
-from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.resample import ROUNDS
 
 MEASURES = 25  # points from floor to bound, from which on a task counts
