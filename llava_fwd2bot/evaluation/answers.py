@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from ..files.records import read_records
 from ..files.text import json_line
+from ..processing.answer import answer_batch
 from ..processing.conversation import ConversationFormatter
-from ..processing.generate import from_base, from_summaries
 from ..processing.images import open_image, prepared_size
 from .encode import Encoder, resumable_lines
 
@@ -55,15 +55,12 @@ class Answerer:
             if all(i in done for i in part):
                 continue
             prompts = [self.formatter.prompt(questions[i]) for i in part]
-            options = {"max_new_tokens": self.max_new_tokens}
             if states is not None:
-                summary = states[[at[paths[i]] for i in part]][:, :k]
-                texts = from_summaries(model, processor, prompts, summary, **options)
+                rows: list[Any] = [states[at[paths[i]], None, :k] for i in part]  # [1, k, D] of each
             else:
-                texts = []
-                for i, prompt in zip(part, prompts, strict=True):
-                    image = open_image(paths[i], prepared=prepared_size(processor))
-                    texts += from_base(model, processor, prompt, [image], **options)
+                rows = [[open_image(paths[i], prepared=prepared_size(processor))] for i in part]
+            options = {"max_new_tokens": self.max_new_tokens}
+            texts = answer_batch(model, processor, prompts, rows, states is None, None, options)
             yield from ((i, text) for i, text in zip(part, texts, strict=True) if i not in done)
 
 

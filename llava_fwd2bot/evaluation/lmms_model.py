@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import load_fwd2bot
 from ..cache.summary_file import fingerprint_of
+from ..checkpoint.load import load_for_inference, load_fwd2bot
 from ..config import check_k
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
@@ -80,16 +81,11 @@ class _Fwd2Bot(lmms):
         accelerator = Accelerator()
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self.accelerator = accelerator
-        device = torch.device(device or accelerator.device) if self._world_size == 1 else accelerator.device
-        loading: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
-        if attn_implementation:
-            loading["attn_implementation"] = attn_implementation
-        if load_in_4bit or load_in_8bit:
-            loading |= {"device_map": {"": device}, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        place = str(device or accelerator.device) if self._world_size == 1 else str(accelerator.device)
+        load = partial(load_fwd2bot, **({"attn_implementation": attn_implementation} if attn_implementation else {}))
         folder = local_folder(pretrained, {})
-        self.model, self.processor = load_fwd2bot(folder, base, **loading)
-        if not (load_in_4bit or load_in_8bit):
-            self.model.to(device)
+        loaded = load_for_inference(folder, base, place, dtype, load_in_4bit, load_in_8bit, load)
+        self.model, self.processor = loaded
         check_k(self.model.fwd2bot_config, k)
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
         identity = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"

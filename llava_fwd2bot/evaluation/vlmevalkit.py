@@ -13,8 +13,8 @@ import torch
 from vlmeval.vlm.base import BaseModel
 
 from .. import load_fwd2bot
+from ..processing.answer import answer_batch
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.generate import from_base, from_summaries, summaries_of
 from ..processing.images import open_image
 
 OPTION = "Answer with the option's letter from the given choices directly."
@@ -66,13 +66,8 @@ class Fwd2Bot(BaseModel):
         images = [open_image(part["value"]) for part in message if part["type"] == "image"]
         text = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
         prompt = self.formatter.ask([{"from": "human", "value": text}])
-        loaded = (self.model, self.processor)
-        if self.from_base:
-            return from_base(*loaded, prompt, images, max_new_tokens=self.max_new_tokens)[0]
-        summary = None
-        if images:
-            summary = summaries_of(*loaded, images, self.k)
-        return from_summaries(*loaded, [prompt], summary, max_new_tokens=self.max_new_tokens)[0]
+        options = {"max_new_tokens": self.max_new_tokens}
+        return answer_batch(self.model, self.processor, [prompt], [images], self.from_base, self.k, options)[0]
 
 
 def _there(line: Any, name: str) -> bool:

@@ -140,13 +140,13 @@ def answer(
     if stream:
 
         def generate(options: dict[str, Any]) -> list[str]:
-            return _batch(model, processor, prompts, rows, base, k, options)
+            return answer_batch(model, processor, prompts, rows, base, k, options)
 
         return streamed(generate, processor, options, lambda answers: _warn_of_empty(answers, questions, stacklevel=2))
     answers: list[str] = []
     for at in range(0, len(prompts), batch_size):
         part = slice(at, at + batch_size)
-        answers += _batch(model, processor, prompts[part], rows[part], base, k, options)
+        answers += answer_batch(model, processor, prompts[part], rows[part], base, k, options)
     _warn_of_empty(answers, questions)
     return answers[0] if single else answers
 
@@ -192,7 +192,7 @@ def _prompt(formatter: ConversationFormatter, question: str, images: int, name: 
 
 
 # ---------------------------------------------------------------------- the model
-def _batch(
+def answer_batch(
     model: Any,
     processor: Any,
     prompts: Sequence[str],
@@ -201,6 +201,12 @@ def _batch(
     k: int | None,
     options: dict[str, Any],
 ) -> list[str]:
+    """The answers to prompts that are ready for the model, in one batch.
+
+    Args:
+        rows: of each prompt the images of its placeholders, or their summaries [M, k, D], or None.
+        base: answer by the base, from images. k: as of `answer`, of images. options: of `generate`.
+    """
     if base:
         return [
             from_base(model, processor, prompt, row or [], **options)[0]
