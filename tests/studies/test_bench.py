@@ -85,14 +85,14 @@ def test_no_time_is_left(bench):
 
 
 def test_inference(bench):
-    result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3")
+    result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3", "--merged")
     assert result == line == file
     for name in ("ttft_ratio", "ttft_ratio_image_over_cached", "ttft_ms", "tokens_per_second", "environment", "shares"):
         assert name in result
     assert set(result["by_k"]) == {"4", "2"}
     assert set(result["by_k"]["4"]["compress_ms_per_image"]) == {"1", "8"}
     assert set(result["ttft_ms"]) - set(result["tokens_per_second"]) == {"words, k = 4", "words, k = 2"}
-    assert {"ttft_ratio_base_over_words", "processor_time_ratio"} <= set(result["by_k"]["2"])
+    assert {"ttft_ratio_base_over_words", "ttft_ratio_merged", "processor_time_ratio"} <= set(result["by_k"]["2"])
     size = result["by_k"]["4"]["bytes_per_image"]
     assert size["summary"] * 9 == size["dense"] and size["kv_of_summary"] * 9 == size["kv_of_dense"]
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
