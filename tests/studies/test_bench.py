@@ -175,3 +175,35 @@ def test_memory_that_was_freed_before_counts_where_it_is_used_again():
     if not memory.exact or platform.libc_ver()[0] != "glibc":
         pytest.skip("this system cannot tell what a part of a process needs")
     assert found == pytest.approx([2**26] * 2, rel=0.25)
+
+
+def test_memory_by_pairs(bench, monkeypatch):
+    """Chunks bound what a batch needs: sixteen times the pairs take little more than the pooled vectors."""
+    module = __import__("bench_pairs")
+    monkeypatch.setattr(module, "_in_own_process", lambda pairs, options: measured(module, pairs))
+    monkeypatch.setattr("llava_fwd2bot.modeling.pairs._AT_ONCE", 1 << 12)  # as small beside a chunk as at full size
+    result, line, file = bench("bench_pairs", "--pairs", "8", "128", "--chunk", "4", "--k", "4", "--gradients", "8")
+    assert result == line == file
+    few, many = result["by_pairs"].values()
+    assert few["passes"] == many["passes"] == 2 and many["batch"] == 16 * few["batch"]
+    assert few["tensors"] < many["tensors"] < 4 * few["tensors"] and 1 <= many["ratios"]["tensors"] < 1.1
+    assert result["gradients"]["difference"] <= 1e-6 < result["gradients"]["largest"]
+
+
+def measured(module, pairs):
+    argv = ["--shape", "tiny", "--device", "cpu", "--pairs", str(pairs), "--chunk", "4", "--k", "4", "--alone"]
+    return module.main(argv)
+
+
+def test_tensor_bytes_count_what_lives(bench):
+    """A ratio of peaks means something only if what is freed is taken off, and a view is not counted again."""
+    counter, given = __import__("bench_pairs").TensorBytes, torch.zeros(256)
+    with counter([given]) as seen:
+        given.view(2, 128).flatten()
+        assert seen.peak == 0
+        first = torch.ones(1024)
+        first.view(32, 32).t()
+        assert seen.now == seen.peak == 4096
+        del first
+        torch.ones(512)
+    assert seen.now == 0 and seen.peak == 4096
