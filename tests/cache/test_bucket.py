@@ -1,4 +1,4 @@
-"""A bucket of S3's kind: the cache itself stands in one, and so do its images. moto answers as S3 does, on this machine."""
+"""A cache and its images in a bucket. moto answers as S3 does, on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torture_cache import together  # noqa: E402
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """An empty bucket, by its filesystem; Lance and fsspec read where it is from the environment, as of the real one."""
+    """An empty bucket, by its file system. Lance and fsspec find it by the environment, as they do S3."""
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
