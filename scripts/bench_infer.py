@@ -10,6 +10,7 @@ tokens: no cached summary is faster than that. Its ratio to the base depends on 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from typing import Any
 
@@ -51,6 +52,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if options.adapters == "base":
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)  # the base's own are of that type already, and stay shared
+    merged = None
+    if options.merged:  # merging changes the weights, so that they cannot be shared
+        merged = with_fwd2bot(copy.deepcopy(base), max(options.k), options.lora_r).eval()
+        merged._stages.merge("answer")
 
     result: dict[str, Any] = {"bench": "infer", "shape": options.shape, "k": options.k[0], "n": shape.dense_tokens}
     result.update(shape_facts(shape, text), tokens={"prompt": text, "new": options.new_tokens})
@@ -63,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             result["left_out"].append(f"answers in batches of {batch}: out of time")
             continue
         try:
-            found = _answers(batch, base, model, options, shape, dtype, clock.share(1 / (parts - i)))
+            found = _answers(batch, base, model, merged, options, shape, dtype, clock.share(1 / (parts - i)))
         except torch.cuda.OutOfMemoryError:
             result["left_out"].append(f"answers in batches of {batch}: out of memory")
         else:
@@ -102,6 +107,7 @@ def _answers(
     batch: int,
     base: nn.Module,
     model: nn.Module,
+    merged: nn.Module | None,
     options: argparse.Namespace,
     shape: Shape,
     dtype: torch.dtype,
@@ -125,6 +131,8 @@ def _answers(
         for k in options.k:
             into[f"image, k = {k}"] = lambda t=new_tokens, k=k: generate(model, t, pixel_values=pixels, num_tokens=k)
             into[f"cached, k = {k}"] = lambda t=new_tokens, k=k: generate(model, t, summary=stored[:, :k])
+            if merged is not None:
+                into[f"merged, k = {k}"] = lambda t=new_tokens, k=k: generate(merged, t, summary=stored[:, :k])
     for k in options.k:  # as little as a cached summary can take on this machine: words of the base in its place
         words = prompt["input_ids"][:, -1:].repeat(1, k + text)
         first[f"words, k = {k}"] = lambda words=words: base.generate(words, max_new_tokens=1, do_sample=False)
@@ -147,6 +155,9 @@ def _answers(
         }
         for k in options.k
     }
+    if merged is not None:
+        for k in options.k:
+            found["by_k"][str(k)]["ttft_ratio_merged"] = ratio(ttft["base"], ttft[f"merged, k = {k}"])
     if options.device.type == "cpu":
         work = {name: values[-len(ttft[name]) :] for name, values in work.items()}  # without the warm-up
         for k in options.k:
@@ -243,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--rounds", type=int, default=15, help="of the time to the first token; the others run fewer")
     options.add_argument("--text-tokens", type=int, help="of the prompt, the image left out; default: 40")
     options.add_argument("--new-tokens", type=int, default=32)
+    options.add_argument("--merged", action="store_true", help="also a model with the answer stage's adapter merged")
     options.add_argument(
         "--adapters",
         choices=("base", "float32"),

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,8 @@ from memory_plan import state_bytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llava_fwd2bot.modeling import blocks
+
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(argv)
@@ -56,8 +58,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rows.append([pairs, *mib, *found["ratios"].values(), found["passes"]])
     table(["pairs", "state MiB", "step MiB", "batch MiB", *(f"ratio, {name}" for name in SIZES), "passes"], rows)
     if options.gradients:
-        result["gradient_difference"] = _gradient_difference(options.gradients, options, shape)
-        print(f"gradients of {options.gradients} pairs, chunked against whole: {result['gradient_difference']:.1e}")
+        result["gradients"] = _gradient_difference(options.gradients, options, shape)
+        print(f"gradients of {options.gradients} pairs, chunked against whole: {result['gradients']}")
     return finish(result, options)
 
 
@@ -91,16 +93,17 @@ def proportioned(shape: Shape, size: int) -> Shape:
 
 
 class TensorBytes(TorchDispatchMode):
-    """Bytes of all tensors that operations made since it began and that are still alive, at most at one time.
+    """The most bytes of tensors at one time that operations made since it began; views of `given` ones do not count.
 
     What an operation takes and frees within itself is not seen.
     """
 
     now = peak = 0
 
-    def __init__(self) -> None:
+    def __init__(self, given: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self._alive: set[int] = set()
+        self._given = [value.untyped_storage() for value in given]  # kept, so that no other one gets its id
+        self._alive = {id(storage) for storage in self._given}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -159,14 +162,12 @@ def _measure(options: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> d
     step()  # the optimizer's state is part of "before"
     hook.remove()
     found = peak_of(step, options.device)
-    with TensorBytes() as tensors:
+    state = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
+    given = [v for v in (*batch.values(), *vars(batch["plan"].captions).values()) if isinstance(v, Tensor)]
+    with TensorBytes([*state, *given]) as tensors:
         step()
     found.update(libraries=libraries, passes=sum(rows) / (2 * pairs), tensors=tensors.peak)
-    state = (*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values()))
-    found["state"] = sum(v.nbytes for v in state)
-    plan = batch.pop("plan")
-    given = [*batch.values(), *(v for v in vars(plan.captions).values() if isinstance(v, Tensor))]
-    found["batch"] = sum(v.nbytes for v in given)
+    found.update(state=sum(v.nbytes for v in state), batch=sum(v.nbytes for v in given))
     print(json.dumps(found))
     return found
 
@@ -184,15 +185,19 @@ def _in_own_process(pairs: int, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def _gradient_difference(pairs: int, options: argparse.Namespace, shape: Shape) -> float:
-    """The largest difference between gradients of chunks and of the whole, over the largest gradient; in float32."""
-    found = []
-    for chunk in (None, options.chunk):
+def _gradient_difference(pairs: int, options: argparse.Namespace, shape: Shape) -> dict[str, float]:
+    """The largest difference of gradients with chunks and blocks from the plain ones, in float32, and their largest."""
+    found, by_blocks = [], blocks.block_rows
+    for chunk, rows in ((None, lambda pairs: pairs), (options.chunk, by_blocks)):
         model = _model(options, shape, torch.float32, chunk)
+        for number, parameter in enumerate(model._stages.parameters()):  # adapters that start at 0 hide each other
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(number))
+        blocks.block_rows = rows
         model(**_batch(model, pairs, options, shape, torch.float32)).loss.backward()
         found.append([p.grad for p in trained(model) if p.grad is not None])
-    largest = max(float(g.abs().max()) for g in found[0])
-    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True)) / largest
+    blocks.block_rows = by_blocks
+    difference = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+    return {"difference": difference, "largest": max(float(g.abs().max()) for g in found[0])}
 
 
 if __name__ == "__main__":

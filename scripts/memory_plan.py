@@ -15,6 +15,8 @@ from pathlib import Path
 
 from bench_shapes import CAPTION_TOKENS, LABELLED, PROMPT_TOKENS, SHAPES, Shape
 
+from llava_fwd2bot.modeling.blocks import block_rows
+
 GB = 1e9
 K = 16
 SETUPS = ("DDP", "ZeRO-2", "ZeRO-3", "FSDP2")
@@ -93,11 +95,11 @@ def activation_bytes(shape: Shape, rows: int, captions: bool = False, k: int = K
 
 
 def pair_bytes(shape: Shape, pairs: int, copies: int = 8) -> float:
-    """The contrastive loss over all pairs, which each GPU computes whole: vectors, and C × C matrices in float32.
+    """The contrastive loss over all pairs, which each GPU computes whole: vectors, and a block of logits in float32.
 
-    copies: matrices that are held at once; `contrastive_loss` and its backward took 7.6 on a CPU at 4,096 pairs.
+    copies: matrices of a block that are held at once; the loss and its backward took 7.6 on a CPU at 4,096 pairs.
     """
-    return 4 * (copies * pairs**2 + 2 * 3 * pairs * shape.hidden)
+    return 4 * (copies * block_rows(pairs) * pairs + 2 * 3 * pairs * shape.hidden)
 
 
 def memory(setup: str, shape: Shape, gpus: int, rows: int, captions: bool = True) -> float:
@@ -151,13 +153,13 @@ def balance(setup: str, shape: Shape, cluster: Cluster, most: int = 4096) -> int
 def most_pairs(
     setup: str, shape: Shape, gpus: int, device: float = 80 * GB, chunk: int = 8, reserve: float = 0.1
 ) -> int:
-    """The largest contrastive batch over all GPUs with --fwd2bot_contrastive_chunk: a multiple of 64 pairs per GPU."""
-    free = 0.9 * device - state_bytes(setup, shape, gpus) - gathered_bytes(setup, shape)
+    """The largest contrastive batch over all GPUs, of captions alone: a multiple of 64 pairs per GPU."""
+    free = (1 - reserve) * device - state_bytes(setup, shape, gpus) - gathered_bytes(setup, shape)
     free -= activation_bytes(shape, chunk)
     pairs = 0
     while True:
         more = pairs + 64 * gpus
-        kept = more / gpus * 2 * (2 * K * shape.hidden + shape.dense_tokens * shape.hidden)  # S and V of its own rows
+        kept = more / gpus * 2 * 3 * shape.image_size**2  # pixel values of its own rows, in bfloat16
         if pair_bytes(shape, more) + kept > free:
             return pairs
         pairs = more

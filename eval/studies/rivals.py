@@ -36,7 +36,7 @@ from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 class _ImagesAlone(Fwd2BotLlava):
     """A method without a vector for texts: train it with `--fwd2bot_contrastive_weight 0`."""
 
-    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+    def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         if prompt_ids is self.fwd2bot.text_prompt_ids:
             raise ValueError(f"{type(self).__name__} compresses images only: set --fwd2bot_contrastive_weight 0.")
         return self._condense(contexts, num_tokens or self.fwd2bot_config.num_summary_tokens)
@@ -118,7 +118,7 @@ class MeanPooledLlava(Fwd2BotLlava):
         size = self.fwd2bot.tokens.shape[1]
         self.fwd2bot.image_head, self.fwd2bot.text_head = nn.Linear(size, size), nn.Linear(size, size)
 
-    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+    def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         if prompt_ids is not self.fwd2bot.text_prompt_ids:
             head, means = self.fwd2bot.image_head, torch.stack([v.float().mean(0) for v in contexts])
             return head(means.to(head.weight.dtype))[:, None]  # [M, 1, D]
@@ -131,7 +131,7 @@ class MeanPooledLlava(Fwd2BotLlava):
 
 
 class LastTokenLlava(Fwd2BotLlava):
-    def _compress(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
+    def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
         last = compressor_of("last")
         return (last.texts if prompt_ids is self.fwd2bot.text_prompt_ids else last.images)(self, contexts, 1)
 

@@ -98,11 +98,13 @@ def optimize(cache: SummaryCache, older_than: float = 1.0) -> dict[str, Any]:
     removed = _remove_unused(cache)
     done = cache.optimize(timedelta(hours=older_than))
     found = {"bytes_before": before, "bytes": on_disk(cache), "rows": len(cache), "removed_summaries": removed}
-    return (
-        found
-        if done
-        else {**found, "note": "an index is being built, or others write: small files were left as they are"}
-    )
+    if not done:
+        found["note"] = "an index is being built, or others write: small files were left as they are"
+    elif found["bytes"] > before:
+        found["note"] = (
+            f"the files before this stay for {older_than:g} h as the way back; --older-than 0 removes them as well"
+        )
+    return found
 
 
 def _remove_unused(cache: SummaryCache) -> int:

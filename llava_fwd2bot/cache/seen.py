@@ -39,11 +39,10 @@ class Seen:
         self._version = -1  # of the table, up to which its rows are known; -1: they were not read yet
         self._commits, self._rewritten = -1, -1  # version of the commits, and how many of them brought rows back
         self._last = -1  # the highest row id that was read
-        self._levels: list[np.ndarray] = []  # sorted; each more than twice as long as the next
+        self._levels: list[_Level] = []  # each more than twice as long as the next
 
-    @property
-    def nbytes(self) -> int:
-        return sum(level.nbytes for level in self._levels)
+    def __len__(self) -> int:
+        return sum(len(level.hashes) for level in self._levels)
 
     def may_have(self, values: Sequence[str], newest: bool = False) -> np.ndarray | None:
         """Which of the values the table may have, bool [N]; None while loading the hashes costs more than looking up.
@@ -77,9 +76,7 @@ class Seen:
     def _contains(self, hashes: np.ndarray) -> np.ndarray:
         found = np.zeros(len(hashes), bool)
         for level in self._levels:
-            at = np.searchsorted(level, hashes)
-            at[at == len(level)] = 0
-            found |= level[at] == hashes
+            found |= level.contains(hashes)
         return found
 
     def _read_new(self, newest: bool) -> None:
@@ -107,9 +104,37 @@ class Seen:
 
     def _add(self, hashes: np.ndarray) -> None:
         hashes = np.unique(hashes)
-        level = hashes[~self._contains(hashes)]  # joining files gives known rows new row ids
-        while len(self._levels) and len(self._levels[-1]) <= 2 * len(level):
-            level = np.concatenate((self._levels.pop(), level))
-            level.sort()
-        if len(level):
-            self._levels.append(level)
+        fresh = hashes[~self._contains(hashes)]  # joining files gives known rows new row ids
+        while len(self._levels) and len(self._levels[-1].hashes) <= 2 * len(fresh):
+            fresh = np.concatenate((self._levels.pop().hashes, fresh))
+            fresh.sort()
+        if len(fresh):
+            self._levels.append(_Level(fresh))
+
+
+class _Level:
+    """Sorted hashes, and where those begin that share their highest bits.
+
+    Hashes are spread evenly, so that each of these buckets holds about four. A bisection of the whole array would read
+    memory all over it for every value that is looked for.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.hashes = hashes  # [N] uint64, sorted
+        bits = max(1, len(hashes).bit_length() - 2)
+        self.shift = np.uint64(64 - bits)
+        counts = np.bincount((hashes >> self.shift).astype(np.int64), minlength=1 << bits)
+        self.starts = np.concatenate(([0], counts.cumsum())).astype(np.uint32)  # [2^bits + 1]
+
+    def contains(self, hashes: np.ndarray) -> np.ndarray:
+        """Which of the hashes are here, bool [N]."""
+        bucket = (hashes >> self.shift).astype(np.int64)
+        at, end = self.starts[bucket], self.starts[bucket + 1]
+        found = np.zeros(len(hashes), bool)
+        left = np.flatnonzero(at < end)
+        while len(left):
+            here = self.hashes[at[left]]
+            found[left] = here == hashes[left]
+            at[left] += 1
+            left = left[(here < hashes[left]) & (at[left] < end[left])]
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from datetime import timedelta
 from typing import Any
@@ -34,6 +36,7 @@ class Tidy:
             return
         start = time.monotonic()
         self.cache.optimize(RECENT, UNDO, _names(worth_joining(self.cache)))
+        give_back()
         end = time.monotonic()
         self._commits, self._due = 0, end + (end - start) / SHARE
 
@@ -43,6 +46,13 @@ class Tidy:
         self.cache.optimize(RECENT, UNDO, _names(joined))
         if not joined:
             self.cache.index_keys(SUMMARIES, UNINDEXED)
+        give_back()
+
+
+def give_back() -> None:
+    """Returns freed memory to the system: glibc keeps what LanceDB's threads took to join files, 400 MB and more."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _names(summaries: bool) -> tuple[str, ...]:

@@ -318,8 +318,10 @@ def test_merge_vacuum_and_stats(cache, tmp_path):
     other.skip([{"id": "bad", "reason": "broken", "source": "x", "bytes": 1, "modified": 1}])
     assert tools.merge(cache, other) == {"added": 20, "rows": 80}
     assert tools.merge(cache, other)["added"] == 0 and cache.skipped()[0]["reason"] == "broken"
+    kept = tools.optimize(cache)  # small files were joined, and the joined ones stay for an hour
+    assert kept["bytes"] > kept["bytes_before"] and "--older-than 0" in kept["note"]
     found = tools.optimize(cache, older_than=0)
-    assert found["rows"] == 80 and found["bytes"] < found["bytes_before"]
+    assert "note" not in found and found["rows"] == 80 and found["bytes"] < found["bytes_before"]
     assert tools.verify(cache)["ok"] and len(data_files(cache)) == 1
     assert torch.equal(cache.get(["3-5"])[0], rows(20, 3)[1][5].half().float())
     stats = tools.stats(cache)

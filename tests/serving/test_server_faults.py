@@ -188,7 +188,10 @@ def test_a_full_queue_and_a_timeout(loaded, checkpoint):
         long = [pool.submit(server.http.post, CHAT, json=chat(max_tokens=1500)) for _ in range(6)]
         codes = sorted(future.result().status_code for future in long)
         assert codes.count(429) >= 3 and set(codes) <= {200, 429, 504}
-        assert server.http.post(CHAT, json=GOOD).status_code == 200
+        until = time.monotonic() + 30  # a request that took too long frees its place at its next token
+        while (code := server.http.post(CHAT, json=GOOD).status_code) == 429 and time.monotonic() < until:
+            time.sleep(0.2)
+        assert code == 200
         busy = next(f.result() for f in long if f.result().status_code == 429)
         assert refused(busy, 429, "server_busy")["type"] == "rate_limit_error" and busy.headers["retry-after"] == "1"
     with listening(app_of(loaded, checkpoint, limits=Limits(seconds=0.2, new_tokens=1500))) as server:

@@ -85,14 +85,14 @@ def test_no_time_is_left(bench):
 
 
 def test_inference(bench):
-    result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3")
+    result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3", "--merged")
     assert result == line == file
     for name in ("ttft_ratio", "ttft_ratio_image_over_cached", "ttft_ms", "tokens_per_second", "environment", "shares"):
         assert name in result
     assert set(result["by_k"]) == {"4", "2"}
     assert set(result["by_k"]["4"]["compress_ms_per_image"]) == {"1", "8"}
     assert set(result["ttft_ms"]) - set(result["tokens_per_second"]) == {"words, k = 4", "words, k = 2"}
-    assert {"ttft_ratio_base_over_words", "processor_time_ratio"} <= set(result["by_k"]["2"])
+    assert {"ttft_ratio_base_over_words", "ttft_ratio_merged", "processor_time_ratio"} <= set(result["by_k"]["2"])
     size = result["by_k"]["4"]["bytes_per_image"]
     assert size["summary"] * 9 == size["dense"] and size["kv_of_summary"] * 9 == size["kv_of_dense"]
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
@@ -167,43 +167,33 @@ def test_memory_that_was_freed_before_counts_where_it_is_used_again():
     assert found == pytest.approx([2**26] * 2, rel=0.25)
 
 
-def test_cost_against_the_base(import_script, checkpoint, tmp_path, capsys):
-    """Operations are exact: an answer from fewer tokens is less work, and break-even is where the sums cross."""
-    bench = import_script("bench_cost")
-    for wrong in ({"rounds": 0}, {"new_tokens": 0}):  # said by what is wrong, not by what failed of it
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
-            bench.cost(None, None, [1], **wrong)
-    argv = ["--model", str(checkpoint), "--k", "1", "4", "--rounds", "2", "--new-tokens", "3", "--device", "cpu"]
-    bench.main([*argv, "--batch-size", "2", "--output", str(tmp_path / "cost.json")])
-    out = capsys.readouterr().out
-    assert "parameters are Fwd2Bot's" in out and "time to first token, base / Fwd2Bot" in out
-    found = json.loads((tmp_path / "cost.json").read_text())
-    work = found["flops"]
-    assert work["answer, k=1"] < work["answer, k=4"] < work["base"]
-    # but for what is computed once for a batch, such as the angles of the positions
-    assert work["compress, k=4, 2 at once"] == pytest.approx(2 * work["compress, k=4, 1 at once"], rel=1e-3)
-    assert found["dense_tokens"] == 16 and found["bytes_per_image"]["summary k=4"] == 4 * 64 * 2
-    expected = work["compress, k=4, 1 at once"] // (work["base"] - work["answer, k=4"]) + 1
-    assert found["rows"][1]["break_even_flops"] == expected
-    assert bench.break_even(10, 1, 3) == 6 and bench.break_even(10, 3, 3) is None and bench.break_even(0.1, 1, 3) == 1
+def test_memory_by_pairs(bench, monkeypatch):
+    """Chunks bound what a batch needs: sixteen times the pairs take little more than the pooled vectors."""
+    module = __import__("bench_pairs")
+    monkeypatch.setattr(module, "_in_own_process", lambda pairs, options: measured(module, pairs))
+    monkeypatch.setattr("llava_fwd2bot.modeling.pairs._AT_ONCE", 1 << 12)  # as small beside a chunk as at full size
+    result, line, file = bench("bench_pairs", "--pairs", "8", "128", "--chunk", "4", "--k", "4", "--gradients", "8")
+    assert result == line == file
+    few, many = result["by_pairs"].values()
+    assert few["passes"] == many["passes"] == 2 and many["batch"] == 16 * few["batch"]
+    assert few["tensors"] < many["tensors"] < 4 * few["tensors"] and 1 <= many["ratios"]["tensors"] < 1.1
+    assert result["gradients"]["difference"] <= 1e-6 < result["gradients"]["largest"]
 
 
-COST = {
-    "evaluator": "cost",
-    "model": "m",
-    "parameters": {"all": 1000, "fwd2bot": 10},
-    "bytes_per_image": {"dense": 64},
-    "flops": {"base": 4e9, "answer, k=8": 5e9, "compress, k=8, 4 at once": 9e9},
-    "milliseconds": {name: {"median": t} for name, t in (("base", 20.0), ("answer, k=8", 30.0))},
-    "rows": [{"k": 8, "by": "time", "2 questions, over base": 1.5, "break_even": None, "break_even_flops": None}],
-}
-COST["milliseconds"]["compress, k=8, 4 at once"] = {"median": 40.0}
-COST["peak_memory"] = {"bytes": dict.fromkeys(COST["flops"], 1e6)}
+def measured(module, pairs):
+    argv = ["--shape", "tiny", "--device", "cpu", "--pairs", str(pairs), "--chunk", "4", "--k", "4", "--alone"]
+    return module.main(argv)
 
 
-def test_a_break_even_that_is_never_reached_is_explained(import_script):
-    """ "never" alone leaves open whether it was measured; both costs stand below the table."""
-    out = import_script("bench_cost").table(COST)
-    assert "| 8 | 1.50 | never | never |" in out and "| compress, k=8, batch of 4 | 9.00 |" in out
-    assert "time of 2 questions, Fwd2Bot / base" in out and "5.00 GFLOP" in out
-    assert out.count("Never, by ") == 2 and "one answer from the summary takes 30.0 ms, one by the base" in out
+def test_tensor_bytes_count_what_lives(bench):
+    """A ratio of peaks means something only if what is freed is taken off, and a view is not counted again."""
+    counter, given = __import__("bench_pairs").TensorBytes, torch.zeros(256)
+    with counter([given]) as seen:
+        given.view(2, 128).flatten()
+        assert seen.peak == 0
+        first = torch.ones(1024)
+        first.view(32, 32).t()
+        assert seen.now == seen.peak == 4096
+        del first
+        torch.ones(512)
+    assert seen.now == 0 and seen.peak == 4096

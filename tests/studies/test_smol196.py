@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,7 +323,8 @@ def test_stopped_training_goes_on_where_it_was(study, tmp_path):
     training.train(whole, data, tmp_path / "whole", float("inf"), batch=6, singles=3)
     clock = iter([0, 0, 1e9])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.time, "time", lambda: next(clock, 0))
+        # not time.time itself, which other threads read as well
+        patch.setattr(training, "time", SimpleNamespace(time=lambda: next(clock, 0), perf_counter=time.perf_counter))
         halves = run.build(chosen, base, data)
         assert training.train(halves, data, tmp_path / "halves", 1.0, batch=6, singles=3) is None
         fresh = run.build(chosen, base, data)
