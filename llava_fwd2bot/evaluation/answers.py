@@ -13,11 +13,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..files.records import read_records
+from ..files.resumable import resumable_lines
 from ..files.text import json_line
 from ..processing.answer import answer_batch
 from ..processing.conversation import ConversationFormatter
 from ..processing.images import open_image, prepared_size
-from .encode import Encoder, resumable_lines
+from .encode import Encoder
 
 DENSE = 0  # this k means the base with all its dense tokens
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,47 +19,11 @@ from ..cache.codecs import Codec
 from ..cache.compressor import READERS
 from ..cache.summary_file import write_tensors
 from ..files.images import read_image
-from ..files.records import parse_records
 from ..files.regular import file_digest
+from ..files.resumable import resumable_lines as resumable_lines  # where the studies know it
 from ..processing.images import join_pixels, prepare_pixels, prepared_size, processor_digest
 
 DECODED = 64  # images that a codec decodes at once
-
-
-def resumable_lines(
-    file: Path, begins: str = "{", check: Callable[[dict[str, Any]], None] | None = None
-) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines that is to be continued; an incomplete last line is removed from it.
-
-    Args:
-        begins: the first characters of every line that this package writes. check: raises ValueError for a record of
-            another run.
-
-    Raises:
-        ValueError: the file was not written by this package; it is not changed.
-    """
-    there = file.read_bytes() if file.is_file() else b""
-    content = there.rstrip(b"\0")  # after a power cut a file may end in NUL bytes
-    end = content.rfind(b"\n") + 1
-    tail, start = content[end:], begins.encode()
-    records = parse_records(content[:end], file, lines=True) if end else []
-    whole = True
-    if tail:
-        try:
-            records += parse_records(tail, file, lines=True)
-        except ValueError:
-            whole = False
-    if not whole and tail[: len(start)] != start[: len(tail)]:
-        raise ValueError(f"{file} holds something else and was not changed: choose another file.")
-    for record in records if check is not None else ():
-        check(record)
-    if tail or len(content) < len(there):
-        with file.open("r+b") as kept:
-            kept.truncate(len(content) if whole else end)
-            kept.seek(0, os.SEEK_END)
-            kept.write(b"\n" if tail and whole else b"")
-            os.fsync(kept.fileno())
-    return records
 
 
 def read_tensor(file: Path | None) -> Tensor | None:
@@ -115,6 +79,10 @@ def _ahead(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any
             yield waiting.result()
 
 
+def _pixels_digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
 class Encoder:
     """Summaries [N, k, D] of a Fwd2Bot model in float16, each kept below `work` in a file named by its input's hash.
 
@@ -154,6 +122,17 @@ class Encoder:
         if self.codec is None:
             return found
         return torch.cat([self.codec.decode(self.codec.encode(x), x.shape[2]) for x in found.split(DECODED)])
+
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+        """[M, k, D] of images that are open already, kept by their pixels; without a progress bar."""
+        named = [(image, _pixels_digest(image)) for image in images]
+
+        def prepare(part: Sequence[tuple[Image.Image, str]]) -> tuple[dict[str, Any], list[str]]:
+            pixels = [prepare_pixels(self.processor, self.model, [image]) for image, _ in part]
+            return join_pixels(pixels, self.like), [name for _, name in part]
+
+        names = [name for _, name in named]
+        return self._kept("pixels", named, names, prepare, lambda pixels: self.model.compress(**pixels))
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """The SHA-256 of each file; a file that has not changed since the last call is not read again."""
@@ -197,7 +176,7 @@ class Encoder:
         batches = [range(len(items))[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
         batches = [batch for batch in batches if any(found[i] is None for i in batch)]
         prepared = _ahead(prepare, [[items[i] for i in batch] for batch in batches])
-        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}") as bar:
+        with tqdm(total=len(items), unit=kind[:-1], desc=f"compress {kind}", disable=kind == "pixels") as bar:
             bar.update(len(items) - sum(map(len, batches)))
             for batch, (ready, contents) in zip(batches, prepared, strict=True):
                 summaries = run(ready).to("cpu", torch.float16)

@@ -5,7 +5,6 @@ python -m lmms_eval --model llava_fwd2bot --model_args pretrained=CKPT,k=8,cache
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
@@ -26,9 +24,9 @@ from ..checkpoint.load import load_for_inference, load_fwd2bot
 from ..config import check_k
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
-from ..processing.generate import from_base, from_summaries, summaries_of
-from ..processing.images import open_image, processor_digest
-from .encode import read_tensor, write_tensor
+from ..processing.generate import from_base, from_summaries
+from ..processing.images import open_image
+from .encode import Encoder
 from .likelihood import answer_scores
 
 _GENERATE = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample")  # of a task's generation_kwargs
@@ -88,9 +86,9 @@ class _Fwd2Bot(lmms):
         self.model, self.processor = loaded
         check_k(self.model.fwd2bot_config, k)
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
-        identity = f"{fingerprint_of(folder)} {self.model.dtype} {load_in_4bit} {load_in_8bit}"
-        identity += f" {processor_digest(self.processor)}"
-        self._cache = None if cache is None else Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        width = "4bit" if load_in_4bit else "8bit" if load_in_8bit else ""
+        work = None if cache is None else Path(cache)
+        self.encoder = Encoder(self.model, self.processor, f"{fingerprint_of(folder)} {width}", work, self.batch_size)
         self.formatter = ConversationFormatter(self.processor)
 
     # ------------------------------------------------------------------ requests → rows
@@ -168,23 +166,7 @@ class _Fwd2Bot(lmms):
 
     def _summaries(self, images: Sequence[Image.Image]) -> Tensor | None:
         """[M, k, D], from the cache where it has them."""
-        if not images:
-            return None
-        files = [self._file(image) for image in images]
-        found = [read_tensor(file) for file in files]
-        missing = [i for i, summary in enumerate(found) if summary is None]
-        if missing:
-            made = summaries_of(self.model, self.processor, [images[i] for i in missing]).cpu()
-            for i, summary in zip(missing, made, strict=True):
-                found[i] = summary
-                write_tensor(summary, files[i])
-        return torch.stack(found)[:, : self.k]
-
-    def _file(self, image: Image.Image) -> Path | None:
-        if self._cache is None:
-            return None
-        identity = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        return self._cache / identity[:2] / f"{identity}.safetensors"
+        return self.encoder.pictures(images)[:, : self.k] if images else None
 
 
 def _images_of(visuals: Any) -> list[Image.Image]:

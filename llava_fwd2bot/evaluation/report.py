@@ -81,17 +81,51 @@ INTRO = (
 COLUMNS = ["model", "k", "n", "score", "95 % interval", "retention", "95 % interval", "p"]
 
 
-def report_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table per benchmark, with what others published on it."""
-    parts = ["# Evaluation report", f"{date.today()}. {INTRO}"]
+Block = tuple[str, Any]  # an HTML tag and its text; of a table its lines of cells, the titles first
+
+
+def blocks(rows: Sequence[dict[str, Any]]) -> list[Block]:
+    """The report's content: a table per benchmark, with what others published on it."""
+    found: list[Block] = [("h1", "Evaluation report"), ("p", f"{date.today()}. {INTRO}")]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
-        parts += [f"## {name}", markdown(COLUMNS, [_cells(row) for row in own])]
+        found += [("h2", name), ("table", [COLUMNS, *map(_cells, own)])]
         others, source = published_of(name)
         if others and not any(row["limit"] for row in own):
             published = [f"{m} {_published(x)}" + (f" ({tokens} tokens)" if tokens else "") for m, tokens, x in others]
-            parts.append(f"Published by others: {'; '.join(published)}. Source: {source}.")
+            found.append(("p", f"Published by others: {'; '.join(published)}. Source: {source}."))
+    return found
+
+
+def report_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    heads = {"h1": "# ", "h2": "## ", "p": ""}
+    parts = [markdown(x[0], x[1:]) if tag == "table" else heads[tag] + x for tag, x in blocks(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
+    "img{max-width:100%}p{color:#555}"
+)
+
+
+def page(rows: Sequence[dict[str, Any]], png: bytes | None) -> str:
+    """The report and its picture as one HTML file that needs nothing else."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c).replace('**', '')}</{tag}>" for c in cells) + "</tr>"
+
+    parts = []
+    for tag, x in blocks(rows):
+        inner = line(x[0], "th") + "".join(line(c, "td") for c in x[1:]) if tag == "table" else html.escape(x)
+        parts.append(f"<{tag}>{inner}</{tag}>")
+    if png is not None:
+        picture = base64.b64encode(png).decode()
+        parts.insert(2, f'<img alt="retention" src="data:image/png;base64,{picture}">')
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Evaluation report</title>'
+    body = "\n".join(parts)
+    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -160,33 +194,6 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     return png(figure)
 
 
-def page(text: str, png: bytes | None) -> str:
-    """The Markdown and the picture as one HTML file that needs nothing else."""
-    drawn = "" if png is None else f'<img alt="retention" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-    parts = []
-    for block in text.split("\n\n"):
-        if block.startswith("#"):
-            level = len(block.split(" ")[0])
-            parts.append(f"<h{level}>{html.escape(block.splitlines()[0].lstrip('# '))}</h{level}>")
-            block = "\n".join(block.splitlines()[1:])
-        table = [line for line in block.splitlines() if line.startswith("|")]
-        if table:
-            cells = [[html.escape(c.strip()).replace("**", "") for c in line.strip("|").split("|")] for line in table]
-            head = "".join(f"<th>{c}</th>" for c in cells[0])
-            body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells[2:])
-            parts.append(f"<table><tr>{head}</tr>{body}</table>")
-        elif block.strip():
-            parts.append(f"<p>{html.escape(block.strip())}</p>")
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
-        "img{max-width:100%}p{color:#555}"
-    )
-    body = "\n".join(parts[:2]) + drawn + "\n".join(parts[2:])
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Evaluation report</title>'
-    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>\n"
-
-
 def report(paths: Sequence[Path], output: Path | None, base: str | None = None) -> str:
     """The Markdown; with `output`, also OUTPUT.json, .md and .html, and .png if a result has its base's beside it.
 
@@ -203,7 +210,7 @@ def report(paths: Sequence[Path], output: Path | None, base: str | None = None) 
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(with_ending(output, ".json"), {"date": str(date.today()), "rows": rows})
         write_text(with_ending(output, ".md"), text)
-        write_text(with_ending(output, ".html"), page(text, png))
+        write_text(with_ending(output, ".html"), page(rows, png))
         if png is not None:
             write_bytes(with_ending(output, ".png"), png)
     return text

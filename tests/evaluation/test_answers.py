@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llava_fwd2bot.evaluation.answers import _done, read_questions
-from llava_fwd2bot.evaluation.encode import resumable_lines
+from llava_fwd2bot.files.resumable import resumable_lines
 
 ABOUT = {"model_id": "m", "metadata": {"k": 4}}
 ASKED = [{"question_id": i, "image": f"{i}.png", "text": "red?"} for i in range(3)]
