@@ -129,16 +129,21 @@ def is_blank(record: dict[str, Any]) -> bool:
     return not record["text"].strip()
 
 
-def check_names(names: Collection[Any], answers: Answers, source: str, others: Collection[Any] = ()) -> None:
-    """Checks that the questions of `source` have different names, and that every answer is to one of them.
+def check_names(
+    names: Collection[Any], answers: Answers, source: str, others: Collection[Any] = (), complete: bool = True
+) -> None:
+    """Checks that the questions of `source` have different names, one answer each, and that there is no other answer.
 
     Args:
-        others: names of questions that may be answered, and are not scored.
+        others: names of questions that may be answered, and are not scored. complete: every question needs an answer.
 
     Raises:
-        ValueError: a name occurs twice, or an answer belongs to no question.
+        ValueError: a name occurs twice, a question has no answer, or an answer belongs to no question.
     """
     check_unique(names, source)
+    absent = [name for name in names if name not in answers] if complete else []
+    if absent:
+        raise ValueError(f"There is no answer to question {absent[0]!r} of {source}. Is the run complete?")
     known = {*names, *others}
     other = [name for name in answers if name not in known]
     if other:
@@ -165,13 +170,6 @@ def check_unique(names: Iterable[Any], source: str) -> None:
         if name in seen:
             raise ValueError(f"{source}: {name!r} occurs twice. Remove one of them.")
         seen.add(name)
-
-
-def answer_to(name: Any, answers: Answers, source: str) -> dict[str, Any]:
-    """The answer to question `name`; raises ValueError if there is none, so that a partial run is not scored."""
-    if name not in answers:
-        raise ValueError(f"There is no answer to question {name!r} of {source}. Is the run complete?")
-    return answers[name]
 
 
 def summed(hits: Sequence[Hit], source: str, main: str = "accuracy") -> Score:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_json, read_table
-from . import Answers, Hit, Score, answer_to, check_complete, check_names, check_unique, is_blank, percentage, summed
+from . import Answers, Hit, Score, check_complete, check_names, check_unique, is_blank, percentage, summed
 
 LETTERS = "ABCDE"
 
@@ -33,7 +33,7 @@ def scienceqa(answers: Answers, ground_truth: Path, split: str = "test") -> Scor
     problems = read_json(ground_truth / "problems.json")
     wanted = read_json(ground_truth / "pid_splits.json")[split]
     source = f"split {split!r} of {ground_truth}"
-    check_names(wanted, answers, source)
+    check_names(wanted, answers, source, complete=False)
     check_complete(
         [name for name in wanted if problems[name].get("image")], answers, f"questions with an image in {source}"
     )
@@ -66,7 +66,7 @@ def seed(answers: Answers, ground_truth: Path) -> Score:
     wanted = [(_id(question["question_id"]), question) for question in data["questions"]]
     check_unique(map(_id, answers), "The answers, with numbers and texts as ids alike")
     by_id = {_id(name): record for name, record in answers.items()}
-    check_names([name for name, _ in wanted], by_id, source)
+    check_names([name for name, _ in wanted], by_id, source, complete=False)
     about_images = [name for name, question in wanted if question["data_type"] != "video"]
     check_complete(about_images, by_id, f"questions about images in {source}")
     hits, submission = [], []
@@ -137,8 +137,8 @@ def mmbench(answers: Answers, ground_truth: Path) -> Score:
     source, rows = str(ground_truth), dict(_table(ground_truth))
     if not rows:
         raise ValueError(f"{source} holds no question. Is the file complete?")
-    submission = [{"index": index, "prediction": answer_to(index, answers, source)["text"]} for index in rows]
     check_names(rows, answers, source)
+    submission = [{"index": index, "prediction": answers[index]["text"]} for index in rows]
     unknown = [index for index, row in rows.items() if row.get("answer", "") in MISSING]
     if len(unknown) == len(rows):  # the test split, whose answers only the server has
         return Score({}, submission=submission)

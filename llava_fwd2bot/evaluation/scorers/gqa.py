@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...files.text import read_json
-from . import Answers, Hit, Score, answer_to, check_names, is_blank, summed
+from . import Answers, Hit, Score, check_names, is_blank, summed
 
 
 def gqa(answers: Answers, ground_truth: Path) -> Score:
@@ -20,10 +20,9 @@ def gqa(answers: Answers, ground_truth: Path) -> Score:
     check_names(balanced, answers, source, others=truth)
     hits = []
     for name, entry in balanced.items():
-        record = answer_to(name, answers, source)
         if not entry.get("answer"):
             raise ValueError(f"{source}: question {name!r} has no answer. Is it a file without ground truth?")
-        right = not is_blank(record) and _prediction(record["text"]) == entry["answer"]
+        right = not is_blank(answers[name]) and _prediction(answers[name]["text"]) == entry["answer"]
         kind = "open" if entry.get("types", {}).get("structural", "query") == "query" else "binary"
         hits.append(Hit(name, float(right), (kind,), entry.get("imageId", name)))
     found = summed(hits, source)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...files.text import read_lines
-from . import Answers, Score, answer_to, check_names, check_unique
+from .. import resample
+from . import Answers, Score, check_names, check_unique
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()
+GROUPS = {"perception": PERCEPTION, "cognition": COGNITION}
 SUFFIXES = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
 
 
@@ -35,35 +37,29 @@ def mme(answers: Answers, ground_truth: Path) -> Score:
     keys = [(_stem(name), _question(prompt)) for name, prompt in answers]
     check_unique(keys, "The answers by image and question")
     answer_by_key = dict(zip(keys, answers.values(), strict=True))
-    figures, per_item, counts, parts, wanted = {}, {}, {}, [], set()
-    for task in (*PERCEPTION, *COGNITION):
-        folder = ground_truth / task
-        texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
-        if not texts:
-            continue
-        hits, pairs = [], []
-        for text in texts:
-            right = []
-            for question, truth in _pair(text):
-                key = (f"{task}/{text.stem}", question)
-                wanted.add(key)
-                right.append(float(parse_yes_no(answer_to(key, answer_by_key, str(ground_truth))["text"]) == truth))
-                per_item[" ".join(key)] = right[-1]
-                parts.append([key[0], task, int(right[-1])])
-            hits += right
-            pairs.append(float(sum(right) == 2))
-        figures[task] = 100 * (sum(hits) / len(hits) + sum(pairs) / len(pairs))
-        counts[task] = len(hits)
-    if not figures:
+    asked = {
+        (f"{task}/{text.stem}", question): (task, truth)
+        for task in (*PERCEPTION, *COGNITION)
+        for text in _texts(ground_truth / task)
+        for question, truth in _pair(text)
+    }
+    if not asked:
         raise ValueError(f"{ground_truth} has no folder of an MME task: {', '.join((*PERCEPTION, *COGNITION))}.")
-    check_names(wanted, answer_by_key, str(ground_truth))
-    groups = {"perception": PERCEPTION, "cognition": COGNITION}
-    sums = {name: sum(figures[t] for t in own) for name, own in groups.items() if figures.keys() >= set(own)}
-    counts |= {name: sum(counts[t] for t in groups[name]) for name in sums}
-    shown = sums | figures
-    first = groups.get(next(iter(shown)), [next(iter(shown))])  # the tasks that the first figure is made of
-    own = {"kind": "mme", "items": [part for part in parts if part[1] in first]}
-    return Score(shown, per_item, counts, parts=own)
+    check_names(asked, answer_by_key, str(ground_truth))
+    right = {key: int(parse_yes_no(answer_by_key[key]["text"]) == truth) for key, (_, truth) in asked.items()}
+    items = [[key[0], task, right[key]] for key, (task, _) in asked.items()]
+    tasks = {task: [item for item in items if item[1] == task] for task in dict.fromkeys(item[1] for item in items)}
+    points = {task: resample.counts({"kind": "mme", "items": own}).value for task, own in tasks.items()}
+    groups = {name: own for name, own in GROUPS.items() if points.keys() >= set(own)}
+    figures = {name: sum(points[task] for task in own) for name, own in groups.items()} | points
+    counts = {name: sum(len(tasks[task]) for task in groups.get(name, [name])) for name in figures}
+    first = next(iter(figures))
+    parts = {"kind": "mme", "items": [item for item in items if item[1] in groups.get(first, [first])]}
+    return Score(figures, {" ".join(key): float(hit) for key, hit in right.items()}, counts, parts=parts)
+
+
+def _texts(folder: Path) -> list[Path]:
+    return sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
 
 
 def _pair(text: Path) -> list[tuple[str, str]]:

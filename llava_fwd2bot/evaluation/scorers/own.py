@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Hit, Score, answer_to, check_names, is_blank, summed
+from . import Answers, Hit, Score, check_names, is_blank, summed
 from .vqa import agreement, normal
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?=[.):,]|\s|$)")
@@ -36,8 +36,8 @@ def own(answers: Answers, ground_truth: Path, match: str = "exact") -> Score:
     for record in records:
         name, right = record["question_id"], record["answer"]
         right = list(map(str, right if isinstance(right, list) else [right]))
-        given = answer_to(name, answers, str(ground_truth))
-        score = 0.0 if is_blank(given) else _score(given["text"], right, match, str(name), ground_truth)
+        text = answers[name]["text"]
+        score = 0.0 if is_blank(answers[name]) else _score(text, right, match, str(name), ground_truth)
         hits.append(Hit(str(name), score, image=record.get("image")))
     return summed(hits, str(ground_truth))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files.records import read_records
-from . import Answers, Score, answer_to, check_names, is_blank
+from . import Answers, Score, check_names, is_blank
 
 MIN_ASKED = 0.9  # share; LLaVA's question file lacks 90 of the 3,000 questions of POPE's category random
 
@@ -61,9 +61,8 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
                     f"{file}: the label of {key[2]!r} in {key[1]} is {line['label']!r}, which is neither yes nor no, "
                     "or contradicts an earlier one. Is the download complete?"
                 )
-    predicted: dict[str, list[bool]] = {}
-    truth: dict[str, list[bool]] = {}
-    figures, per_item, parts = {}, {}, []
+    said: dict[str, list[tuple[bool, bool]]] = {}  # category → whether yes was said, and whether it is right
+    figures, per_item, counts, parts = {}, {}, {}, []
     wanted = read_records(questions, lines=True)
     check_names([line["question_id"] for line in wanted], answers, str(questions))
     for line in wanted:
@@ -71,26 +70,24 @@ def pope(answers: Answers, ground_truth: Path, questions: Path) -> Score:
         key = (category, line["image"], object_of(line["text"]))
         if key not in labels:
             raise ValueError(f"{ground_truth} has no label for {key[2]!r} in {line['image']} ({category}).")
-        record = answer_to(line["question_id"], answers, str(questions))
+        record = answers[line["question_id"]]
         # The script counts everything but a no as yes, also an empty answer. Here an empty answer is wrong.
         right = labels[key] == "yes"
         yes = not right if is_blank(record) else not says_no(record["text"])
-        predicted.setdefault(category, []).append(yes)
-        truth.setdefault(category, []).append(right)
+        said.setdefault(category, []).append((yes, right))
         per_item[str(line["question_id"])] = float(yes == right)
         parts.append([line["image"], category, int(yes), int(right)])
     for category in sorted({key[0] for key in labels}):
-        known, own = sum(key[0] == category for key in labels), len(predicted.get(category, ()))
+        known, own = sum(key[0] == category for key in labels), len(said.get(category, ()))
         if own < MIN_ASKED * known:
             raise ValueError(
                 f"{questions} asks {own} of the {known} questions of {category} that {ground_truth} has labels for. "
                 "Give all questions, or a folder without that category."
             )
-    by_category = {category: figures_of(predicted[category], truth[category]) for category in sorted(predicted)}
+    by_category = {category: figures_of(*zip(*said[category], strict=True)) for category in sorted(said)}
     for name in ("f1", "accuracy"):
         figures[name] = sum(own[name] for own in by_category.values()) / len(by_category)
-    counts = {}
     for category, own in by_category.items():
         figures |= {f"{category}_{name}": value for name, value in own.items()}
-        counts |= {f"{category}_{name}": len(predicted[category]) for name in own}
+        counts |= {f"{category}_{name}": len(said[category]) for name in own}
     return Score(figures, per_item, counts, parts={"kind": "pope", "items": parts})

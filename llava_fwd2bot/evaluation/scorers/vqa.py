@@ -12,7 +12,7 @@ from typing import Any
 
 from ...files.records import read_records
 from ...files.text import read_any_json, read_json
-from . import Answers, Hit, Score, answer_to, check_names, check_unique, is_blank, summed
+from . import Answers, Hit, Score, check_names, check_unique, is_blank, summed
 
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
@@ -80,9 +80,10 @@ def textvqa(answers: Answers, ground_truth: Path) -> Score:
     asked = [(image, _question_of(prompt)) for image, prompt in answers]
     check_unique(asked, "The answers by image and question")
     by_question = dict(zip(asked, answers.values(), strict=True))
-    check_names(truth, by_question, source)
+    check_unique(truth, source)
     if len(asked) < len(truth):
         raise ValueError(f"{len(asked)} answers were given to {len(truth)} questions of {source}.")
+    check_names(truth, by_question, source)
     hits = []
     for (image, question), entry in zip(truth, data, strict=True):
         people = _ten(entry["answers"], f"{question!r} about {image}", ground_truth)
@@ -124,7 +125,7 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
     """
     if ground_truth is None:
         wanted = [line["question_id"] for line in read_records(questions, lines=True)]
-        check_names(wanted, answers, str(questions))
+        check_names(wanted, answers, str(questions), complete=False)
         texts = {name: normal(answers[name]["text"]) if name in answers else "" for name in wanted}
         submission = [{"question_id": name, "answer": text} for name, text in texts.items()]
         note = f"{len(answers)} of {len(wanted)} questions are answered; the answers to the others are empty"
@@ -133,7 +134,7 @@ def vqav2(answers: Answers, ground_truth: Path | None = None, questions: Path | 
     check_names([entry["question_id"] for entry in entries], answers, str(ground_truth))
     for entry in entries:
         name = entry["question_id"]
-        record = answer_to(name, answers, str(ground_truth))
+        record = answers[name]
         people = [_one_line(person["answer"]) for person in _ten(entry["answers"], f"question {name!r}", ground_truth)]
         given = normal(record["text"])
         if len(set(people)) > 1:
@@ -178,7 +179,7 @@ def vizwiz(answers: Answers, ground_truth: Path, questions: Path) -> Score:
     public = any("answers" in entry for entry in entries)
     hits, submission = [], []
     for line in wanted:
-        record, entry = answer_to(line["question_id"], answers, str(questions)), truth[line["image"]]
+        record, entry = answers[line["question_id"]], truth[line["image"]]
         given = normal(record["text"])
         submission.append({"image": line["image"], "answer": given})
         if public:
