@@ -133,6 +133,10 @@ def test_mmvet_is_converted(tmp_path, capsys):
         ),
         (as_lines([{"question_id": k, "text": "a", "metadata": {"k": k}} for k in (4, 8)]), "several k: 4, 8"),
         (
+            as_lines([{"question_id": c, "text": "a", "metadata": {"k": 4, "codec": c}} for c in ("int2", "int4")]),
+            "several codecs: int2, int4",
+        ),
+        (
             as_lines([{"question_id": k, "text": "a", "metadata": {"k": 4, "fingerprint": k}} for k in "mn"]),
             "several fingerprints: m, n",
         ),

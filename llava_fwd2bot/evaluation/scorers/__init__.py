@@ -33,7 +33,6 @@ SCORERS: dict[str, tuple[str, str, str | None, bool]] = {
 MADE_WITH = {"k": "k", "codec": "codecs", "fingerprint": "fingerprints"}  # of answers that must not be mixed
 MATCHES = ("exact", "soft", "yes-no", "choice")  # how answers to your own questions are compared
 
-
 Answers = dict[Any, dict[str, Any]]  # question_id → LLaVA's record
 
 
