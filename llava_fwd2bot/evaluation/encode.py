@@ -40,7 +40,7 @@ def write_tensor(kept: Tensor, file: Path | None) -> None:
     """Keeps a summary or scores in `file`; with None nothing is kept."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors({"summary": kept.clone()}, file)
+        write_tensors({"summary": kept}, file)
 
 
 def _check_finite(summaries: Tensor, kind: str, items: Sequence[Any]) -> None:
