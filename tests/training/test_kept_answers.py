@@ -7,9 +7,10 @@ import warnings
 import pytest
 import torch
 from conftest import toy_processor
-from sharded_toys import arguments, mixed_data, on_two_processes
+from sharded_toys import mixed_data, on_two_processes
 from test_evaluating import evaluating, evaluations
 from train_toys import command
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_fwd2bot import answer, load_fwd2bot
 from llava_fwd2bot.processing import answer as answering
@@ -39,39 +40,42 @@ def base_calls(monkeypatch):
     return calls
 
 
-def test_the_metric_is_what_the_checkpoint_answers(base_dir, llava_data, tmp_path, base_calls):
-    """Recomputed from the saved model by `answer`, one question at a time; the data's own answers count as well."""
-    records = json.loads(llava_data["data"].read_text())
-    with torch.random.fork_rng():
-        model, processor = load_fwd2bot(train(command(base_dir, llava_data, tmp_path / "first", "--max_steps", "1")))
-    question = records[0]["conversations"][0]["value"].removeprefix("<image>\n")
-    images = [llava_data["images"] / record["image"] for record in records]
-    options = {"max_new_tokens": 2, "batch_size": 1}
-    said = answer(model, processor, [question] * len(images), images, base=True, **options)
-    for record, text in zip(records[::2], said[::2], strict=True):
-        record["conversations"][1]["value"] = text or "red"  # what the base says is right for every second record
-    llava_data["data"].write_text(json.dumps(records))
-    base_calls.clear()
+QUESTION = "what colour is the picture?"
 
+
+@pytest.fixture
+def taught(base_dir, llava_data):
+    """The data, with the base's own answers as the right ones in every second record."""
+    records = json.loads(llava_data["data"].read_text())
+    base, processor = LlavaForConditionalGeneration.from_pretrained(base_dir), AutoProcessor.from_pretrained(base_dir)
+    images = [llava_data["images"] / record["image"] for record in records]
+    said = answer(base, processor, [QUESTION] * len(images), images, max_new_tokens=2)
+    for record, text in zip(records[::2], said[::2], strict=True):
+        record["conversations"][1]["value"] = text
+    llava_data["data"].write_text(json.dumps(records))
+    return {**llava_data, "pictures": images, "right": [record["conversations"][1]["value"] for record in records]}
+
+
+def test_the_metric_is_what_the_checkpoint_answers(base_dir, taught, tmp_path, base_calls):
+    """Recomputed from the saved model by `answer`, one question at a time; the data's own answers count as well."""
+    images, right, options = taught["pictures"], taught["right"], {"max_new_tokens": 2, "batch_size": 1}
     saving = ("--save_strategy", "steps", "--save_steps", "2")
-    output = train(asking(base_dir, llava_data, tmp_path / "m", 12, *SHORT, *saving))
+    output = train(asking(base_dir, taught, tmp_path / "m", 12, *SHORT, *saving))
     assert len(base_calls) == 12  # at the first of two evaluations
     found = evaluations(output)
     assert [entry["step"] for entry in found] == [2, 4]
-    print('FOUND', found, said)
     for entry in found:
         model, processor = load_fwd2bot(output / f"checkpoint-{entry['step']}")
         pairs = [
-            answer(model, processor, [question] * len(images), images, base=base, **options) for base in (False, True)
+            answer(model, processor, [QUESTION] * len(images), images, base=base, **options) for base in (False, True)
         ]
         kept = sum(normal(a) == normal(b) for a, b in zip(*pairs, strict=True)) / 12
         assert entry["eval_kept_answers"] == pytest.approx(kept)
-        right = [record["conversations"][1]["value"] for record in records]
         short = [len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) <= 2 for text in right]
         for name, texts in zip(("eval_answers_right", "eval_base_answers_right"), pairs, strict=True):
             hits = [normal(a) == normal(b) for a, b, fits in zip(texts, right, short, strict=True) if fits]
             assert entry[name] == pytest.approx(sum(hits) / len(hits))
-    assert found[-1]["eval_base_answers_right"] >= 0.5
+    assert 0 < found[0]["eval_kept_answers"] < 1 and 0 < found[0]["eval_answers_right"] < 1
     card = (output / "README.md").read_text()
     assert "eval kept answers" in card
 
@@ -108,19 +112,16 @@ def test_a_resumed_run_keeps_the_base_s_answers(base_dir, llava_data, tmp_path, 
         assert run(10) == 5
 
 
-def test_the_best_checkpoint_by_kept_answers(base_dir, llava_data, tmp_path):
+def test_the_best_checkpoint_by_kept_answers(base_dir, taught, tmp_path):
     """More is better: training ends when no later evaluation has more, and the best one is the result."""
     best = ("--load_best_model_at_end", "True", "--metric_for_best_model", "kept_answers", "--save_total_limit", "20")
-    saving = ("--save_strategy", "steps", "--save_steps", "1", "--eval_steps", "1", "--early_stopping_patience", "2")
-    output = train(
-        asking(base_dir, llava_data, tmp_path / "m", 6, *SHORT, *best, *saving, "--max_steps", "30", "--seed", "1")
-    )
+    saving = ("--save_strategy", "steps", "--save_steps", "2", "--early_stopping_patience", "2")
+    output = train(asking(base_dir, taught, tmp_path / "m", 12, *SHORT, *best, *saving, "--max_steps", "20"))
     state = json.loads((output / "trainer_state.json").read_text())
     scored = {entry["step"]: entry["eval_kept_answers"] for entry in evaluations(output)}
-    print('SCORED', scored)
     kept = max(scored, key=scored.get)
     assert state["best_metric"] == scored[kept] and state["best_model_checkpoint"].endswith(f"checkpoint-{kept}")
-    assert state["global_step"] == kept + 2 < 30
+    assert state["global_step"] == kept + 4 < 20 and scored[kept] > 0
     saved = (output / f"checkpoint-{kept}" / "fwd2bot.safetensors").read_bytes()
     assert (output / "fwd2bot.safetensors").read_bytes() == saved
 
@@ -254,22 +255,20 @@ def test_data_without_a_question_about_an_image_are_refused(base_dir, llava_data
 
 # ---------------------------------------------------------------------- ranks
 @pytest.mark.parametrize("count", [5, 1])
-def test_two_processes_ask_what_one_asks(base_dir, tmp_path, count):
+def test_two_processes_ask_what_one_asks(base_dir, taught, tmp_path, count):
     """Each rank answers its share, and of one question a rank has none: no rank waits; the metric is one process'."""
-    data = mixed_data(tmp_path)
 
     def argv(output, batch):
-        own = arguments(base_dir, data, output, "ddp", batch)
-        own[own.index("--max_steps") + 1] = "2"
-        own += ["--eval_data_path", str(data), "--eval_strategy", "steps", "--eval_steps", "1"]
-        return [*own, "--eval_kept_answers", str(count), *SHORT]
+        own = asking(base_dir, taught, tmp_path / output, count, *SHORT, "--use_cpu", "True")
+        own[own.index("--per_device_train_batch_size") + 1] = str(batch)
+        return own
 
-    on_two_processes(tmp_path / "log", argv(tmp_path / "two", 2))
-    train(argv(tmp_path / "one", 4))
-    print('TWO', evaluations(tmp_path/'one'))
+    on_two_processes(tmp_path / "log", argv("two", 2))
+    train(argv("one", 4))
     one, two = evaluations(tmp_path / "one"), evaluations(tmp_path / "two")
     assert len(one) == len(two) == 2
     for name in ("eval_kept_answers", "eval_answers_right", "eval_base_answers_right"):
         assert [entry.get(name) for entry in one] == [entry.get(name) for entry in two]
+    assert count == 1 or one[0]["eval_kept_answers"] > 0
     (alone,), (both,) = ((tmp_path / name).glob("base_answers_*.json") for name in ("one", "two"))
     assert alone.name == both.name and alone.read_text() == both.read_text()
