@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from ..processing.answer import answers_to
 from ..processing.conversation import PLACEHOLDER
 from ..processing.images import ImageError, processor_digest
 from ..processing.normal import normal
-from .data import LlavaDataset
+
+if TYPE_CHECKING:
+    from .data import LlavaDataset
 
 _COUNTS = ("asked", "kept", "short", "right", "base_right")
 
