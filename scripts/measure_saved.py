@@ -3,18 +3,18 @@
     python scripts/measure_saved.py --dtype bfloat16 --batch 2
 
 In bfloat16 it runs under autocast, as the Trainer does with --bf16. Weights and buffers are not counted; tensors that
-share memory count once. The host's own LoRA step is measured beside it, on the same base and batch.
+share memory count once. A LoRA step of the host by PEFT is measured beside it, on the same base and batch; PEFT's own
+layers keep copies that ours do not (see `modeling.adapters.cast_input`).
 """
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections import Counter
 from typing import Any
 
 import torch
-from bench_common import autocast, batch_of, build, parser, prepare, twin, with_fwd2bot, with_lora
+from bench_common import autocast, batch_of, build, finish, parser, prepare, twin, with_fwd2bot, with_lora
 from torch import Tensor, nn
 
 _BETWEEN = ("torch/nn/modules/module.py", "torch/nn/modules/container.py", "torch/utils/_contextlib.py")
@@ -67,15 +67,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             batch["plan"] = model.planner()(batch, options.batch, lengths, shown).to(options.device)
             batch["return_logits"] = False
         found = saved_for_backward(model, batch, dtype)
-        result[side] = found.total()
+        result[side] = {"bytes": found.total(), "largest": dict(found.most_common(options.top))}
         print(f"{side}: {found.total():,} bytes saved for backward")
         for origin, size in found.most_common(options.top):
             print(f"  {size:>12,}  {size / found.total():5.1%}  {origin}")
-    result["ratio"] = result["fwd2bot"] / result["host"]
+    result["ratio"] = result["fwd2bot"]["bytes"] / result["host"]["bytes"]
     print(f"fwd2bot over host: {result['ratio']:.3f}")
-    if options.json:
-        print(json.dumps(result))
-    return result
+    return finish(result, options)
 
 
 if __name__ == "__main__":
