@@ -14,6 +14,7 @@ import numpy as np
 
 from ..extras import require
 from ..files.text import one_line
+from ..processing.normal import normal
 from .scorers.pope import figures_of, says_no
 
 _LAST = "thelastofthecaptions"  # a word that no caption consists of
@@ -98,16 +99,6 @@ def _ptb(texts: dict[int, list[str]]) -> dict[int, list[str]]:
             "of them contains a character that it treats as the end of a line, or Java failed."
         )
     return found
-
-
-def normal(answer: str) -> str:
-    """An answer for comparison: lower case, without end mark, articles and repeated spaces.
-
-    An answer that consists of these alone is kept, as otherwise an empty answer would equal the option "A".
-    """
-    text = answer.strip().lower()
-    words = re.sub(r"[.!?]+$", "", text).replace("_", " ").split() or text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def exact(answers: Sequence[str], truth: Sequence[str]) -> list[float]:
