@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +9,7 @@ import numpy as np
 
 from llava_fwd2bot.evaluation.metrics import caption_scores as caption_scores
 from llava_fwd2bot.evaluation.scorers.pope import figures_of, says_no
-
-
-def normal(answer: str) -> str:
-    """An answer for comparison: lower case, without end mark, articles and repeated spaces.
-
-    An answer that consists of these alone is kept, as otherwise an empty answer would equal the option "A".
-    """
-    text = answer.strip().lower()
-    words = re.sub(r"[.!?]+$", "", text).replace("_", " ").split() or text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+from llava_fwd2bot.processing.normal import normal
 
 
 def exact(answers: Sequence[str], truth: Sequence[str]) -> list[float]:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eval.metrics import normal
 from llava_fwd2bot import load_fwd2bot
 from llava_fwd2bot.evaluation.resample import bounds
 from llava_fwd2bot.evaluation.tables import markdown, ranged
@@ -33,6 +32,7 @@ from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json, write_text
 from llava_fwd2bot.processing.conversation import PLACEHOLDER, ConversationFormatter
 from llava_fwd2bot.processing.generate import from_base, from_summaries, summaries_of
+from llava_fwd2bot.processing.normal import normal
 from llava_fwd2bot.smol import instructions as make
 
 TURNS, COUNTS, BATCH = 10, (1, 2, 5, 10, 20, 50), 10

@@ -35,6 +35,8 @@ COMMON = {
     "lora_alpha": "LoRA alpha",
     "logging_steps": "steps between two lines of losses; default: 10",
     "save_steps": "steps between two checkpoints; default: 500",
+    "eval_data_path": "conversations to evaluate on while training; see --eval_strategy",
+    "eval_kept_answers": "ask so many of their questions; share of the base's answers that are kept",
     "group_by_modality_length": "True: batches of one modality and of similar lengths",
     "deepspeed": "a DeepSpeed configuration: ZeRO-2 or ZeRO-3",
 }

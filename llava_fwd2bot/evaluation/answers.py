@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..files.records import read_records
 from ..files.resumable import resumable_lines
 from ..files.text import json_line
-from ..processing.answer import answer_batch
+from ..processing.answer import answers_to
 from ..processing.conversation import ConversationFormatter
 from ..processing.images import open_image, prepared_size
 from .encode import Encoder
@@ -61,7 +61,7 @@ class Answerer:
             else:
                 rows = [[open_image(paths[i], prepared=prepared_size(processor))] for i in part]
             options = {"max_new_tokens": self.max_new_tokens}
-            texts = answer_batch(model, processor, prompts, rows, states is None, None, options)
+            texts = answers_to(model, processor, prompts, rows, states is None, None, options)
             yield from ((i, text) for i, text in zip(part, texts, strict=True) if i not in done)
 
 

@@ -13,7 +13,7 @@ import torch
 from vlmeval.vlm.base import BaseModel
 
 from .. import load_fwd2bot
-from ..processing.answer import answer_batch
+from ..processing.answer import answers_to
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
 from ..processing.images import open_image
 
@@ -67,7 +67,7 @@ class Fwd2Bot(BaseModel):
         text = "\n".join(PLACEHOLDER if part["type"] == "image" else part["value"] for part in message)
         prompt = self.formatter.ask([{"from": "human", "value": text}])
         options = {"max_new_tokens": self.max_new_tokens}
-        return answer_batch(self.model, self.processor, [prompt], [images], self.from_base, self.k, options)[0]
+        return answers_to(self.model, self.processor, [prompt], [images], self.from_base, self.k, options)[0]
 
 
 def _there(line: Any, name: str) -> bool:

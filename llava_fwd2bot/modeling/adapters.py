@@ -34,6 +34,20 @@ def lora_target(names: Sequence[str]) -> str:
     return rf"layers\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
 
 
+def cast_input(x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """In the place of PEFT's `_cast_input_dtype`: an adapter's input in the dtype of its weights.
+
+    Under autocast a half-precision input stays as it is. PEFT makes it float32, autocast rounds that back, to the same
+    numbers, and each of q, k and v, gate and up would keep such a copy of one input for backward.
+    """
+    if x is None or x.dtype == dtype:
+        return x
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if half and dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(dtype)
+
+
 class StageAdapters:
     """The LoRA adapters of both stages in one language model.
 
@@ -77,6 +91,9 @@ class StageAdapters:
             for name in self.names:
                 inject_adapter_in_model(self.lora_config, language_model, adapter_name=name)
         self.layers = {n: m for n, m in language_model.named_modules() if isinstance(m, BaseTunerLayer)}
+        if config.lora_dropout == 0:  # dropout would round its scale to half precision; and it keeps copies anyway
+            for layer in self.layers.values():
+                layer._cast_input_dtype = cast_input
         for parameter in self.parameters():
             parameter.requires_grad_(True)
             # an update of 1e-5 is lost on a bfloat16 weight; autocast and PEFT cast at the matrix product

@@ -140,13 +140,13 @@ def answer(
     if stream:
 
         def generate(options: dict[str, Any]) -> list[str]:
-            return answer_batch(model, processor, prompts, rows, base, k, options)
+            return answers_to(model, processor, prompts, rows, base, k, options)
 
         return streamed(generate, processor, options, lambda answers: _warn_of_empty(answers, questions, stacklevel=2))
     answers: list[str] = []
     for at in range(0, len(prompts), batch_size):
         part = slice(at, at + batch_size)
-        answers += answer_batch(model, processor, prompts[part], rows[part], base, k, options)
+        answers += answers_to(model, processor, prompts[part], rows[part], base, k, options)
     _warn_of_empty(answers, questions)
     return answers[0] if single else answers
 
@@ -192,7 +192,7 @@ def _prompt(formatter: ConversationFormatter, question: str, images: int, name: 
 
 
 # ---------------------------------------------------------------------- the model
-def answer_batch(
+def answers_to(
     model: Any,
     processor: Any,
     prompts: Sequence[str],
@@ -201,11 +201,11 @@ def answer_batch(
     k: int | None,
     options: dict[str, Any],
 ) -> list[str]:
-    """The answers to prompts that are ready for the model, in one batch.
+    """One text for each prompt, all in one batch; the base takes them one by one.
 
     Args:
-        rows: of each prompt the images of its placeholders, or their summaries [M, k, D], or None.
-        base: answer by the base, from images. k: as of `answer`, of images. options: of `generate`.
+        prompts: with one image token for each image.
+        rows: of each prompt, a list of its PIL images, its summaries [m, k, D], or None.
     """
     if base:
         return [

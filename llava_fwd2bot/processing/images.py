@@ -126,7 +126,7 @@ class ImageReader:
         images = []
         for name in names:
             try:
-                images.append(self._open(name))
+                images.append(self.open(name))
             except ImageError as error:
                 error.image = name
                 raise
@@ -139,7 +139,8 @@ class ImageReader:
         }
         return kept, self._row_counts(images) if self._per_row else [self._count(image) for image in images]
 
-    def _open(self, name: str) -> Image.Image:
+    def open(self, name: str) -> Image.Image:
+        """The picture of that name. Raises ImageError where it cannot be used."""
         data = None if self.stored is None else self.stored(name)
         if data is not None:
             return decode_image(data, name, self.max_pixels, prepared=self._prepared)

@@ -9,13 +9,16 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..files.text import read_json
 
 # optimizers that update in backward, at one rate for all: they pass over --summary_lr, --mm_projector_lr, the gradient
 # norm and accumulation
 _IN_BACKWARD = ("lomo", "adalomo")
+KEPT_METRICS = ("kept_answers", "answers_right", "base_answers_right")  # of kept_answers.py
 
 
 def check_arguments(args: Any, fwd2bot: bool) -> None:
@@ -44,8 +47,34 @@ def check_arguments(args: Any, fwd2bot: bool) -> None:
     for name in ("group_by_modality_length", "group_by_image"):
         if getattr(args, name, False) and strategy != "random":
             raise ValueError(f"--{name} and --train_sampling_strategy {strategy} both order the data: drop one.")
+    _check_kept_answers(args, fwd2bot)
     if fwd2bot:
         _check_with_fwd2bot(args)
+
+
+def _check_kept_answers(args: Any, fwd2bot: bool) -> None:
+    count = getattr(args, "eval_kept_answers", 0)  # of another class of arguments
+    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    if best in KEPT_METRICS and not count:
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model} needs --eval_kept_answers N, the number of "
+            "questions that an evaluation asks."
+        )
+    if not count:
+        return
+    if count < 0:
+        raise ValueError(f"--eval_kept_answers is a number of questions, or 0 for none, got {count}.")
+    if args.eval_kept_answers_tokens < 1:
+        raise ValueError(f"--eval_kept_answers_tokens must be at least 1, got {args.eval_kept_answers_tokens}.")
+    if not fwd2bot:
+        raise ValueError("--eval_kept_answers compares Fwd2Bot with the base: give --fwd2bot K, or leave it out.")
+    fsdp = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if fsdp or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"--eval_kept_answers does not run under {'FSDP' if fsdp else 'ZeRO-3'}: the ranks generate answers of "
+            "different lengths, and each layer is a call on all of them. Leave it out and compare checkpoints by "
+            "`fwd2bot eval answer`, or use DDP or ZeRO-2."
+        )
 
 
 def _check_with_fwd2bot(args: Any) -> None:
@@ -100,6 +129,11 @@ def check_command(args: Any, data: Any) -> None:
             "--eval_strategy, --eval_on_start, --do_eval, --load_best_model_at_end and --save_strategy best need "
             "evaluation data: name it by --eval_data_path or --eval_caption_data. --do_predict is not for training: "
             "use `fwd2bot eval`."
+        )
+    if args.eval_kept_answers and not data.eval_data_path:
+        raise ValueError(
+            "--eval_kept_answers asks questions of the evaluation data: name conversations by --eval_data_path, and "
+            "say when to evaluate, as by --eval_strategy steps --eval_steps 500."
         )
     if given and args.eval_strategy == "no" and not args.eval_on_start:
         raise ValueError(

@@ -34,6 +34,7 @@ from .arguments import given_settings, parse
 from .checks import check_negatives
 from .collator import Fwd2BotCollator
 from .data import LlavaDataset
+from .kept_answers import rows_with_questions
 from .load import load_for_training
 from .progress import SaveOnSignal, header, next_command
 from .resume import (
@@ -64,6 +65,11 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     config = None if given is None else Fwd2BotConfig(**given)
     if config is not None and config.adapters == "none" and args.bits != 16:
         raise ValueError("--bits 4 and 8 need LoRA: quantised weights do not train. Use --fwd2bot_adapters stage.")
+    if config is not None and config.adapters == "none" and args.eval_kept_answers:
+        raise ValueError(
+            "--eval_kept_answers compares with the base, and --fwd2bot_adapters none trains the base itself: leave one "
+            "of them out."
+        )
     name = model_args.model_name_or_path
     _keep_inputs(name, data_args, args, fwd2bot_args, config is not None)
     output = _writable(args.output_dir)
@@ -105,6 +111,8 @@ def train(argv: Sequence[str] | None = None, host: type | None = None) -> Path:
     dataset.check_files()
     if eval_dataset is not None:
         eval_dataset.check_files()
+        if args.eval_kept_answers:
+            rows_with_questions(eval_dataset)  # raises, before anything is loaded, where there is none
     _check_data(dataset, config, args)
     if dataset.formatter.version == "v1":
         # saved with the model: prompts are to have the words of training
@@ -258,7 +266,7 @@ def _training_figures(
 ) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for entry in trainer.state.log_history:
-        last.update({name: entry[name] for name in entry if name.endswith(("loss", "accuracy"))})
+        last.update({name: entry[name] for name in entry if name.endswith(("loss", "accuracy", "kept_answers"))})
     return {
         "Data": Path(data_args.data_path).name if data_args.data_path else "captions alone",
         "Rows": len(dataset),

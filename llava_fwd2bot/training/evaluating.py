@@ -1,4 +1,4 @@
-"""Evaluation while training: answer loss, contrastive loss and R@1 of a fixed pool, for the best checkpoint.
+"""Evaluation while training: both losses, R@1 of a fixed pool, kept answers of a sample; for the best checkpoint.
 
 Shapes: P pairs of the pool, D hidden size.
 """
@@ -6,6 +6,8 @@ Shapes: P pairs of the pool, D hidden size.
 from __future__ import annotations
 
 import time
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.trainer_utils import speed_metrics
 
 from ..losses import Candidates
 from ..modeling.blocks import contrastive_loss_by_blocks
+from .kept_answers import KeptAnswers
 
 if TYPE_CHECKING:
     _Trainer = Trainer  # any trainer of transformers stands behind the mixin
@@ -61,16 +64,22 @@ class Fwd2BotEvaluationMixin(_Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The losses on the evaluation data, and R@1 within the pool of its first `eval_pool` pairs.
+        """The losses on the evaluation data, R@1 within the pool of its first `eval_pool` pairs, and kept answers.
 
         The answer loss is the mean over all labelled tokens, whatever batches they come in; the contrastive loss is
         that of the whole pool. `loss` is their sum, weighted as in training. With several processes the rows that fill
-        up the last batch count twice in the answer loss.
+        up the last batch count twice in the answer loss. With `eval_kept_answers` N, N questions of the data are
+        answered as well: see `KeptAnswers.measure`.
 
         Trainer's own evaluation runs for a model without Fwd2Bot, with `compute_metrics`, and for several data sets.
         """
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         if not self._has_fwd2bot or self.compute_metrics is not None or not hasattr(data, "num_captioned"):
+            if getattr(self.args, "eval_kept_answers", 0) and not isinstance(data, dict):  # which comes here one by one
+                raise ValueError(
+                    "eval_kept_answers asks questions of a LlavaDataset, by a model with Fwd2Bot and without "
+                    f"compute_metrics, and this evaluation is on {type(data).__name__}: leave one of them out."
+                )
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self._memory_tracker.start()
         start, model = time.time(), self._for_evaluation()
@@ -87,6 +96,8 @@ class Fwd2BotEvaluationMixin(_Trainer):
         if pool:
             metrics.update(pool_metrics(*pool, self._temperature()))
             loss += config.contrastive_weight * metrics.get("contrastive_loss", 0.0)
+        if getattr(self.args, "eval_kept_answers", 0):
+            metrics.update(self._kept_answers(data))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **metrics}.items()}
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(data)))
         self.log(metrics)
@@ -97,6 +108,21 @@ class Fwd2BotEvaluationMixin(_Trainer):
     @property
     def _eval_pool(self) -> int:
         return getattr(self.args, "eval_pool", 1000)
+
+    def _kept_answers(self, data: Any) -> dict[str, float]:
+        """The metrics of the sample of `data`, which is chosen at its first evaluation. Every rank must call it."""
+        if id(data) not in self._samples:
+            count, length = self.args.eval_kept_answers, self.args.eval_kept_answers_tokens
+            self._samples[id(data)] = KeptAnswers(data, count, length, self.processing_class)
+            if self.is_world_process_zero():
+                self._samples[id(data)].warn_of_fewer(count)
+        folder, batch = Path(self.args.output_dir), self.args.eval_batch_size
+        precision = self.compute_loss_context_manager
+        return self._samples[id(data)].measure(self._fwd2bot_model, self.accelerator, folder, batch, precision)
+
+    @cached_property
+    def _samples(self) -> dict[int, KeptAnswers]:
+        return {}  # by the data set's id; each keeps its data set
 
     def _for_evaluation(self) -> Any:
         """The model as it was wrapped to train, or prepared to evaluate alone."""

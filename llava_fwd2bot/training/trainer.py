@@ -55,6 +55,16 @@ class Fwd2BotTrainingArguments(TrainingArguments):
         default=1000,
         metadata={"help": "R@1 of an evaluation is within the first so many pairs of the evaluation data."},
     )
+    eval_kept_answers: int = field(
+        default=0,
+        metadata={
+            "help": "Each evaluation asks so many questions of the evaluation data, and logs to how many Fwd2Bot gives "
+            "the base's answer. 0: none."
+        },
+    )
+    eval_kept_answers_tokens: int = field(
+        default=16, metadata={"help": "With --eval_kept_answers: answers end after so many tokens."}
+    )
 
 
 def _head_where_labelled(inputs: dict[str, Any]) -> dict[str, Any]:

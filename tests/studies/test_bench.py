@@ -84,6 +84,20 @@ def test_no_time_is_left(bench):
         bench("bench_train", "--k", "4", "--steps", "1", "--memory", "beside", "--seconds", "0")
 
 
+def test_what_a_forward_saves_for_backward(bench):
+    """More rows save more, under autocast; the sum is at least that of the largest lines."""
+    sizes = []
+    for batch in ("1", "2"):
+        result, line, file = bench("measure_saved", "--k", "4", "--dtype", "bfloat16", "--batch", batch)
+        assert result == line == file
+        found = result["fwd2bot"]
+        assert sum(found["largest"].values()) <= found["bytes"] <= 1.5 * sum(found["largest"].values())
+        assert any("lora" in origin for origin in found["largest"])
+        assert result["ratio"] == found["bytes"] / result["host"]["bytes"]
+        sizes.append(found["bytes"])
+    assert 1.8 * sizes[0] < sizes[1] < 2.1 * sizes[0]
+
+
 def test_inference(bench):
     result, line, file = bench("bench_infer", "--k", "4", "2", "--rounds", "2", "--new-tokens", "3", "--merged")
     assert result == line == file
