@@ -60,9 +60,10 @@ class Candidates:
         count, own = len(self.image), self.image[first : first + rows]  # [R]
         place = torch.full_like(self.image, rows)  # of each image among the rows; all others share one more
         place[own] = torch.arange(rows, device=own.device)
-        belongs = torch.zeros(rows + 1, count, dtype=torch.bool, device=own.device)
-        belongs[place[self.image], self.text] = True
-        excluded = belongs[place[own]][:, self.text]  # [R, C]
+        belongs = torch.zeros((rows + 1) * count, dtype=torch.bool, device=own.device)
+        # not belongs[…] = True, which copies the value to the GPU and waits for that
+        belongs.index_fill_(0, place[self.image] * count + self.text, True)
+        excluded = belongs.view(rows + 1, count)[place[own]][:, self.text]  # [R, C]
         excluded.diagonal(first).fill_(False)
         return excluded
 

@@ -2,9 +2,9 @@
 
     python scripts/bench_pairs.py --json
 
-The model is small, but its frozen weights weigh, for its width, what weights, gradients and optimizer of LLaVA-1.5-7B
-weigh (LoRA, AdamW, one GPU). Its vocabulary is enlarged for that, which costs memory and no time. Each batch runs in a
-process of its own. Images and ids are the caller's, grow with the batch whatever the step does, and are counted apart.
+The model is small. Relative to its width, its frozen weights take the memory of LLaVA-1.5-7B's weights, gradients and
+optimizer state (LoRA, AdamW, one GPU). Its vocabulary is enlarged for that, which costs memory and no time. Each batch
+runs in a process of its own. Images and ids are the caller's and grow with the batch. They are counted apart.
 """
 
 from __future__ import annotations

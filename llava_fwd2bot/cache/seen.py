@@ -113,9 +113,9 @@ class Seen:
 
 
 class _Level:
-    """Sorted hashes, and where those begin that share their highest bits.
+    """Sorted hashes, and where each group with equal highest bits begins.
 
-    Hashes are spread evenly, so that each of these buckets holds about four. A bisection of the whole array would read
+    Hashes are spread evenly, so that each of these buckets holds two to four. A bisection of the whole array would read
     memory all over it for every value that is looked for.
     """
 

@@ -14,7 +14,7 @@ from ..losses import Candidates, contrastive_loss, one_way, wide
 
 WHOLE = 1024  # pairs up to which the whole matrices are small, and faster
 _LOGITS = 1 << 20  # of a block
-_LEAST_ROWS = 64  # fewer would read all vectors again for too little work
+_LEAST_ROWS = 64  # smaller blocks spend their time reading the vectors
 
 
 def block_rows(pairs: int) -> int:

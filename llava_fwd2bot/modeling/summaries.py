@@ -57,7 +57,7 @@ class Fwd2BotSummaryMixin:
             return None
 
         def pooled(summary: Tensor) -> Tensor:
-            if summary.shape[1] > 1 and len(cosines) < own:  # not in backward, nor in the others' chunks
+            if summary.shape[1] > 1 and len(cosines) < own:  # only in forward, and only for this rank's own chunks
                 cosines.append(summary_cosine(summary.detach()) * len(summary))
             return pool(summary, self.fwd2bot_config.pooling)[:, None]
 

@@ -22,7 +22,7 @@ READING |= {torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations that wait for the device, boolean masks as indices among them."""
+    """Counts operations that wait for the device, boolean masks as indices among them, and numbers put at indices."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         masks = [i for i in (args[1] if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) else ())]
-        if func in WAITING or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in masks):
+        number = func.overloadpacket in (aten.index_put, aten.index_put_) and args[2].dim() == 0
+        if number or func in WAITING or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in masks):
             self.seen[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
