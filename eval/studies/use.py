@@ -174,7 +174,10 @@ def report(result: dict[str, Any]) -> str:
             cells = [
                 [r for r in result["rows"] if (r["part"], r["side"]) == (part, s) and r["at"] in at] for s in sides
             ]
-            lines.append([title, *(ranged(*balanced(rows)) if rows else "" for rows in cells)])
+            both = [len({row["right"] for row in rows}) == 2 for rows in cells]
+            lines.append(
+                [title, *(ranged(*balanced(rows)) if ok else "" for rows, ok in zip(cells, both, strict=True))]
+            )
         return markdown([first, *sides], lines)
 
     spans = [("1", [1]), ("2 to 4", [2, 3, 4]), ("5 to 7", [5, 6, 7]), ("8 to 10", [8, 9, 10])]
@@ -216,9 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         batches = [summaries_of(model, processor, images[at : at + BATCH]) for at in range(0, len(images), BATCH)]
     summary = torch.cat(batches)  # [M, K, D]
-    command = (
-        f"python -m eval.studies.use --data DATA --model {args.model} --images {len(images)} --prompts {args.prompts}"
-    )
+    sizes = f"--k {' '.join(map(str, args.k))} --images {len(images)} --prompts {args.prompts} --most {args.most}"
+    command = f"python -m eval.studies.use --data DATA --model {args.model} {sizes}"
     result = {"model": args.model, "images": len(images), "date": str(date.today()), "command": command, "rows": []}
     if args.output.exists() and (kept := read_json(args.output))["command"] == command:
         result = kept
