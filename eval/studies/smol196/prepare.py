@@ -188,7 +188,7 @@ def write_parts(output: Path, mib: float) -> list[Path]:
     files += [(study.parent / "__init__.py", Path("src/eval/__init__.py"))]
     files += [
         (p, Path("src/eval/studies") / p.relative_to(study))
-        for p in sorted([*study.rglob("*.py"), *study.rglob("*.sh")])
+        for p in sorted([*study.rglob("*.py"), *study.rglob("*.sh"), *study.rglob("*.yaml")])
     ]
     order = ("pictures.json", "photos.json", "rows.npz", "tower.safetensors", "photos-*.bin", "lm-*.safetensors")
     files += [(p, Path(p.name)) for pattern in order for p in sorted(output.glob(pattern))]
