@@ -92,6 +92,8 @@ def _by_k(study: Study, table: Table, lines: list[Line]) -> list[str]:
     parts = []
     for figure in table.figures:
         mine = _shown(study, table, lines, figure)
+        if not mine:
+            continue
         ks = sorted({line["k"] for line in mine})
         rows = []
         for row in dict.fromkeys(line["row"] for line in mine):

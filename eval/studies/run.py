@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +50,7 @@ class Job:
     work: Path
     limit: int | None = None
     tuning: bool = False
+    _digests: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def module(self) -> Any:
@@ -89,11 +90,10 @@ class Job:
         files = sorted(Path(base_source(self.model)).glob("*.safetensors"))
         return {"weights": hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()[:16]}
 
-    def _contents(self, task: str) -> str:
-        known = self.__dict__.setdefault("_known", {})
-        if task not in known:
-            known[task] = self.module.contents(self, task)
-        return known[task]
+    def _contents(self, task: str) -> str | None:
+        if task not in self._digests:
+            self._digests[task] = self.module.contents(self, task)
+        return self._digests[task]
 
     def missing(self, rows: Rows) -> list[Key]:
         """The cells that are not there.
@@ -125,7 +125,7 @@ def run_one(job: Job, rows: Rows) -> None:
             return
         if job.row.model is None:
             _train(job)
-            job.__dict__.pop("_weights", None)
+            job = replace(job)  # whose checkpoint is there now
         job.module.measure(job, rows, job.missing(rows))
 
 
