@@ -102,8 +102,9 @@ class Job:
             ValueError: one was made of something else.
         """
         found = [key for key in self.keys() if not rows.has(key, self._settings)]
-        for key in {*self.keys()} - {*found}:  # settings first, as a digest of the items reads all images
-            rows.has(key, {"data": self._contents(key[0])})
+        for key in self.keys():  # settings first, as a digest of the items reads all images
+            if key not in found:
+                rows.has(key, {"data": self._contents(key[0])})
         return found
 
 
