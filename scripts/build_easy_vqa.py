@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from easy_vqa_data import COLORS, SHAPES, Question, attributes, build_processor, load
 from PIL import Image
+from tiny_llava import Log, Rows, answer_loss, batches, build_model, optimizer, write_base
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-
-from eval.studies.tiny_llava import Log, Rows, answer_loss, batches, build_model, optimizer, write_base
 
 TEXT_STEPS, TOWER_EPOCHS, JOINT_EPOCHS = 450, 8, 4
 BATCH, TURNS = 32, 5

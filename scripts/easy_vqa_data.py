@@ -6,10 +6,9 @@ import json
 import random
 from pathlib import Path
 
+import tiny_llava
 from easy_vqa import get_test_image_paths, get_test_questions, get_train_image_paths, get_train_questions
 from transformers import LlavaProcessor
-
-from eval.studies import tiny_llava
 
 SIZE, PATCH = 64, 8
 TURNS = 3

@@ -115,11 +115,6 @@ class BaseReader:
             seen = language_model(inputs_embeds=words, attention_mask=mask, output_attentions=True).attentions
         return [layer[:, :, -1].float().mean(1)[is_image].view(len(visual), -1) for layer in seen]
 
-    def attention_per_token(self, state: Tensor, k: int, questions: Sequence[str]) -> Tensor:
-        """Share of the attention of the prompt's last token per visual token, averaged over layers, [Q]"""
-        layers = self._attention(self.visual(state, k, questions), questions)
-        return torch.stack(layers).mean(dim=(0, 2))
-
 
 class PrunedReader(BaseReader):
     """The k dense tokens that the prompt's last token attends to most in an early layer (as FastV, arXiv 2403.06764).
@@ -263,7 +258,7 @@ class Images:
 
 
 def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> BaseReader:
-    """The reader of a method: "base" and "prune" open a base, the others a checkpoint of that method.
+    """The reader of a method: "base" and "prune" open a base, those of `RIVALS` a checkpoint.
 
     Raises:
         ValueError: the method is unknown.
@@ -274,10 +269,9 @@ def open_reader(method: str, path: str | os.PathLike, dtype: torch.dtype = torch
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
         kind = BaseReader if method == "base" else PrunedReader
         return kind(model, AutoProcessor.from_pretrained(source))
-    name = method.split("-")[0]
-    if name not in RIVALS:
-        raise ValueError(f"unknown method {method!r}; choose base, prune, {', '.join(RIVALS)}, or one with a -suffix")
-    host = RIVALS[name]
+    if method not in RIVALS:
+        raise ValueError(f"unknown method {method!r}; choose base, prune, {', '.join(RIVALS)}")
+    host = RIVALS[method]
     model, processor = load_fwd2bot(path, host=host, dtype=dtype)
     readers = {PooledLlava: PooledReader, KeyValueLlava: KeyValueReader}
     return readers.get(host, SummaryReader)(model.to(dtype), processor)

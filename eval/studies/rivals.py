@@ -1,25 +1,18 @@
-"""Other published ways to reduce an image to k tokens, on the same base, data, steps and budget.
-
-    python -m eval.studies.rivals METHOD --fwd2bot 16 …      (the arguments of `fwd2bot train`)
+"""Ways to reduce an image to k tokens that the package's registry of compressors has not.
 
 Each is Fwd2Bot's host class with another compress pass, so that data, trainer, losses and checkpoints are the same
-code. Each has an answer pass with its own LoRA. They implement the papers' ideas at a small size, and do not reproduce
-the papers' systems.
+code. They implement the papers' ideas at a small size, and do not reproduce the papers' systems. Others are compressors
+of the package: `fwd2bot train --fwd2bot_compressor query`, and `--fwd2bot_adapters shared`.
 
-pool     average pooling of the grid (Matryoshka Multimodal Models, arXiv 2405.17430)
-query    a query transformer whose first k queries are used (MQT-LLaVA, arXiv 2405.19315)
+pool     the registry's average pooling, for training on several k: its tokens for k are no prefix of those for more
 kv       the summary tokens' keys and values of every layer, not their outputs (VoCo-LLaMA, arXiv 2406.12275)
-shared   Fwd2Bot with one adapter for both passes (`--fwd2bot_adapters shared`; the paper's ablation): no class
 mean     for retrieval: the mean of the dense tokens, and of the text's states, through a learned head each
-last     for retrieval: the last token's state after the prompt, one adapter (VladVA, arXiv 2412.04378)
 
 Pruning by attention, which needs no training, is in readers.py.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +22,6 @@ from transformers import DynamicCache
 
 from llava_fwd2bot.bottleneck import Collapsed
 from llava_fwd2bot.compressors import compressor_of
-from llava_fwd2bot.compressors.query import QueryTransformer
 from llava_fwd2bot.hosts.llava import Fwd2BotLlava
 
 
@@ -49,20 +41,6 @@ class _ImagesAlone(Fwd2BotLlava):
 class PooledLlava(_ImagesAlone):
     def _condense(self, dense: list[Tensor], k: int) -> Tensor:
         return compressor_of("pool").images(self, dense, k)
-
-
-class QueryLlava(_ImagesAlone):
-    def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:
-        super()._init_fwd2bot(*args, **kwargs)
-        size = self.fwd2bot.tokens.shape[1]
-        # within the module of Fwd2Bot's own parameters, so that it is trained, saved and loaded with them
-        self.fwd2bot.resampler = QueryTransformer(
-            size, self.fwd2bot_config.num_summary_tokens, heads=max(size // 64, 1), places=self.config.image_seq_length
-        )
-
-    def _condense(self, dense: list[Tensor], k: int) -> Tensor:
-        resampler = self.fwd2bot.resampler
-        return resampler(torch.stack(dense).to(resampler.queries.dtype), k)
 
 
 class KeyValueLlava(_ImagesAlone):
@@ -130,31 +108,4 @@ class MeanPooledLlava(Fwd2BotLlava):
         return head(means.to(head.weight.dtype))[:, None]
 
 
-class LastTokenLlava(Fwd2BotLlava):
-    def _compress_whole(self, contexts: list[Tensor], prompt_ids: Tensor, num_tokens: int | None) -> Tensor:
-        last = compressor_of("last")
-        return (last.texts if prompt_ids is self.fwd2bot.text_prompt_ids else last.images)(self, contexts, 1)
-
-
-RIVALS: dict[str, type | None] = {
-    "fwd2bot": None,
-    "shared": None,
-    "pool": PooledLlava,
-    "query": QueryLlava,
-    "kv": KeyValueLlava,
-    "mean": MeanPooledLlava,
-    "last": LastTokenLlava,
-}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    from llava_fwd2bot.training.command import train
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] not in RIVALS:
-        raise SystemExit(f"{__doc__}\nThe first argument is the method: {', '.join(RIVALS)}.")
-    train(argv[1:], host=RIVALS[argv[0]])
-
-
-if __name__ == "__main__":
-    main()
+RIVALS: dict[str, type | None] = {"fwd2bot": None, "pool": PooledLlava, "kv": KeyValueLlava, "mean": MeanPooledLlava}

@@ -92,6 +92,12 @@ def images_of_items(task: str, selection: Selection) -> list[Any]:
     return [i for i, said in enumerate(split.captions) for _ in said]
 
 
+def parts_of(task: str, selection: Selection) -> dict[str, list[int]]:
+    """The numbers of the items of each kind of SugarCrepe; the other tasks have no parts."""
+    kinds = sugarcrepe_items(selection)[1] if task == "sugarcrepe" else []
+    return {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in sorted(set(kinds))}
+
+
 def contents_of(task: str, selection: Selection) -> str:
     """A digest of a task's images, questions and right answers, whatever the files are called."""
     if task in ANSWERED:

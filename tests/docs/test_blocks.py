@@ -132,6 +132,7 @@ def check_arguments(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert script or words[0] == "python", f"{words[0]} is not checked: {shlex.join(words)}"
         if script and words[0] in ("bash", "python") and not script.startswith("PATH"):
             path = ROOT / (script.replace(".", "/") + ".py" if script.startswith("eval.") else script)
+            path = path if path.is_file() else path.with_suffix("") / "__main__.py"  # a package that is a program
             text = path.read_text()
             flags = [word for word in words if re.match(r"--[a-z]", word)]
             assert path.suffix == ".sh" or all(flag in text for flag in flags), f"{path} does not know all of {flags}"

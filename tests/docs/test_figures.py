@@ -13,16 +13,16 @@ RESULTS = ROOT / "eval" / "results"
 
 @pytest.fixture(scope="module")
 def smol() -> dict[tuple[str, str, int], dict]:
-    rows = json.loads((RESULTS / "smol.json").read_text())["results"]
-    return {(row["task"], row["method"], row["k"]): row for row in rows}
+    rows = json.loads((RESULTS / "smol.json").read_text())["figures"]
+    return {(row["figure"], row["row"], row["k"]): row for row in rows}
 
 
 @pytest.mark.parametrize(("task", "words"), [("caption", "images"), ("exists", "questions")])
 def test_retention_in_the_readme(smol, task, words):
     row = smol[task, "fwd2bot", 16]
-    low, high = (f"{100 * x:.1f}" for x in row["retention_interval"])
-    count = len(json.loads((RESULTS / "smol" / f"fwd2bot.{task}.k16.json").read_text())["items"])
-    line = f"| {100 * row['retention']:.1f} % [{low}, {high}] of the base |"
+    low, high = (f"{100 * x:.1f}" for x in row["share_interval"])
+    count = row["items"]
+    line = f"| {100 * row['share']:.1f} % [{low}, {high}] of the base |"
     found = [text for text in (ROOT / "README.md").read_text().splitlines() if line in text]
     assert len(found) == 1 and f"n = {count:,} {words}" in found[0]
 
@@ -33,15 +33,15 @@ def test_the_table_of_smol_llava(smol):
         cells = [f"{2 * 576 * k:,}"]
         for task, unit in (("caption", ""), ("exists", " %")):
             row = smol[task, "fwd2bot", k]
-            cells.append(f"{100 * row['value']:.1f}{unit} ({100 * row['retention']:.1f} %)")
+            cells.append(f"{100 * row['value']:.1f}{unit} ({100 * row['share']:.1f} %)")
         assert f"| {' | '.join(cells)} |" in page
 
 
 def test_pooling_is_level(smol):
     """The most important negative result: the README's figure is the claim's, at k = 16, with its interval."""
     claims = json.loads((RESULTS / "smol.json").read_text())["claims"]
-    rows = next(entry["rows"] for entry in claims if "same k" in entry["claim"])
-    row = next(r for r in rows if (r["task"], r["against"], r["k"]) == ("caption", "pool", 16))
+    rows = [one for one in claims if "same k" in one["claim"]]
+    row = next(r for r in rows if (r["figure"], r["against"], r["k"]) == ("caption", "pool", 16))
     value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (row["value"], *row["interval"]))
     assert f"{value} [{low}, {high.lstrip('+')}] points of CIDEr" in (ROOT / "README.md").read_text()
 
@@ -57,13 +57,12 @@ def test_the_cost_page(smol):
 
 def test_what_is_said_of_quantised_models():
     """8 bits: no interval excludes the float model; 4 bits: yes/no as well, captions' does; the 7B's bytes."""
-    from llava_fwd2bot.evaluation.resample import bootstrap
+    from eval.studies.quantised import shapes
 
-    found = json.loads((RESULTS / "quantised.json").read_text())
+    found = {(f["figure"], f["row"]): f for f in json.loads((RESULTS / "quantised.json").read_text())["figures"]}
 
     def interval(task: str, precision: str) -> tuple[float, float]:
-        own, base = (found["parts"][f"{task} {p} → {p}"] for p in (precision, "float32"))
-        return bootstrap(own["items"], base["items"], groups=own["groups"])
+        return found[task, f"{precision} → {precision}"]["share_interval"]
 
     for task in ("exists", "caption", "retrieval", "sugarcrepe"):
         low, high = interval(task, "8-bit")
@@ -71,6 +70,6 @@ def test_what_is_said_of_quantised_models():
     for precision in ("nf4", "nf4 double"):
         low, high = interval("exists", precision)
         assert low <= 1 <= high and interval("caption", precision)[1] < 1
-    assert found["about"]["images"] == 60
-    (row,) = (row for row in found["shapes"] if row["lora_r"] == 64 and not row["tower"])
+    assert found["caption", "float32 → float32"]["items"] == 60
+    (row,) = (row for row in shapes() if row["lora_r"] == 64 and not row["tower"])
     assert f"takes {row['ratio']:.2f} of the" in (ROOT / "docs" / "results" / "index.md").read_text()

@@ -1,20 +1,15 @@
-"""Metrics, and the table of the small real model: nothing is mixed, done twice or compared with other items."""
+"""Metrics: answers are compared as people read them, and captions with their own image's."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from eval.metrics import exact, yes_no
-from eval.studies import smol, smol_claims, smol_report
 from llava_fwd2bot.evaluation import metrics
 from llava_fwd2bot.evaluation.resample import bootstrap
-from llava_fwd2bot.files.writing import write_json
 
 
 def test_answers_are_compared_as_people_read_them():
@@ -79,109 +74,3 @@ def test_captions_that_came_back_moved_are_no_scores(monkeypatch):
         monkeypatch.setattr(ptb.PTBTokenizer, "tokenize", broken)
         with pytest.raises(ValueError, match="The tokenizer returned other texts than the 2 captions"):
             metrics.caption_scores(["a cat", "a dog"], [["a cat"], ["a dog"]])
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """The folders of the real data, in small."""
-    data = tmp_path / "data"
-    rng = np.random.default_rng(0)
-    said = [["Two dogs run in the snow.", "A black dog on snow."], ["A man on a bike.", "A person rides a red bike."]]
-    for name, file in (("flickr8k", "dev.jsonl"), ("coco_val2017", "captions.jsonl")):
-        (data / name / "images").mkdir(parents=True)
-        lines = []
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(data / name / "images" / f"{i}.png")
-            lines.append(json.dumps({"image": f"{i}.png", "captions": said[i % 2]}))
-        (data / name / file).write_text("\n".join(lines))
-    (data / "bench" / "sugarcrepe").mkdir(parents=True)
-    pairs = {"0": {"filename": "COCO_val2014_1.png", "caption": "a dog", "negative_caption": "a cat"}}
-    (data / "bench" / "sugarcrepe" / "add_obj.json").write_text(json.dumps(pairs))
-    return data
-
-
-def test_the_whole_table_and_its_resume(base_dir, on_disk, processor, photographs, tmp_path, monkeypatch):
-    """A stopped evaluation goes on: what is done is not answered again, and the report is of all that is there."""
-    pytest.importorskip("pycocoevalcap")
-    pytest.importorskip("matplotlib")
-    on_disk.save_pretrained(tmp_path / "m", processor=processor)
-    tasks = ["caption", "exists", "retrieval", "coco", "sugarcrepe"]
-    command = ["--data", str(photographs), "--work", str(tmp_path / "w"), "--k", "1", "4", "--tasks", *tasks]
-    command += ["--run", f"base={base_dir}", "--run", f"fwd2bot={tmp_path / 'm'}", "--run", f"prune={base_dir}"]
-    assert smol.main([*command, "--output", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out.json").read_text())
-    rows = {(r["task"], r["method"], r["k"]): r for r in report["results"]}
-    assert len(rows) == 2 + 2 * 2 + 5 * 2  # base and pruning answer alone; Fwd2Bot does all
-    assert {"retention", "retention_interval"} <= rows["exists", "fwd2bot", 4].keys()
-    assert (tmp_path / "out.png").stat().st_size > 10_000
-    assert "| fwd2bot |" in (tmp_path / "out.md").read_text()
-
-    monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("everything was done already"))
-    assert smol.main(command) == 0
-    for other in (["--limit", "2"], ["--tuning"], ["--run", "fwd2bot=another"]):
-        with pytest.raises(ValueError, match="give another --work, or delete it"):
-            smol.main([*command, *other])
-    image = photographs / "flickr8k" / "images" / "0.png"
-    before = image.read_bytes()
-    Image.new("RGB", (40, 40)).save(image)  # replaced under its name
-    with pytest.raises(ValueError, match=r"base.caption.k0.json is a result of data '\w+', not '"):
-        smol.main(command)
-    image.write_bytes(before)
-    kept = tmp_path / "w" / "fwd2bot.coco.k1.json"  # trained anew under its old path
-    kept.write_text(re.sub(r'"fingerprint": "\w{4}', '"fingerprint": "0000', kept.read_text()))
-    with pytest.raises(ValueError, match="is a result of fingerprint '0000"):
-        smol.main(command)
-    kept.unlink()
-    (tmp_path / "w" / "fwd2bot.coco.k4.json").unlink()
-    with pytest.raises(pytest.fail.Exception):
-        smol.main(command)
-
-
-def test_equal_items_can_be_drawn():
-    """Their interval is one number, from which rounding puts the mean apart: a bar of negative length was an error."""
-    pytest.importorskip("matplotlib")
-    row = {"task": "exists", "method": "pool", "k": 1, "items": 3, "value": 0.3}
-    for bound in (0.3 + 1e-16, 0.3 - 1e-16):
-        assert smol_report.picture([{**row, "interval": (bound, bound)}])[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize("second", [{"limit": 10}, {"tuning": True}])
-def test_results_of_other_items_are_not_mixed(tmp_path, second):
-    for k, about in ((1, {}), (2, second)):
-        result = {
-            "task": "coco",
-            "method": "fwd2bot",
-            "path": "smol-llava",
-            "k": k,
-            "limit": None,
-            "tuning": False,
-            **about,
-            "figures": {"t2i_r1": 0.5},
-            "items": [1, 0],
-        }
-        write_json(smol.result_file(tmp_path, "fwd2bot", "coco", k), result)
-    with pytest.raises(ValueError, match="different --limit"):
-        smol_report.read_results(tmp_path)
-
-
-def test_claims_compare_the_same_items_at_the_budgets_that_are_named():
-    """What the README says of rivals is read off this: the sign, the doubled budget and the ratio must be right."""
-    ours, other = [1, 1, 1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 0]
-    results = {
-        "exists": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "pool": {2: {"items": other}}},
-        "retrieval": {"fwd2bot-short": {1: {"items": ours}, 2: {"items": ours}}, "mean": {1: {"items": other}}},
-    }
-
-    def images_of(task):
-        return range(8)
-
-    found = {(e["claim"], r["against"], r["k"]): r for e in smol_claims.claims(results, images_of) for r in e["rows"]}
-    assert [(key[2], row["value"]) for key, row in found.items() if "twice" in key[0]] == [(1, 0.625)]
-    assert [row["value"] for key, row in found.items() if key[1] == "mean"] == [3.5]  # of the one vector, once
-    low, high = next(row["interval"] for key, row in found.items() if key[1:] == ("pool", 2))
-    assert 0 < low < 0.625 < high <= 1
-    text = smol_claims.markdown(smol_claims.claims(results, images_of), smol_report.TITLES)
-    assert "**+62 [" in text and "3.50 [" in text  # points of eight items have no decimals
-    results["exists"]["pool"][2]["items"] = [1]
-    with pytest.raises(ValueError, match="fwd2bot-short has 8 items, pool 1"):
-        smol_claims.claims(results, images_of)

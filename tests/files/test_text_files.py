@@ -66,13 +66,13 @@ def test_errors_name_file_and_line(tmp_path, name, content, told):
 
 def test_studies_too(tmp_path):
     """A YAML that does not parse ended in a traceback, and named no file."""
-    ablation = pytest.importorskip("eval.studies.ablation_study")
+    study = pytest.importorskip("eval.studies.study")
     (tmp_path / "s.yaml").write_text("rows: [\n")
     with pytest.raises(ValueError, match=r"s.yaml is not YAML: (.|\n)*line 2"):
-        ablation.Study.read(tmp_path / "s.yaml")
+        study.Study.read(tmp_path / "s.yaml")
     (tmp_path / "s.yaml").write_bytes("rows: 1".encode("utf-16"))
     with pytest.raises(ValueError, match="s.yaml is not a study"):
-        ablation.Study.read(tmp_path / "s.yaml")
+        study.Study.read(tmp_path / "s.yaml")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ from PIL import Image
 from torch import nn
 
 from eval.studies import quantised
+from eval.studies.compare import Scores
 from eval.studies.quantised_models import bytes_nf4, bytes_of, bytes_of_shape, llava_7b, open_model
+from eval.studies.report import page, summarise
+from eval.studies.rows import Rows
+from eval.studies.run import Job, run_one
+from eval.studies.study import Study
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -74,27 +80,35 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_study_measures_both_stages_and_each_alone(data, tmp_path, on_disk, processor, monkeypatch, capsys):
+def test_study_measures_both_stages_and_each_alone(data, tmp_path, on_disk, processor, monkeypatch):
     """Every row of the table is there, the float model's is the reference, and nothing is done twice."""
     pytest.importorskip("pycocoevalcap")
     on_disk.save_pretrained(tmp_path / "m", processor=processor)
-    output = tmp_path / "out" / "q.json"
-    argv = ["--data", data, "--output", output, "--model", tmp_path / "m", "--images", "3", "--pairs", "3"]
-    argv = [*map(str, argv), "--precisions", "float32", "nf4 double"]
     monkeypatch.setattr(quantised, "TOKENS", 3)
-    assert quantised.main(argv) == 0
-    found = json.loads(output.read_text())
-    pairs = {"float32 → float32", "nf4 double → nf4 double", "float32 → nf4 double", "nf4 double → float32"}
-    assert found["parts"].keys() == {f"{task} {pair}" for task in quantised.TASKS for pair in pairs}
-    assert all(0 <= part["value"] and len(part["items"]) == len(part["groups"]) for part in found["parts"].values())
-    sizes = found["memory"]
-    assert sizes["nf4 double"]["layers"] < 0.5 * sizes["float32"]["layers"]
-    text = output.with_suffix(".md").read_text()
-    assert text.count("| float32 | nf4 double |") == 1 and "## LLaVA-1.5-7B, counted" in text
+    monkeypatch.setattr(quantised, "IMAGES", 3)
+    monkeypatch.setattr(quantised, "PAIRS", 3)
+    study = Study.read(Path(quantised.__file__).with_name("quantised.yaml"))
+    names = ("float32 → float32", "nf4 double → nf4 double", "float32 → nf4 double", "nf4 double → float32")
+    study.rows = {name: study.rows[name] for name in names}
+    jobs = []
+    for row in study.rows.values():
+        row.model, row.k = str(tmp_path / "m"), [4]
+        jobs.append(Job(study, row, 0, data, tmp_path / "w"))
+    rows = Rows(tmp_path / "quantised.rows.jsonl")
+    for job in jobs:
+        run_one(job, rows)
+    assert {row for _, row, *_ in rows.cells} == {*names} and len(rows.cells) == 2 * 8 + 2 * 4
+    size = {row: cell.scores[0] for (task, row, *_), cell in rows.cells.items() if task == "layers"}
+    assert size["nf4 double → nf4 double"] < 0.5 * size["float32 → float32"]
+    assert all(cell.scores[0] > 0 for (task, *_), cell in rows.cells.items() if task in ("answer", "compress"))
+    text = page(study, summarise(study, Scores(rows)), quantised.extra(study, None))
+    assert text.count("| float32 → nf4 double |") == 1 and "## LLaVA-1.5-7B, counted" in text
     monkeypatch.setattr(quantised, "open_model", lambda *_: pytest.fail("a model was opened again"))
-    assert quantised.main(argv) == 0
-    with pytest.raises(ValueError, match="is of another checkpoint, data, --images or --pairs"):
-        quantised.main([*argv, "--images", "2"])
+    for job in jobs:
+        run_one(job, Rows(rows.file))
+    monkeypatch.setattr(quantised, "IMAGES", 2)
+    with pytest.raises(ValueError, match="is a result of data"):
+        Job(study, jobs[0].row, 0, data, tmp_path / "w").missing(rows)
 
 
 def test_unknown_precision_is_refused():

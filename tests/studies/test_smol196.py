@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import time
+from dataclasses import replace
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,17 +16,20 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eval.statistics import chance, holm
 from eval.studies import smol_splits
+from eval.studies.compare import judge
+from eval.studies.report import report
+from eval.studies.rows import Cell
+from eval.studies.rows import Rows as StudyRows
 from eval.studies.smol196 import (
     compressors,
     features,
     measure,
     pictures,
     prepare,
-    report,
     run,
-    scoring,
+    score,
+    shares,
     tasks,
     training,
     weights,
@@ -35,15 +37,18 @@ from eval.studies.smol196 import (
 from eval.studies.smol196.compressors import Compressor
 from eval.studies.smol196.data import Batch, Data, Prompts
 from eval.studies.smol196.model import PROJECTIONS, Language, Lora, Projector, Shape
-from eval.studies.smol196.recipes import RECIPES, Recipe, recipe
+from eval.studies.smol196.recipes import KS, Recipe, recipes
 from eval.studies.smol196.rows import Memory, Rows, answer_rows, offsets
+from eval.studies.study import Study
 from llava_fwd2bot import add_fwd2bot
-from llava_fwd2bot.evaluation.resample import bounds
+from llava_fwd2bot.compressors import compressor_of
+from llava_fwd2bot.evaluation.resample import holm
 
 SHAPE = Shape(vocabulary=90, hidden=128, wide=160, layers=2, heads=2, groups=1)
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 NAMES |= {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 CPU = torch.device("cpu")
+KNOWN = recipes(Study.read(run.STUDY), steps=4)
 
 
 def as_language(model: torch.nn.Module) -> Language:
@@ -271,35 +276,51 @@ def test_no_photograph_is_in_two_splits(study):
     assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
 
-def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path):
-    """All recipes train, are measured, and come back in one archive; what is done stays done."""
+def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path, monkeypatch):
+    """Rows of every kind train, are measured, scored and reported; what is done stays done."""
     pytest.importorskip("pycocoevalcap")
-    specs = ["pool:rate=2e-3,steps=1", "dense:steps=150", "random:steps=1", "query:steps=1", "last:steps=150"]
-    specs += ["downsample:steps=1", "token-all:steps=1", "residual:rate=auto,steps=150", "kv:steps=150"]
-    specs += ["winner:steps=150,keep=true"]  # token-all is the only quick run for both ends
-    data = Data(study, CPU)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "train", lambda model, *a, **k: {"curve": [], "seconds": 0.0})
-        done = run.work(study, data, specs, float("inf"), batch=6, singles=3)
-        assert len(done) == len(specs)
-        assert run.work(study, data, specs, float("inf"), batch=6, singles=3) == []
+    pytest.importorskip("matplotlib")
+    data, about = Data(study, CPU), Study.read(run.STUDY)
+    known = recipes(about, steps=1)
+    assert [r.name for r in known.values()][:4] == [f"untrained-{k}" for k in ("pool", "average", "uniform", "dense")]
+    kinds = (
+        "untrained-pool",
+        "untrained-dense",
+        "dense",
+        "pool",
+        "query",
+        "kv",
+        "last",
+        "downsample",
+        "token",
+        "residual",
+    )
+    known = {name: known[name] for name in kinds}
+    monkeypatch.setattr(run, "train", lambda model, *a, **k: {"curve": [], "seconds": 0.0})
+    done = run.work(study, data, list(known.values()), float("inf"), batch=6, singles=3)
+    assert done == list(known)
+    assert run.work(study, data, list(known.values()), float("inf"), batch=6, singles=3) == []
     run.collect(study, tmp_path, base=False)
     assert (tmp_path / "runs.tar.gz").exists()
-    assert (tmp_path / "token-all_steps-150.compress.safetensors").exists()
-    report.write_report(study, tmp_path / "found", lambda rows: [" ".join(map(str, r[:3])) for r in rows])
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found["entry"]) == 8 and "dense_steps-150" in (tmp_path / "found.md").read_text()
-    with np.load(study / "runs" / "kv_steps-150" / "answers.npz") as stored:
+    with np.load(study / "runs" / "kv" / "answers.npz") as stored:
         assert {"k1", "k16"} <= set(stored.files) and stored["k1"].any()
+    monkeypatch.setattr(shares, "MEASURES", -1)  # nothing is learned in no step
+    rows = StudyRows(tmp_path / "smol196.rows.jsonl")
+    for _ in range(2):
+        score.write_rows(study, rows, lambda found: [" ".join(map(str, r[:3])) for r in found])
+    names = {row for _, row, *_ in rows.cells}
+    assert {*known, "dense, wrong image", "blind lookup", "pruning by attention, untrained"} <= names <= {*about.rows}
+    assert len(rows.file.read_text().splitlines()) == len(rows.cells) + len(rows.tasks)
+    assert {task for task, *_ in rows.cells} == {*about.figures} - {"share"}
+    text = report(about, tmp_path, shares)
+    assert "| token | " in text and "### Does the base need the image?" in text
 
 
 def test_every_loss_reaches_every_parameter(study):
     """A recipe with a part that gets no gradient would compare something that was never trained."""
     data = Data(study, CPU)
     base = run.open_base(study, data)
-    for chosen in RECIPES.values():
-        if chosen.kind == "base":
-            continue
+    for chosen in recipes(Study.read(run.STUDY), steps=4).values():
         model = run.build(chosen, base, data)
         for lora in (model.compress, model.answer):
             if lora is not None:
@@ -311,20 +332,18 @@ def test_every_loss_reaches_every_parameter(study):
         idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
         idle -= {"own.tokens.logit_scale"} if not chosen.contrastive else set()
         idle -= {"own.tokens.tokens"} if chosen.kind == "last" else set()
-        idle -= {"own.rebuild.attention.in_proj_bias"}
         assert not idle, f"{chosen.name}: {sorted(idle)}"
 
 
 def test_stopped_training_goes_on_where_it_was(study, tmp_path):
     data = Data(study, CPU)
     base = run.open_base(study, data)
-    chosen = recipe("token:steps=4")
+    chosen = KNOWN["token"]
     whole = run.build(chosen, base, data)
     training.train(whole, data, tmp_path / "whole", float("inf"), batch=6, singles=3)
     clock = iter([0, 0, 1e9])
     with pytest.MonkeyPatch.context() as patch:
-        # not time.time itself, which other threads read as well
-        patch.setattr(training, "time", SimpleNamespace(time=lambda: next(clock, 0), perf_counter=time.perf_counter))
+        patch.setattr(training.time, "time", lambda: next(clock, 0))
         halves = run.build(chosen, base, data)
         assert training.train(halves, data, tmp_path / "halves", 1.0, batch=6, singles=3) is None
         fresh = run.build(chosen, base, data)
@@ -333,13 +352,13 @@ def test_stopped_training_goes_on_where_it_was(study, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", ["token-all", "kv", "residual"])
+@pytest.mark.parametrize("name", ["residual-token", "kv", "residual"])
 def test_a_gpus_types_fit_together(study, name, monkeypatch):
     """On a GPU the passes run in bfloat16: a mismatch of types would show there only."""
     monkeypatch.setattr(Language, "dtype", property(lambda self: torch.bfloat16))
     monkeypatch.setattr(compressors, "autocast", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
     data = Data(study, CPU)
-    built = run.build(recipe(name), run.open_base(study, data), data)
+    built = run.build(KNOWN[name], run.open_base(study, data), data)
     loss = built.losses(data.batch(0, built.recipe, batch=4, singles=2))["loss"]
     loss.backward()
     assert torch.isfinite(loss)
@@ -350,7 +369,7 @@ def test_a_gpus_types_fit_together(study, name, monkeypatch):
 def test_generation_is_the_full_forward(study, name):
     """Answers go through stored keys and values; they must be those that the whole row gives, token by token."""
     data = Data(study, CPU)
-    model = run.build(recipe(f"{name}:seed=1"), run.open_base(study, data), data)
+    model = run.build(replace(KNOWN[name], seed=1), run.open_base(study, data), data)
     for lora in filter(None, (model.compress, model.answer)):
         for up in lora.up.values():
             torch.nn.init.normal_(up, std=0.2)
@@ -372,25 +391,43 @@ def test_generation_is_the_full_forward(study, name):
         assert got[:length] == want[:length]
 
 
-def test_shares_and_claims():
-    """The floor is 0, the bound is 100, intervals are paired, and many claims cost more than one."""
-    pytest.importorskip("matplotlib")
-    task = np.array(["exists"] * 40 + ["words"] * 20)
-    picture = np.concatenate([np.repeat(np.arange(20), 2), 20 + np.arange(20)])
+def test_shares_and_claims(tmp_path):
+    """The floor is 0, the bound is 100, differences are paired, and a task without room does not count."""
+    groups = {"exists": np.repeat(np.arange(20), 2), "words": 20 + np.arange(20)}
     rng = np.random.default_rng(0)
-    good = 100.0 * (rng.random(60) < 0.9)
-    scores = {("dense", "k0"): good, ("dense", "wrong"): 0 * good, ("a", "k1"): good, ("b", "k1"): good / 2}
-    table = scoring.Table(scores, np.zeros(60), task, picture)
-    assert table.tasks == ["exists", "words"] and table.measuring() == [True, True]
-    np.testing.assert_allclose(table.overall("a", "k1"), 100)
-    np.testing.assert_allclose(table.overall("b", "k1"), 50)
-    apart = table.overall("a", "k1") - table.overall("b", "k1")
-    assert chance(apart[0], apart[1:]) < 0.01 and bounds(apart[1:])[0] > 49
-    results = {n: {"recipe": {"kind": kind}} for n, kind in (("dense", "dense"), ("a", "fwd2bot"), ("b", "pool"))}
-    claim = report.claims(table, ["dense", "a", "b"], results)
-    assert [c["verdict"] for c in claim] == ["ahead"] and "ahead" in report.claims_table(claim)
-    shown, rows = report.shares_table(table, ["a", "b"])
-    assert "| b | 50.0 [50.0, 50.0] |" in shown and report.picture(rows).startswith(b"\x89PNG")
+    good = {task: rng.random(len(own)) < 0.9 for task, own in groups.items()}
+    sides = {("dense", 0): 1.0, ("blind lookup", 0): 0.0, ("dense, wrong image", 0): 0.0, ("token", 1): 1.0}
+    rows = StudyRows(tmp_path / "smol196.rows.jsonl")
+    for task, own in groups.items():
+        rows.add_task(task, own.tolist())
+        for (name, k), times in {**sides, ("pool", 1): 0.5}.items():
+            times = 1.0 if task == "words" else times  # the floor is the bound
+            rows.add(Cell(task, name, k, 0, times * good[task]))
+    found = shares.Shares(rows)
+    assert found.tasks == ["exists", "words"] and found.measuring().tolist() == [True, False]
+    np.testing.assert_allclose(found.overall("token", 1), 1)
+    np.testing.assert_allclose(found.overall("pool", 1), 0.5)
+    assert found.value("share", "query", 1) is None and found.ks("share", "token") == [1]
+    apart = found.compare("share", ("token", 1), ("pool", 1))
+    assert apart.p < 0.01 and apart.interval[0] > 0.49
+    claims = judge(Study.read(run.STUDY), found)
+    assert [(c["ours"], c["against"], c["verdict"]) for c in claims] == [("token", "pool", "holds")]
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert scoring.letters("dog rad", "dog red") == pytest.approx(6 / 7)
-    assert scoring.letters("", "dog") == 0 and scoring.letters("Dog", "dog") == 1
+    assert score.letters("dog rad", "dog red") == pytest.approx(6 / 7)
+    assert score.letters("", "dog") == 0 and score.letters("Dog", "dog") == 1
+
+
+def test_the_averages_are_the_packages():
+    """One definition of pooling: the study's weights are the registry's, for each k."""
+    for kind in ("pool", "average"):
+        for number, k in enumerate(KS):
+            weights_of_k = compressors.linear_weights(kind)[number]
+            assert torch.equal(weights_of_k[:k], compressor_of(kind).weights(196, k)) and not weights_of_k[k:].any()
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "pools"}, {"vector": "last"}, {"rates": 1}])
+def test_a_recipe_with_a_wrong_setting_is_refused(wrong):
+    study = Study.read(run.STUDY)
+    study.rows["pool"].settings |= wrong
+    with pytest.raises(ValueError, match="'pool'"):
+        recipes(study)

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import easy_vqa_data  # noqa: E402
 from report_page import Answered, table, write_html  # noqa: E402
+from tiny_llava import Rows  # noqa: E402
 
-from eval.studies.tiny_llava import Rows  # noqa: E402
 from llava_fwd2bot.processing.conversation import ConversationFormatter  # noqa: E402
 from llava_fwd2bot.training.data import LlavaDataset  # noqa: E402
 

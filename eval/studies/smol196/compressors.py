@@ -5,6 +5,7 @@ Shapes: B pictures, n = 196 dense tokens, S = 16 slots of which the first k are 
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +19,7 @@ from eval.studies.smol196.model import Language, Lora, Projector
 from eval.studies.smol196.recipes import KS, LANGUAGE, LINEAR, MOST, Recipe
 from eval.studies.smol196.rows import Memory, Rows, answer_rows
 from llava_fwd2bot.bottleneck import SummaryTokens, compress_pass, embed
+from llava_fwd2bot.compressors import compressor_of
 from llava_fwd2bot.compressors.averages import nested_averages
 from llava_fwd2bot.compressors.query import QueryTransformer
 from llava_fwd2bot.config import Fwd2BotConfig
@@ -33,8 +35,7 @@ class Compressor(nn.Module):
         self.base = [language, projector]  # in a list: no part of what is trained
         shape, size = language.shape, language.shape.hidden
         self.answer = Lora(shape, recipe.rank) if recipe.kind != "last" else None
-        own = recipe.kind in LANGUAGE and not recipe.shared
-        self.compress = Lora(shape, recipe.rank) if own else None
+        self.compress = Lora(shape, recipe.rank) if recipe.kind in LANGUAGE else None
         self.own = nn.ModuleDict()
         if recipe.kind in LANGUAGE:
             config = Fwd2BotConfig(
@@ -51,16 +52,13 @@ class Compressor(nn.Module):
             self.register_buffer("weights", linear_weights(recipe.kind), persistent=False)
         elif recipe.kind == "base":
             self.own["projector"] = projector
-        if recipe.rebuild:
-            self.own["rebuild"] = Rebuild(size)
 
     @property
     def language(self) -> Language:
         return self.base[0]
 
     def adapted(self, stage: str) -> list[tuple[Tensor, ...]]:
-        adapter = self.compress if stage == "compress" and not self.recipe.shared else self.answer
-        return self.language.weights(adapter)
+        return self.language.weights(self.compress if stage == "compress" else self.answer)
 
     # ------------------------------------------------------------------ compress
     def dense(self, features: Tensor) -> Tensor:
@@ -81,12 +79,6 @@ class Compressor(nn.Module):
         if kind in ("base", "dense"):
             return Memory(dense, None, torch.full_like(k, PLACES)), None
         if kind in LINEAR:
-            if kind == "random":
-                # drawn from the picture's own features, so that it is the same whenever the picture is seen
-                seeds = features[:, :PLACES].sum(-1, dtype=torch.long) + 7919 * torch.arange(PLACES, device=k.device)
-                noise = seeds * 2654435761 % 2147483647 * 48271 % 2147483647
-                at = noise.topk(MOST, dim=1).indices
-                return Memory(dense.gather(1, at[..., None].expand(-1, -1, dense.shape[-1])), None, k), None
             which = torch.tensor(KS, device=k.device)
             rows = self.weights[torch.bucketize(k, which)]  # [B, 16, n]
             return Memory(rows.to(dense) @ dense, None, k), None
@@ -114,11 +106,11 @@ class Compressor(nn.Module):
         if recipe.kind == "last":
             return compress_pass(decoder, list(dense), prompt[:-1], prompt[-1:])
         tokens = self.own["tokens"].tokens[:count]
-        if not (recipe.residual or recipe.seeded):
+        if not recipe.residual:
             return compress_pass(decoder, list(dense), prompt, tokens)
         averages = self.averages(dense, count)
         out = compress_pass(decoder, list(dense), prompt, tokens, list(averages))
-        return averages + self.own["tokens"].log_gain.exp().to(out) * out if recipe.residual else out
+        return averages + self.own["tokens"].log_gain.exp().to(out) * out
 
     def averages(self, dense: Tensor, count: int) -> Tensor:
         """What the residual adds, [B, count, D]; the vector's token, after the sixteen, has none."""
@@ -174,11 +166,6 @@ class Compressor(nn.Module):
                     seen = Memory(dense, None, torch.full_like(batch.k, PLACES))
                     teacher = language.logits(self.hidden(seen, batch.rows, language.weights(None)))
                 found["distill"] = distillation_loss(logits, teacher)
-            if recipe.apart:
-                found["apart"] = apart(memory.slots)
-            if recipe.rebuild:
-                with autocast(dense.device):
-                    found["rebuild"] = self.own["rebuild"](memory.slots, batch.k, dense)
         if recipe.contrastive:
             pairs = len(batch.captions)
             if said is None:
@@ -189,53 +176,20 @@ class Compressor(nn.Module):
             with torch.no_grad():
                 scale.clamp_(max=MAX_LOGIT_SCALE)
             found["contrastive"], found["hits"] = contrastive_loss(images, texts, scale)
-        names = ("answer", "distill", "contrastive", "apart", "rebuild")
+        names = ("answer", "distill", "contrastive")
         found["loss"] = sum(getattr(recipe, name) * found[name] for name in names if name in found)
         return found
 
 
-class Rebuild(nn.Module):
-    """The dense tokens, normalised, from the first k of S: learned places attend to them. Training alone."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.places = nn.Parameter(0.02 * torch.randn(PLACES, size))
-        self.attention = nn.MultiheadAttention(size, size // 64, batch_first=True)
-        self.out = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
-
-    def forward(self, summary: Tensor, k: Tensor, dense: Tensor) -> Tensor:
-        hidden = torch.arange(summary.shape[1], device=k.device) >= k[:, None]
-        summary = F.layer_norm(summary.float(), summary.shape[-1:])
-        places = self.places.expand(len(summary), -1, -1)
-        seen, _ = self.attention(places, summary, summary, key_padding_mask=hidden, need_weights=False)
-        target = F.layer_norm(dense.float(), dense.shape[-1:])
-        return F.mse_loss(self.out(places + seen).float(), target)
-
-
-def apart(summary: Tensor) -> Tensor:
-    """Mean squared cosine between what two outputs of one picture say beyond what they say of any, [B, S, D] → scalar
-
-    ReMatch has it on the outputs themselves; what these have in common for all pictures is no fault.
-    """
-    own = F.normalize((summary - summary.mean(0, keepdim=True)).float(), dim=-1)
-    alike = (own @ own.mT).square()  # [B, S, S]
-    count = alike.shape[-1]
-    return (alike.sum((1, 2)) - alike.diagonal(dim1=1, dim2=2).sum(1)).mean() / (count * (count - 1))
-
-
 def linear_weights(kind: str) -> Tensor:
-    """Weights over the 14 × 14 grid for each k, zeros beyond it, [5, 16, 196]"""
-    side = int(PLACES**0.5)
-    grid = torch.eye(PLACES).view(PLACES, side, side)
-    out = torch.zeros(len(KS), MOST, PLACES)
+    """Weights over the 14 × 14 grid for each k, zeros beyond it, [5, 16, 196]: the package's, but for `uniform`."""
+    side, out = math.isqrt(PLACES), torch.zeros(len(KS), MOST, PLACES)
     for number, (k, shape) in enumerate(SHRUNK.items()):
-        if kind == "average":
-            out[number, :k] = nested_averages(PLACES, k)
-        elif kind == "pool":
-            out[number, :k] = F.adaptive_avg_pool2d(grid, shape).flatten(1).T
-        elif kind == "uniform":
+        if kind == "uniform":  # over the grid; the package's is over the line
             ys, xs = (((torch.arange(c) + 0.5) * side / c).long() for c in shape)
             out[number, torch.arange(k), (ys[:, None] * side + xs).flatten()] = 1
+        else:
+            out[number, :k] = compressor_of(kind).weights(PLACES, k)
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.studies.smol196.recipes import BATCH, SINGLES, Recipe
+from eval.studies.smol196.recipes import BATCH, KS, SINGLES, Recipe
 from eval.studies.smol196.rows import Rows, offsets
 
 
@@ -84,13 +84,13 @@ class Data:
         which, said = np.searchsorted(self.singles, alone), rng.integers(0, 5, len(alone))
         lengths = self.arrays["train_caption_lengths"][which, said].tolist()
         captions = self.arrays["train_captions"][which, said][:, : max(lengths)]
-        k = rng.choice(recipe.ks, len(packed))
+        k = rng.choice(KS, len(packed))
         at = torch.from_numpy(np.concatenate([alone, mixed]))
         return Batch(
             self.features[self._there(at)],
             self.rows(packed),
             self._there(torch.from_numpy(k)),
-            int(rng.choice(recipe.ks)),
+            int(rng.choice(KS)),
             self._ids(captions),
             lengths,
         )

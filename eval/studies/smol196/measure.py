@@ -1,6 +1,6 @@
 """What is measured of a trained recipe on the device: answers as token numbers, losses on the tuning split, vectors.
 
-Scores are made of the answers later, where the tokenizer is (report.py).
+Scores are made of the answers later, where the tokenizer is (score.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Reader:
     def __init__(self, model: Compressor, data: Data, chunk: int = 256) -> None:
         self.model, self.data, self.chunk = model.eval(), data, chunk
         with torch.inference_mode():
-            self.answer = model.adapted("answer") if model.answer is not None else None
+            trained = model.answer is not None and model.recipe.steps > 0
+            self.answer = model.adapted("answer") if trained else model.language.weights(None)
             self.compress = model.adapted("compress") if model.recipe.kind in LANGUAGE else None
         self.cached: Memory | None = None
         self.said: Tensor | None = None
@@ -135,9 +136,8 @@ class Reader:
         return {t: round(float(sums[i + 1, 0] / sums[i + 1, 1]), 4) for i, t in enumerate(TASKS) if sums[i + 1, 1] > 0}
 
     @torch.inference_mode()
-    def ranks(self, j: int) -> dict[str, np.ndarray]:
-        """Of each caption, how many photographs are nearer than its own; of each photograph, how many captions of
-        others are nearer than its nearest own."""
+    def ranks(self, j: int) -> np.ndarray:
+        """Of each caption, how many photographs are nearer than its own."""
         arrays, device = self.data.arrays, self.features.device
         at = torch.from_numpy(arrays["report_captioned"].astype(np.int64)).to(device)
         said = self.said[at]
@@ -151,11 +151,7 @@ class Reader:
         alike = images @ torch.cat(texts).T  # [M, M · 5]
         owner = torch.arange(len(images), device=device).repeat_interleave(arrays["report_captions"].shape[1])
         own = alike[owner, torch.arange(len(owner), device=device)]
-        t2i = (alike > own).sum(0)
-        is_own = owner == torch.arange(len(images), device=device)[:, None]
-        best = alike.masked_fill(~is_own, -2).max(1).values
-        i2t = (alike.masked_fill(is_own, -2) > best[:, None]).sum(1)
-        return {"t2i": t2i.cpu().numpy().astype(np.uint16), "i2t": i2t.cpu().numpy().astype(np.uint16)}
+        return (alike > own).sum(0).cpu().numpy().astype(np.uint16)
 
     @torch.inference_mode()
     def own_share(self, k: int, pictures: int = 800) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Everything that the device needs, as small files: rows of tokens, specifications of pictures, photographs, weights.
 
-    python -m eval.studies.smol196.prepare --data DATA --output DIR [--scale 1.0] [--part-mib 56]
+    python -m eval.studies.smol196.prepare --data DATA --output DIR [--part-mib 56]
 
 The device needs neither tokenizer nor GGUF reader: rows are tokenised here, the language model's weights stay in their
 published 4-bit blocks. The vocabulary is cut to the words that the rows use; the other rows of the embedding matrix are
@@ -40,6 +40,7 @@ TEXT = 96  # tokens of the questions and answers of one picture
 QUESTION, CAPTION, VARIANTS = 48, 32, 4
 IMAGE_PROMPT, TEXT_PROMPT = "Summarize the image in a few words.", "Summarize the text in a few words."
 SHARD = 9 << 20
+QUALITY = 40  # of the photographs
 
 
 class Words:
@@ -188,7 +189,7 @@ def write_parts(output: Path, mib: float) -> list[Path]:
     files += [(study.parent / "__init__.py", Path("src/eval/__init__.py"))]
     files += [
         (p, Path("src/eval/studies") / p.relative_to(study))
-        for p in sorted([*study.rglob("*.py"), *study.rglob("*.sh")])
+        for p in sorted([*study.rglob("*.py"), *study.rglob("*.sh"), *study.rglob("*.yaml")])
     ]
     order = ("pictures.json", "photos.json", "rows.npz", "tower.safetensors", "photos-*.bin", "lm-*.safetensors")
     files += [(p, Path(p.name)) for pattern in order for p in sorted(output.glob(pattern))]
@@ -212,33 +213,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=1.0, help="less than 1: fewer pictures, for a try")
-    parser.add_argument("--quality", type=int, default=40, help="of the photographs")
     parser.add_argument("--part-mib", type=float, default=56)
     parser.add_argument("--repack", action="store_true", help="only the parts, with the code as it is now")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args(argv)
     a.output.mkdir(parents=True, exist_ok=True)
     if not a.repack:
-        write_all(a)
+        write_all(a.data, a.output, a.seed)
     for part in write_parts(a.output, a.part_mib):
         print(f"{part}: {part.stat().st_size / 2**20:.1f} MiB")
 
 
-def write_all(a: argparse.Namespace) -> None:
-    def scaled(count: int | None, all_there_are: int) -> int | None:
-        return count if a.scale == 1 else max(2, int(a.scale * (all_there_are if count is None else count)))
-
-    sizes = {
-        split: Sizes(scaled(s.singles, 300), scaled(s.collages, 1), scaled(s.words, 1), scaled(s.daquar, 100))
-        for split, s in SIZES.items()
-    }
+def write_all(data: Path, output: Path, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         gguf = build.published_file(build.LANGUAGE_MODEL, Path(folder))
         tokenizer = build._processor(gguf, SIDE).tokenizer
-    vocabulary = write_rows(a.data, a.output, sizes, tokenizer, a.seed)
-    write_photos(a.data, a.output, a.quality)
-    write_weights(a.output, vocabulary)
+    vocabulary = write_rows(data, output, SIZES, tokenizer, seed)
+    write_photos(data, output, QUALITY)
+    write_weights(output, vocabulary)
 
 
 if __name__ == "__main__":

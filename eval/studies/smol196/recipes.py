@@ -1,19 +1,26 @@
 """What is compared: each recipe is a way to make k tokens of an image, how it is trained, and for how long.
 
 All compressors start from the same base with the same frozen projector, see the same pictures in the same order, draw k
-for each picture from `KS`, and train about as many parameters: two adapters of rank 16, or one of 32.
+for each picture from `KS`, and train about as many parameters: two adapters of rank 16, or one of 32. The recipes are
+the rows of eval/studies/smol196.yaml.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from eval.studies.study import Study
 
 KS = (1, 2, 4, 8, 16)
 MOST = KS[-1]
 BATCH, SINGLES = 128, 64  # pictures a step, and how many of them are captioned photographs
-LINEAR = ("pool", "average", "uniform", "random")  # k rows of weights over the dense tokens
+LINEAR = ("pool", "average", "uniform")  # k rows of weights over the dense tokens
 LANGUAGE = ("fwd2bot", "kv", "last")  # those with a compress pass of the language model
+KINDS = ("base", "dense", "downsample", "query", *LINEAR, *LANGUAGE)
+# rows with a meaning of their own
+BASE, BOUND, BLIND, POOLED = "untrained-dense", "dense", "blind lookup", "untrained-pool"
+WRONG, PRUNED = f"{BOUND}, wrong image", "pruning by attention, untrained"
 
 
 @dataclass(frozen=True)
@@ -22,101 +29,55 @@ class Recipe:
 
     Attributes:
         kind: base (projector and language model, from dense tokens), dense (the bound), pool, average (nested
-            averages), uniform, random (dense tokens picked), downsample (the picture shrunk), query, kv, fwd2bot, or
-            last (VladVA's last token, retrieval alone).
-        residual: averages added to R going in and to S coming out. seeded: going in alone.
-        vector: what retrieval reads: mean (of the first j of S), first, or token (one of its own after R).
-        apart: penalty on outputs of one picture that say the same. rebuild: dense tokens from each prefix of S.
+            averages), uniform (dense tokens picked), downsample (the picture shrunk), query, kv, fwd2bot, or last
+            (VladVA's last token, retrieval alone).
+        steps: 0 is the base with this compressor, untrained.
         rate, own_rate: learning rates of the adapters, and of what else is trained (R, temperature, resampler).
+        residual: averages added to R going in and to S coming out.
+        vector: what retrieval reads: mean (of the first j of S), first, or token (one of its own after R).
     """
 
     name: str
     kind: str
-    steps: int = 400
+    steps: int = 240
     rate: float = 1e-3
     own_rate: float = 1e-2
     rank: int = 16
-    shared: bool = False
     residual: bool = False
-    seeded: bool = False
     vector: str = "mean"
     answer: float = 1.0
     contrastive: float = 0.0
     distill: float = 0.0
-    apart: float = 0.0
-    rebuild: float = 0.0
     seed: int = 0
-    ks: tuple[int, ...] = KS
-    keep: bool = False  # whether its adapters are brought back
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.vector not in ("mean", "first", "token"):
+            raise ValueError(f"recipe {self.name!r}: no kind {self.kind!r} or no vector {self.vector!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def _fwd2bot(name: str, **more: Any) -> Recipe:
-    return Recipe(name, "fwd2bot", **more)
+BASE_TRAINING = Recipe("base", "base", steps=1000, rank=64, rate=5e-4, own_rate=2e-3)
 
 
-_PAPER = _fwd2bot("fwd2bot", contrastive=1.0)  # both losses, mean of S
-_TODAY = _fwd2bot("residual", contrastive=1.0, answer=0.5, distill=2.0, residual=True, vector="first")
-_TOKEN = _fwd2bot("token", contrastive=1.0, answer=0.5, distill=2.0, vector="token")
-_ANSWER = _fwd2bot("answer")
+def recipes(study: Study, steps: int | None = None) -> dict[str, Recipe]:
+    """The study's rows that can be trained or measured here, by name, the untrained first.
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r
-    for r in (
-        Recipe("base", "base", steps=1000, rank=64, rate=5e-4, own_rate=2e-3),
-        Recipe("dense", "dense", rank=32),
-        Recipe("pool", "pool", rank=32),
-        Recipe("average", "average", rank=32),
-        Recipe("uniform", "uniform", rank=32),
-        Recipe("random", "random", rank=32),
-        Recipe("downsample", "downsample", rank=32),
-        Recipe("query", "query", rank=32, own_rate=1e-3),
-        Recipe("kv", "kv"),
-        Recipe("last", "last", answer=0.0, contrastive=1.0),
-        _PAPER,
-        _ANSWER,
-        replace(_PAPER, name="shared", shared=True, rank=32),
-        _TODAY,
-        replace(_TODAY, name="residual-answer", contrastive=0.0, answer=1.0, distill=0.0),
-        replace(_TODAY, name="residual-token", vector="token"),
-        # against outputs that fall together
-        replace(_ANSWER, name="distill", answer=0.5, distill=2.0),
-        _TOKEN,
-        replace(_ANSWER, name="apart", apart=1.0),
-        replace(_ANSWER, name="seeded", seeded=True),
-        replace(_ANSWER, name="rebuild", rebuild=1.0),
-        replace(_TOKEN, name="token-answer", answer=1.0, distill=0.0),
-        replace(_TOKEN, name="token-all", answer=1.0, distill=1.0, seeded=True, apart=0.3, rebuild=1.0),
-        replace(_TOKEN, name="token-seeded", seeded=True),
-        replace(_TOKEN, name="token-rebuild", rebuild=1.0),
-        Recipe("pool-distill", "pool", rank=32, answer=0.5, distill=2.0),
-    )
-}
-
-
-def recipe(spec: str) -> Recipe:
-    """NAME or NAME:setting=value,… such as `pool:rate=2e-3,steps=100`; the result is named by all of it.
+    Args:
+        steps: of those that are trained, instead of their own.
 
     Raises:
-        ValueError: no such recipe or setting.
+        ValueError: a row has an unknown setting.
     """
-    name, _, settings = spec.partition(":")
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}: {', '.join(RECIPES)}")
-    found, changed = RECIPES[name], {}
-    for setting in filter(None, settings.split(",")):
-        key, _, value = setting.partition("=")
-        if key not in Recipe.__dataclass_fields__ or key in ("name", "kind", "ks"):
-            raise ValueError(f"{spec}: a recipe has no setting {key!r} that can be changed")
-        before = getattr(found, key)
-        changed[key] = (
-            value == "true"
-            if isinstance(before, bool)
-            else type(before)(float(value) if not isinstance(before, str) else value)
-        )
-    label = name + "".join(
-        f"_{s.replace('=', '-')}" for s in filter(None, settings.split(",")) if not s.startswith("keep")
-    )
-    return replace(found, **changed, name=label)
+    found = {}
+    for row in study.rows.values():
+        if row.settings:
+            try:
+                given = {name: float(x) if name.endswith("rate") else x for name, x in row.settings.items()}
+                chosen = Recipe(row.name, **given)
+            except TypeError as error:
+                raise ValueError(f"{study.name}, row {row.name!r}: {error}") from error
+            own = chosen.steps if steps is None or not chosen.steps else steps
+            found[row.name] = Recipe(**{**chosen.to_dict(), "steps": own})
+    return dict(sorted(found.items(), key=lambda pair: pair[1].steps > 0))
