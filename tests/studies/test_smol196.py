@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eval.statistics import holm
 from eval.studies import smol_splits
 from eval.studies.compare import judge
 from eval.studies.report import report
@@ -42,7 +45,6 @@ from eval.studies.smol196.rows import Memory, Rows, answer_rows, offsets
 from eval.studies.study import Study
 from llava_fwd2bot import add_fwd2bot
 from llava_fwd2bot.compressors import compressor_of
-from llava_fwd2bot.evaluation.resample import holm
 
 SHAPE = Shape(vocabulary=90, hidden=128, wide=160, layers=2, heads=2, groups=1)
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
@@ -343,7 +345,8 @@ def test_stopped_training_goes_on_where_it_was(study, tmp_path):
     training.train(whole, data, tmp_path / "whole", float("inf"), batch=6, singles=3)
     clock = iter([0, 0, 1e9])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.time, "time", lambda: next(clock, 0))
+        # not time.time itself, which other threads read as well
+        patch.setattr(training, "time", SimpleNamespace(time=lambda: next(clock, 0), perf_counter=time.perf_counter))
         halves = run.build(chosen, base, data)
         assert training.train(halves, data, tmp_path / "halves", 1.0, batch=6, singles=3) is None
         fresh = run.build(chosen, base, data)

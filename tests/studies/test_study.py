@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
+from eval.statistics import over_seeds
 from eval.studies import __main__ as command
 from eval.studies import run as runner
 from eval.studies import smol
@@ -22,7 +23,6 @@ from eval.studies.report import page, report, summarise
 from eval.studies.rows import Cell, Rows
 from eval.studies.run import Job, run_one
 from eval.studies.study import Study
-from llava_fwd2bot.evaluation.resample import over_seeds
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 RESULTS = Path(__file__).parents[2] / "eval" / "results"
