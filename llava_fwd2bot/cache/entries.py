@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..files.regular import irregular
+from ..files.text import is_utf8, spelled
 
 
 @dataclass(slots=True)
@@ -43,9 +44,8 @@ def entry_of(root: str, id: str, path: str, status: os.stat_result | None = None
     Args:
         root, id: of the entry. status: of the file, where it is known already.
     """
-    if not _is_text(path):
-        spelled = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in (root, id, path)]
-        return Entry(*spelled[:2], problem=f"{spelled[2]}: its name is not UTF-8; rename it")
+    if not is_utf8(path):
+        return misnamed(root, id, path)
     try:
         status = os.stat(path) if status is None else status
     except OSError as error:
@@ -56,9 +56,6 @@ def entry_of(root: str, id: str, path: str, status: os.stat_result | None = None
     return entry
 
 
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:  # the cache keeps text
-        return False
-    return True
+def misnamed(root: str, id: str, path: str) -> Entry:
+    """The entry of what has a name that is not UTF-8: the cache keeps text."""
+    return Entry(spelled(root), spelled(id), problem=f"{spelled(path)}: its name is not UTF-8; rename it")

@@ -10,7 +10,8 @@ from typing import Any
 from ..files.folders import reason_of
 from ..files.images import extensions
 from ..files.tar import compression, members
-from .entries import Entry
+from ..files.text import is_utf8
+from .entries import Entry, misnamed
 
 
 def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
@@ -21,8 +22,14 @@ def of_tar(path: str, left_out: Counter[str]) -> Iterator[Entry]:
         if ending not in known:
             left_out[reason_of(None, ending)] += 1
             continue
-        read = _held(member.read()) if packed else member.read  # what is packed has no places
-        yield Entry(path, member.name, member.size, member.modified, read=read)
+        entry = Entry(path, member.name, member.size, member.modified)
+        if not is_utf8(entry.source):
+            entry = misnamed(path, member.name, entry.source)
+        elif member.problem is not None:
+            entry.problem = f"{entry.source}: {member.problem}"
+        else:
+            entry.read = _held(member.read()) if packed else member.read  # what is packed has no places
+        yield entry
 
 
 def _held(data: bytes | None) -> Any:

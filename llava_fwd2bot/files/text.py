@@ -61,6 +61,20 @@ def read_text(path: str | os.PathLike) -> str:
     return decode_text(Path(path).read_bytes(), path)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file is UTF-8; other bytes stand in it as surrogates, which no text file can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def spelled(name: str) -> str:
+    """The name of a file with the bytes that are not UTF-8 spelled out, as in "caf\\xe9.jpg"."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def read_lines(path: str | os.PathLike) -> list[str]:
     """The lines of the file `path`, ended by LF, CRLF or CR alone: a file's name may hold any other separator."""
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")

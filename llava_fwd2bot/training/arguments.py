@@ -93,7 +93,10 @@ def _fwd2bot_arguments() -> type:
         (
             "fwd2bot_caption_data",
             str | None,
-            _help("Captions for the contrastive loss: .json or .jsonl of image, caption."),
+            _help(
+                "Captions for the contrastive loss: .json or .jsonl of image, caption; `fwd2bot train` also takes "
+                ".parquet and .tar shards."
+            ),
         ),
     ]
     for f in dataclasses.fields(Fwd2BotConfig):

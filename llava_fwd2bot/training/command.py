@@ -47,7 +47,7 @@ from .resume import (
     settings_of,
     write_run,
 )
-from .shards import Shards, is_shards, shard_paths
+from .shards import Shards, shard_paths
 from .trainer import Fwd2BotTrainer
 
 # image processors that resize and crop one square, in whose place LLaVA-1.5's padding one can stand
@@ -176,9 +176,8 @@ def _keep_inputs(name: str, data_args: Any, args: Any, fwd2bot_args: Any, fwd2bo
     files = {"--data_path": data_args.data_path, "--fwd2bot_caption_data": fwd2bot_args.fwd2bot_caption_data}
     files |= {f"--{name}": getattr(data_args, name) for name in ("eval_data_path", "eval_caption_data")}
     for option, path in list(files.items()):  # a pattern stands for files, whose folders are looked at
-        if path and is_shards(path):
-            folders = {shard.parent: shard for shard in shard_paths(path)}
-            files |= {f"{option} ({shard})": shard for shard in folders.values()}
+        folders = {shard.parent: shard for shard in shard_paths(path)} if path else {}
+        files |= {f"{option} ({shard})": shard for shard in folders.values()}
     images = {f"--{name}": getattr(data_args, name) for name in ("image_folder", "eval_image_folder")}
     refuse_overlap("--output_dir", args.output_dir, models=models, files=files, images=images)
     if fwd2bot:

@@ -30,7 +30,7 @@ from .bad_images import BadImages
 from .collator import first_names
 from .packed import PackedRows
 from .records import Row, images_of, row_of, strings
-from .shards import Shards, is_shards
+from .shards import Shards, shard_paths
 from .tokenized import QuotingTokenizer, repeat_images, with_labels
 
 WORDS_PER_IMAGE = 128  # LLaVA's weight of a picture when it groups rows by length
@@ -98,9 +98,10 @@ class LlavaDataset(Dataset):
         self.bad_images = BadImages(names)
 
     def _records(self, path: str | Path) -> Iterable[dict[str, Any]]:
-        if not (is_shards(path) or is_table(path)):
+        shards = shard_paths(path)
+        if not (shards or is_table(path)):
             return read_records(path)
-        table = Shards(path) if is_shards(path) else Table(path)
+        table = Shards(path, shards) if shards else Table(path)
         self.tables.append(table)
         return table
 
@@ -111,7 +112,7 @@ class LlavaDataset(Dataset):
     def _conversation_rows(self, path: str | Path) -> list[Row]:
         rows, dropped, quoting = [], [], []
         for i, record in enumerate(self._records(path)):
-            name = f"record {i}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")
+            name = _name_of("record", i, record)
             try:
                 row, first_dropped = row_of(record, name)
                 if row.turns:
@@ -132,7 +133,7 @@ class LlavaDataset(Dataset):
     def _add_captions(self, rows: list[Row], path: str | Path) -> None:
         captions: dict[str, list[str]] = {}
         for i, entry in enumerate(self._records(path)):
-            name = f"{path}: caption entry {i}"
+            name = f"{path}: {_name_of('caption entry', i, entry)}"
             images = images_of(entry, name)
             texts = strings(entry.get("caption", entry.get("captions")), name, "caption")
             if len(images) != 1 or not texts:
@@ -295,3 +296,8 @@ class LlavaDataset(Dataset):
             )
         length = self.model_max_length if spans else needed  # a caption's row ends with its picture
         return ids[:length], labels[:length]
+
+
+def _name_of(kind: str, number: int, record: dict[str, Any]) -> str:
+    """What messages call a record: its number, and its id if it has one."""
+    return f"{kind} {number}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")

@@ -17,77 +17,80 @@ import re
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files.folders import format_counts, matching, reason_of
+from ..files.folders import format_counts, matching, reason_of, tree
 from ..files.images import ImageError, extensions
-from ..files.tar import Member, compression, members, read_part
-from ..files.text import decode_text, parse_json
+from ..files.tar import compression, members, read_part
+from ..files.text import decode_text, is_utf8, parse_json, spelled
 from .messages import image_parts, take_file
 from .records import IMAGE_KEYS, images_of, media_endings
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _ENDINGS = (".tar", *_PACKED)
+_LEARNT = ("conversations", "messages", "caption", "captions")
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def is_shards(path: str | Path) -> bool:
-    """Whether `path` names tar files: one, a pattern with braces or wildcards, or a folder with tar files in it.
-
-    Raises:
-        ValueError: a folder has both tar and parquet files, so that it does not say what to read.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return path.name.lower().endswith(_ENDINGS)
-    if not _tar_files(path) or {"state.json", "dataset_dict.json"} & set(os.listdir(path)):
-        return False
-    if next(path.rglob("*.parquet"), None) is not None:
-        raise ValueError(f"{path} holds both .tar and .parquet files: name those to read, as {path}/*.tar")
-    return True
-
-
 def shard_paths(path: str | Path) -> list[Path]:
-    """The tar files that `path` names, in order: "{000..009}" and "{a,b}" are spelled out as a shell does, wildcards
-    match what is there, and of a folder all tar files below it are taken.
+    """The tar files that `path` names, in order; none where it names something else.
+
+    It names one, a pattern, or a folder with tar files in or below it. In a pattern "{000..009}" (numbers) and "{a,b}"
+    are spelled out, and wildcards match what is there. Hidden files of a folder are left out.
 
     Raises:
         FileNotFoundError: one is not there, or a pattern matches none.
-        ValueError: one is compressed.
+        ValueError: one is compressed, or has a name that is not UTF-8; a folder has both tar and parquet files, so that
+            it does not say what to read.
     """
     path = Path(path)
-    found: list[Path] = []
+    if path.is_dir():
+        found = [] if {"state.json", "dataset_dict.json"} & set(os.listdir(path)) else _tar_files(path)
+    else:
+        found = list(_named(path)) if path.name.lower().endswith(_ENDINGS) else []
+    for shard in found:
+        if not is_utf8(str(shard)):  # images are named by it, and those names are written as text
+            raise ValueError(f"{spelled(str(shard))}: its name is not UTF-8; rename it")
+        if packed := compression(shard):
+            raise ValueError(
+                f"{shard}: compressed by {packed}, and training reads images of a shard in any order, which a "
+                "compressed file does not allow. Unpack it to a .tar, or pack it again as one."
+            )
+    return list(dict.fromkeys(found))
+
+
+def _named(path: Path) -> Iterator[Path]:
     for name in [str(path)] if os.path.lexists(path) else _spelled_out(str(path)):
         if os.path.lexists(name):
-            found += _tar_files(Path(name)) if os.path.isdir(name) else [Path(name)]
+            yield from _tar_files(Path(name)) if os.path.isdir(name) else [Path(name)]
         elif glob.has_magic(name):
             matches = [Path(match) for match in matching(name, _raise, Counter())]
             if not matches:
                 raise FileNotFoundError(f"{name}: no file matches")
-            found += matches
+            yield from matches
         else:
             of = "" if name == str(path) else f", of {path}"
             raise FileNotFoundError(f"{name}: no such data file{of}")
-    for shard in found:
-        packed = compression(shard)
-        if packed or shard.name.lower().endswith(_PACKED):
-            raise ValueError(
-                f"{shard}: compressed{f' by {packed}' if packed else ''}, and training reads images of a shard in any "
-                "order, which a compressed file does not allow. Unpack it to a .tar, or pack it again as one."
-            )
-    return list(dict.fromkeys(found))
+
+
+class _Part(NamedTuple):
+    """A member of a sample; a shard may have many, so no more is kept of each."""
+
+    name: str
+    start: int
+    size: int
 
 
 class Shards:
     """The records and images of tar files; see this module's docstring.
 
     Args:
-        path: what `shard_paths` takes.
+        path: what `shard_paths` takes. shards: what it gives, where that is known.
 
     Attributes:
         digest: SHA-256 of the members' names and sizes and of the texts, once the records were read through. Images
@@ -97,9 +100,9 @@ class Shards:
         FileNotFoundError, ValueError: as of `shard_paths`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, shards: Sequence[Path] | None = None) -> None:
         self.path = Path(path)
-        self.shards = shard_paths(path)
+        self.shards = list(shard_paths(path) if shards is None else shards)
         self.digest: str | None = None
         self._index(bytearray(), array("q"))
 
@@ -121,7 +124,7 @@ class Shards:
         count = 0
         for number, shard in enumerate(self.shards):
             for key, parts in _samples(shard, left_out).items():
-                texts = {kind: parts[kind].read() for kind in (".json", ".txt") if kind in parts}
+                texts = {kind: read_part(shard, *parts[kind][1:]) for kind in (".json", ".txt") if kind in parts}
                 sizes = [[part.name, part.size] for part in parts.values()]
                 content.update(json.dumps([shard.name, sizes]).encode() + b"".join(texts.values()))
                 image = parts.get("image")
@@ -168,10 +171,10 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest().encode()
 
 
-def _samples(shard: Path, left_out: Counter[str]) -> dict[str, dict[str, Member]]:
+def _samples(shard: Path, left_out: Counter[str]) -> dict[str, dict[str, _Part]]:
     """Key → the members of a sample as "image", ".json" and ".txt"."""
     images, media = extensions(), media_endings()
-    found: dict[str, dict[str, Member]] = {}
+    found: dict[str, dict[str, _Part]] = {}
     for member in members(shard):
         folder, slash, own = member.name.rpartition("/")
         stem = own.partition(".")[0]
@@ -186,6 +189,10 @@ def _samples(shard: Path, left_out: Counter[str]) -> dict[str, dict[str, Member]
                 )
             left_out[reason_of(None, ending)] += 1
             continue
+        if not is_utf8(member.name):  # names are written to files of text
+            raise ValueError(f"{shard}/{spelled(member.name)}: its name is not UTF-8; rename it")
+        if member.problem is not None:
+            raise ValueError(f"{shard}/{member.name}: {member.problem}")
         parts = found.setdefault(f"{folder}{slash}{stem}", {})
         if kind in parts:
             what = "images" if kind == "image" else f"{kind} files"
@@ -193,11 +200,11 @@ def _samples(shard: Path, left_out: Counter[str]) -> dict[str, dict[str, Member]
                 f"{shard}: two {what} have the key {folder}{slash}{stem}: {parts[kind].name} and {member.name}. The "
                 "key is the name up to its first dot; keep one, or give the other a key and a record of its own"
             )
-        parts[kind] = member
+        parts[kind] = _Part(member.name, member.start, member.size)
     return found
 
 
-def _records(shard: Path, key: str, parts: dict[str, Member], texts: dict[str, bytes]) -> list[dict[str, Any]]:
+def _records(shard: Path, key: str, parts: dict[str, _Part], texts: dict[str, bytes]) -> list[dict[str, Any]]:
     """The records of one sample, each with the name of its image and its place as `id`."""
     image = parts.get("image")
     if ".json" not in parts and (image is None or ".txt" not in parts):
@@ -212,8 +219,11 @@ def _records(shard: Path, key: str, parts: dict[str, Member], texts: dict[str, b
     if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{shard}/{key}.json: should be a record (a JSON object), or a list of records of its image")
     if ".txt" in parts:
-        caption = decode_text(texts[".txt"], f"{shard}/{parts['.txt'].name}").strip()
-        records = [r if r.get("caption") or r.get("captions") else {**r, "caption": caption} for r in records]
+        where = f"{shard}/{parts['.txt'].name}"
+        caption = decode_text(texts[".txt"], where).strip()
+        if not caption and not all(any(map(record.get, _LEARNT)) for record in records):
+            raise ValueError(f"{where}: the text is empty, and there is nothing else to learn from the sample")
+        records = [{**r, "caption": r.get("caption") or r.get("captions") or caption} for r in records]
     name = None if image is None else f"{shard}/{image.name}"
     return [{**_with_image(record, name, f"{shard}/{key}.json"), "id": f"{shard.name}/{key}"} for record in records]
 
@@ -237,11 +247,24 @@ def _with_image(record: dict[str, Any], image: str | None, where: str) -> dict[s
 
 
 def _tar_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.*") if path.name.lower().endswith(_ENDINGS) and not path.is_dir())
+    """The tar files in and below a folder; hidden ones, such as macOS adds, are none of the data."""
+    found: dict[str, list[Path]] = {"tar": [], "parquet": []}
+    for place, names in tree(folder, _raise, Counter()):
+        hidden = any(part.startswith(".") for part in place.relative_to(folder).parts)
+        for name in () if hidden else names:
+            kind = "tar" if name.lower().endswith(_ENDINGS) else name.rpartition(".")[2]
+            if kind in found and not name.startswith("."):
+                found[kind].append(place / name)
+    if all(found.values()):
+        raise ValueError(
+            f"{folder} holds both .tar and .parquet files: name those to read, as {folder}/*.tar, or move the .parquet "
+            "files to a folder of their own and name that"
+        )
+    return sorted(found["tar"])
 
 
 def _spelled_out(name: str) -> list[str]:
-    """`name` with its braces spelled out; those that are no list and no range stay."""
+    """`name` with its braces spelled out; those that are no list and no range of numbers stay."""
     for braces in _BRACES.finditer(name):
         if (numbers := _RANGE.fullmatch(braces[1])) is not None:
             first, last = numbers.groups()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,21 @@ def test_an_export_to_faiss_names_its_extra(compress, run, photos, tmp_path, mon
     code, _, err = run("cache", "export", compress.cache, "--output", tmp_path / "out", "--to", "faiss")
     assert code == 1 and "faiss" in err and "pip install" in err
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_links_and_names_in_a_tar_are_skipped_with_their_reasons(run, checkpoint, photos, tmp_path):
+    """A link vanished without a word, and a name that is not UTF-8 ended the run: its table keeps text."""
+    path = tmp_path / "x.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(photos / "a.png", "a.png")
+        archive.add(photos / "b.png", "caf\udce9.png")
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(link)
+    command = ("compress", "--model", checkpoint, "--cache", tmp_path / "p.cache", "--device", "cpu", "--json")
+    done = json.loads(run(*command, "--images", path)[1])
+    assert done["compressed"] == 1
+    assert {entry["reason"] for entry in done["skipped"]} == {
+        f"{path}/caf\\xe9.png: its name is not UTF-8; rename it",
+        f"{path}/c.png: is a hard link in the tar; pack it with --hard-dereference",
+    }

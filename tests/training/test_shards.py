@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
+import tracemalloc
+from collections import Counter
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from llava_fwd2bot.files.images import ImageError
 from llava_fwd2bot.files.tar import members
 from llava_fwd2bot.training.command import train
 from llava_fwd2bot.training.data import LlavaDataset
-from llava_fwd2bot.training.shards import Shards, shard_paths
+from llava_fwd2bot.training.shards import Shards, _samples, shard_paths
 
 RECORDS = [
     {"image": "a.png", "conversations": TWO_ROUNDS},
@@ -33,7 +36,7 @@ RECORDS = [
 def pack(folder):
     """pack(name, {member: bytes, text or record}) -> a tar file in `folder`; "a.png" as content is that file."""
 
-    def build(name, content, form=tarfile.USTAR_FORMAT):
+    def build(name, content, form=tarfile.USTAR_FORMAT, links=()):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "w", format=form) as archive:
@@ -45,6 +48,10 @@ def pack(folder):
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
+            for member, kind in links:
+                info = tarfile.TarInfo(member)
+                info.type, info.linkname = kind, next(iter(content))
+                archive.addfile(info)
         return path
 
     return build
@@ -123,9 +130,11 @@ def test_captions_beside_records(pack):
     record = {"conversations": talk("<image>\nhow many dogs?", "two")}
     content = {"0.png": "a.png", "0.json": record, "0.txt": "a cat", "0.cls": "7", "._0.png": b"x", "__meta__": "x"}
     content |= {"1.png": "b.png", "1.json": {**record, "caption": "own"}, "1.txt": "other"}
+    content |= {"2.png": "b.png", "2.json": {**record, "captions": ["one", "two"]}, "2.txt": "other"}  # lost both
+    content |= {"3.png": "b.png", "3.json": record, "3.txt": " \n"}  # it has something else to learn
     with pytest.warns(UserWarning, match="left out of the shards: 1 .cls"):
         dataset = LlavaDataset(pack("x.tar", content), llava())
-    assert [row.captions for row in dataset.rows] == [["a cat"], ["own"]]
+    assert [row.captions for row in dataset.rows] == [["a cat"], ["own"], ["one", "two"], []]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +154,10 @@ def test_captions_beside_records(pack):
         ({"0.json": RECORDS[2], "0.meta.json": RECORDS[2]}, r"two .json files have the key 0"),
         ({"0.png": "a.png", "0.json": {**RECORDS[0], "image": ["a", "b"]}}, r"0.json: names 2 images"),
         ({"0.mp4": b"x", "0.json": RECORDS[2]}, r"x.tar/0.mp4: .mp4 is not read"),
+        ({"0.png": "a.png", "0.txt": " \n"}, r"x.tar/0.txt: the text is empty"),
+        ({"0.png": "a.png", "0.json": {"url": "https://x"}, "0.txt": ""}, r"x.tar/0.txt: the text is empty"),
+        ({"caf\udce9.png": "a.png", "0.txt": "x"}, r"x.tar/caf\\xe9.png: its name is not UTF-8; rename it"),
+        ({"0.png": "a.png", "d\udce9/0.json": RECORDS[0]}, r"x.tar/d\\xe9/0.json: its name is not UTF-8; rename it"),
         ({"0.png": "a.png", "0.json": "{"}, r"x.tar/0.json: .*line 1"),
         ({"0.png": "a.png", "0.json": "3"}, r"x.tar/0.json: should be a record"),
         ({"0.png": "a.png", "0.json": {"question": "q"}}, r"record 0 \(id \"x.tar/0\"\).*Its keys are 'question'"),
@@ -157,13 +170,51 @@ def test_samples_that_cannot_be_read(pack, content, message):
         LlavaDataset(pack("x.tar", content), llava())
 
 
+@pytest.mark.parametrize(("kind", "option"), [(tarfile.LNKTYPE, "hard-dereference"), (tarfile.SYMTYPE, "dereference")])
+def test_a_link_is_named(pack, kind, option):
+    """A link has no bytes; it vanished, and the record beside it was said to have no partner."""
+    record = {"1.json": {**RECORDS[0], "image": "1.png"}}
+    path = pack("x.tar", {"0.png": "a.png", "0.json": RECORDS[0], **record}, links=[("1.png", kind)])
+    with pytest.raises(
+        ValueError, match=f"x.tar/1.png: is a (hard|symbolic) link in the tar; pack it with --{option}$"
+    ):
+        LlavaDataset(path, llava())
+
+
+def test_a_shard_whose_own_name_is_not_utf8(folder, shards):
+    """Its images are named by it: like a member's, the name is refused at the start."""
+    try:
+        (shards / "000.tar").rename(folder / "caf\udce9.tar")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(ValueError, match=r"caf\\xe9.tar: its name is not UTF-8; rename it"):
+        LlavaDataset(folder / "caf\udce9.tar", llava())
+
+
+def test_shards_of_captions(pack, folder, make):
+    """As caption data: an error names the record, which has no line there."""
+    path = pack("c.tar", {"0.png": "a.png", "0.txt": "a cat", "1.png": "b.png", "1.json": {"caption": "a mat"}})
+    assert [row.captions for row in LlavaDataset(None, llava(), caption_data=path).rows] == [["a cat"], ["a mat"]]
+    path = pack("c.tar", {"0.png": "a.png", "0.txt": "a cat", "1.png": "b.png", "1.json": RECORDS[0]})
+    with pytest.raises(
+        ValueError, match=r"c.tar: caption entry 1 \(id \"c.tar/1\"\): needs one 'image' and a 'caption'"
+    ):
+        LlavaDataset(None, llava(), caption_data=path)
+
+
 def test_compressed_shards_are_refused(folder, shards):
-    """By their name, and by their bytes where the name says .tar."""
+    """By their bytes, whatever their name says."""
     packed = gzip.compress((shards / "000.tar").read_bytes())
     for name in ("z.tar.gz", "z.tgz", "z.tar"):
         (folder / name).write_bytes(packed)
         with pytest.raises(ValueError, match=f"{name}: compressed by gzip, .*Unpack it to a .tar"):
             LlavaDataset(folder / name, llava())
+
+
+def test_a_shard_that_is_only_called_compressed_is_read(folder, shards):
+    """It was said to be compressed, and to unpack it would have failed."""
+    (shards / "000.tar").rename(folder / "x.tbz2")
+    assert len(LlavaDataset(folder / "x.tbz2", llava())) == 2
 
 
 def test_a_damaged_tar_file_is_refused(folder, shards):
@@ -179,6 +230,7 @@ def test_a_damaged_tar_file_is_refused(folder, shards):
         "no tar": b"no tar file at all" * 100,
         "empty": b"",
     }
+    joined = {"joined": whole + whole, "a header of zeros": whole[:at] + bytes(512) + whole[at + 512 :]}
     path = folder / "cut.tar"
     for content in broken.values():
         path.write_bytes(content)
@@ -186,6 +238,11 @@ def test_a_damaged_tar_file_is_refused(folder, shards):
             LlavaDataset(path, llava())
         with pytest.raises(ValueError, match="cut.tar: .*(cut off|damaged)"):
             list(Source([str(path)]))
+    for content in joined.values():  # the rest was lost without a word
+        path.write_bytes(content)
+        for read in (lambda: LlavaDataset(path, llava()), lambda: list(Source([str(path)]))):
+            with pytest.raises(ValueError, match="cut.tar: data after the tar's end mark .*pack it again"):
+                read()
 
 
 def test_shards_that_are_not_there(folder, shards):
@@ -195,9 +252,46 @@ def test_shards_that_are_not_there(folder, shards):
     with pytest.raises(FileNotFoundError, match=r"y\*.tar: no file matches"):
         LlavaDataset(shards / "y*.tar", llava())
     (shards / "000.parquet").touch()
-    with pytest.raises(ValueError, match=r"holds both .tar and .parquet files: name those to read, as .*\*.tar"):
+    with pytest.raises(
+        ValueError, match=r"holds both .tar and .parquet files: name those to read, as .*\*.tar"
+    ) as info:
         LlavaDataset(shards, llava())
+    assert "or move the .parquet files to a folder of their own" in str(info.value)
     assert len(LlavaDataset(shards / "*.tar", llava())) == 4
+
+
+def test_hidden_files_are_no_shards(folder, shards):
+    """macOS writes ._0.tar beside 0.tar, which is no tar file and stopped the whole folder; so did .cache/x.parquet."""
+    for name in ("._000.tar", ".cache/x.tar", ".cache/x.parquet", "sub/._x.parquet"):
+        (shards / name).parent.mkdir(exist_ok=True)
+        (shards / name).write_bytes(b"Mac OS X")
+    assert len(LlavaDataset(shards, llava())) == 4
+    (shards / "000.tar").unlink()
+    (shards / "001.tar").unlink()
+    assert shard_paths(shards) == []  # hidden ones alone make no folder of shards
+
+
+def test_a_folder_is_walked_once(shards, monkeypatch):
+    """Folders may hold a million files on a slow disk: one walk finds the shards, and says that there are no others."""
+    walked, scandir = Counter(), os.scandir
+
+    def count(path="."):
+        walked[str(path)] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", count)
+    assert len(LlavaDataset(shards, llava())) == 4
+    assert walked[str(shards)] == 1
+
+
+def test_little_is_kept_of_a_member(pack):
+    """A shard's names, places and sizes: with all that tarfile knows it was 1,260 bytes a sample."""
+    path = pack("x.tar", {f"{i // 2:09d}.{('jpg', 'json')[i % 2]}": b"x" for i in range(4000)})
+    tracemalloc.start()
+    found = _samples(path, Counter())
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 2000 and kept < 1000 * len(found)
 
 
 def test_braces_are_spelled_out_as_a_shell_does(tmp_path):
