@@ -100,7 +100,7 @@ def optimize(cache: SummaryCache, older_than: float = 1.0) -> dict[str, Any]:
     found = {"bytes_before": before, "bytes": on_disk(cache), "rows": len(cache), "removed_summaries": removed}
     if not done:
         found["note"] = "an index is being built, or others write: small files were left as they are"
-    elif found["bytes"] > before and older_than:
+    elif before is not None and found["bytes"] > before and older_than:
         found["note"] = (
             f"replaced files are kept for {older_than:g} h, so that `restore` can use them; --older-than 0 removes "
             "them now"

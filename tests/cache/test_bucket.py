@@ -60,6 +60,7 @@ def test_a_cache_in_a_bucket_of_images_in_a_bucket(bucket, run, checkpoint, phot
     assert told("cache", "stats", *cache[1:])["rows"] == 11
     code, out, err = run("cache", "verify", *cache[1:])
     assert code == 0, out + err
+    assert told("cache", "optimize", *cache[1:])["rows"] == 11
     found = told("search", *model, *cache, "--top", 2, "a beach")
     assert len(found["hits"] if isinstance(found, dict) else found) == 2
     opened, local = SummaryCache.open("s3://bucket/my.cache"), str(photos / "b.png")
