@@ -67,7 +67,9 @@ def worker(rank: int, port: int, log: Path, runs: list[list[str]]) -> None:
     torch.set_num_threads(1)
     import accelerate
     import deepspeed
+    import transformers
     from accelerate.state import AcceleratorState
+    from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
     from llava_fwd2bot.training import original
 
@@ -78,9 +80,22 @@ def worker(rank: int, port: int, log: Path, runs: list[list[str]]) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which would be compiled now, for minutes
     install = original.install
     original.install = lambda *args, **given: begun(install(*args, **given))
+    # LLaVA's tower is in half precision without --bf16, of which ZeRO-3 knows nothing: so that losses can be compared
+    CLIPVisionTower.to = lambda self, *args, **given: self
+    stock, told = transformers.Trainer.training_step, []
+
+    def step(*args, **given):  # 4.37 logs four digits
+        told.append(stock(*args, **given))
+        return told[-1]
+
+    transformers.Trainer.training_step = step
     for argv in runs:
         AcceleratorState._reset_state()
         original.train(argv)
+        if rank == 0:
+            output = Path(argv[argv.index("--output_dir") + 1])
+            (output / "losses.json").write_text(json.dumps([float(loss) for loss in told]))
+        told.clear()
         torch.distributed.barrier()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads and the interpreter's own clean-up can wait for each other for ever
