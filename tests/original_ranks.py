@@ -15,7 +15,7 @@ from torch import nn
 
 from llava_fwd2bot.checkpoint.gathering import fill, full_shape
 
-STEPS = 10
+STEPS = 6
 
 
 def configuration(folder: Path, stage: int) -> Path:
