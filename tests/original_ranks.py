@@ -84,17 +84,17 @@ def worker(rank: int, port: int, log: Path, runs: list[list[str]]) -> None:
     CLIPVisionTower.to = lambda self, *args, **given: self
     stock, told = transformers.Trainer.training_step, []
 
-    def step(*args, **given):  # 4.37 logs four digits
-        told.append(stock(*args, **given))
-        return told[-1]
+    def step(trainer, model, inputs, *args, **given):  # 4.37 logs four digits
+        images = int((inputs["input_ids"] == -200).sum())
+        loss = stock(trainer, model, inputs, *args, **given)
+        told.append({"loss": float(loss), "images": images})
+        return loss
 
     transformers.Trainer.training_step = step
     for argv in runs:
         AcceleratorState._reset_state()
         original.train(argv)
-        if rank == 0:
-            output = Path(argv[argv.index("--output_dir") + 1])
-            (output / "losses.json").write_text(json.dumps([float(loss) for loss in told]))
+        Path(argv[argv.index("--output_dir") + 1], f"steps.{rank}.json").write_text(json.dumps(told))
         told.clear()
         torch.distributed.barrier()
     sys.stderr.flush()

@@ -31,7 +31,7 @@ from ..hosts.original import shims
 from ..hosts.original.model import check_version
 from . import original_accumulate as accumulate
 from .arguments import Fwd2BotArguments, given_settings, renamed
-from .checks import check_arguments, float32_where_trained, zero_stage
+from .checks import check_arguments, float32_where_trained
 from .original_data import CaptionCollator, WithCaptions
 from .original_options import train_options
 from .resume import check_same_run, checkpoint_to_resume, data_of, is_finished, settings_of, write_run
@@ -150,11 +150,11 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool, on_bad_image: str) -> dict[
             check_arguments(args, fwd2bot=True)
             self.config = _add(model, tokenizer, args, own, lora)
             super().__init__(model=model, tokenizer=tokenizer, args=args, **kwargs)
-            if args.deepspeed and zero_stage(args.deepspeed) == 3:
-                # transformers 4.37 fills in a fraction for "auto", and DeepSpeed takes whole numbers
-                self.accelerator.state.deepspeed_plugin.hf_ds_config.fill_only(
-                    "zero_optimization.stage3_prefetch_bucket_size", int(0.9 * model.config.hidden_size**2)
-                )
+            plugin = self.accelerator.state.deepspeed_plugin
+            if plugin is not None and plugin.hf_ds_config.is_zero3():
+                # transformers 4.37 and accelerate 0.26 put a fraction in the place of "auto"; DeepSpeed refuses it
+                bucket = int(0.9 * model.config.hidden_size**2)
+                plugin.hf_ds_config.fill_only("zero_optimization.stage3_prefetch_bucket_size", bucket)
             if is_split(self.model) and self.accelerator.distributed_type.value != "DEEPSPEED":
                 raise ValueError(
                     f"{args.deepspeed} is ZeRO-3, and this accelerate does not use DeepSpeed here: start the command "

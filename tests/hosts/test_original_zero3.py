@@ -43,9 +43,10 @@ def command(folder: Path, output: Path, stage: int) -> list[str]:
     ]
 
 
-def losses(output: Path) -> list[float]:
-    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in log if "loss" in entry]
+def steps(output: Path, what: str) -> list[list[float]]:
+    """Of each process, the loss or the number of images in each step."""
+    files = (output / f"steps.{rank}.json" for rank in (0, 1))
+    return [[step[what] for step in json.loads(file.read_text())] for file in files]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,9 +83,13 @@ def runs(tmp_path_factory):
 
 def test_zero3_is_zero2(runs):
     """LLaVA's scripts pass zero3.json: losses and weights are those of ZeRO-2, where nothing of the base is split."""
-    expected, found = losses(runs / "two"), losses(runs / "three")
-    assert len(found) == len(expected) == STEPS
-    assert found == pytest.approx(expected, rel=1e-5)
+    expected, found = steps(runs / "two", "loss"), steps(runs / "three", "loss")
+    assert [len(losses) for losses in found] == [STEPS, STEPS]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    pairs = list(zip(*steps(runs / "three", "images"), strict=True))  # what the ranks' calls depend on
+    assert any(one != other and one and other for one, other in pairs)
+    assert any(bool(one) != bool(other) for one, other in pairs)  # one has text alone
     assert furthest(runs / "two", runs / "three") <= 1e-5
 
 
