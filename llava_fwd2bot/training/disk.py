@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +57,9 @@ class Fwd2BotDiskMixin(_Trainer):
         return None
 
     # ------------------------------------------------------------------ resuming
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # transformers loads DeepSpeed's own files there, of which ours are not
+    @contextmanager
+    def _own_loading(self) -> Iterator[None]:
+        """Within it transformers, which would load DeepSpeed's own files, loads ours where a checkpoint has them."""
         stock = transformers.trainer.deepspeed_load_checkpoint
 
         def load(engine: Any, checkpoint: str, *more: Any, **options: Any) -> None:
@@ -67,10 +70,13 @@ class Fwd2BotDiskMixin(_Trainer):
 
         transformers.trainer.deepspeed_load_checkpoint = load
         try:
-            prepared = super()._prepare_for_training(*args, **kwargs)
+            yield
         finally:
             transformers.trainer.deepspeed_load_checkpoint = stock
-        return prepared
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with self._own_loading():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._has_fwd2bot:

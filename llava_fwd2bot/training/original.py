@@ -13,14 +13,16 @@ import argparse
 import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import PretrainedConfig, Trainer
 from transformers.hf_argparser import string_to_bool
 
+from ..checkpoint.gathering import is_split
 from ..checkpoint.load import original_class_name
 from ..config import Fwd2BotConfig
 from ..files.outputs import refuse_overlap, refuse_whole_model
@@ -29,7 +31,7 @@ from ..hosts.original import shims
 from ..hosts.original.model import check_version
 from . import original_accumulate as accumulate
 from .arguments import Fwd2BotArguments, given_settings, renamed
-from .checks import check_arguments, float32_where_trained, zero_stage
+from .checks import check_arguments, float32_where_trained
 from .original_data import CaptionCollator, WithCaptions
 from .original_options import train_options
 from .resume import check_same_run, checkpoint_to_resume, data_of, is_finished, settings_of, write_run
@@ -51,7 +53,7 @@ def train(argv: Sequence[str], attn_implementation: str | None = None) -> None:
         trainer = importlib.import_module("llava.train.llava_trainer")
     if hasattr(module.TrainingArguments, "attn_implementation"):  # LLaVA-NeXT: an argument of theirs, not train()'s
         theirs += ["--attn_implementation", attention] if attention else []
-    with shims.applied(module, trainer), _command_line(_names_of_today(theirs)):
+    with shims.applied(module, trainer), _ready_to_split(module), _command_line(_names_of_today(theirs)):
         if own.fwd2bot is None:
             given_settings(own, argparse.Namespace(lora_enable=True))  # refuses --fwd2bot_… without --fwd2bot
             if on_bad_image != "raise":
@@ -72,12 +74,12 @@ def _check(theirs: Sequence[str], own: Any) -> None:
     """Refuses, before anything is loaded, what does not go with --fwd2bot.
 
     Raises:
-        ValueError: the base is no LLaVA on disk, another stage of training, ZeRO-3, the vision tower, no gradients;
+        ValueError: the base is no LLaVA on disk, another stage of training, the vision tower, no gradients;
             --output_dir overlaps with what is read.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in (
-        *("model_name_or_path", "pretrain_mm_mlp_adapter", "mm_tunable_parts", "trainer_mode", "deepspeed"),
+        *("model_name_or_path", "pretrain_mm_mlp_adapter", "mm_tunable_parts", "trainer_mode"),
         *("output_dir", "data_path", "image_folder", "vision_tower"),
     ):
         parser.add_argument(f"--{name}")
@@ -104,11 +106,6 @@ def _check(theirs: Sequence[str], own: Any) -> None:
         raise ValueError("--fwd2bot leaves the vision tower as it is: take mm_vision_tower out of --mm_tunable_parts.")
     if given.trainer_mode not in (None, "regular"):
         raise ValueError(f"--trainer_mode {given.trainer_mode} has no gradients: --fwd2bot trains with regular alone.")
-    if zero_stage(given.deepspeed) == 3:
-        raise ValueError(
-            f"{given.deepspeed} is ZeRO-3, which splits the base's weights: take LLaVA's scripts/zero2.json. What "
-            "trains is small, two LoRA adapters and k tokens."
-        )
 
 
 def _own_arguments(argv: Sequence[str]) -> tuple[Any, bool, str, str | None, list[str]]:
@@ -117,6 +114,22 @@ def _own_arguments(argv: Sequence[str]) -> tuple[Any, bool, str, str | None, lis
     own = {field.name: getattr(found, field.name) for field in dataclasses.fields(Fwd2BotArguments)}
     lora = string_to_bool(found.lora_enable)
     return Fwd2BotArguments(**own), lora, found.on_bad_image, found.attn_implementation, theirs
+
+
+@contextmanager
+def _ready_to_split(module: Any) -> Iterator[None]:
+    """Within it DeepSpeed knows all processes before a model is loaded: ZeRO-3 splits weights as they are read."""
+    stock = module.TrainingArguments.__post_init__
+
+    def started(args: Any) -> None:
+        stock(args)
+        if args.deepspeed and args.device and dist.is_initialized():  # `device` is what starts the processes' group
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend=dist.get_backend())
+
+    with shims.rebound(module.TrainingArguments, __post_init__=started):
+        yield
 
 
 @contextmanager
@@ -137,6 +150,16 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool, on_bad_image: str) -> dict[
             check_arguments(args, fwd2bot=True)
             self.config = _add(model, tokenizer, args, own, lora)
             super().__init__(model=model, tokenizer=tokenizer, args=args, **kwargs)
+            plugin = self.accelerator.state.deepspeed_plugin
+            if plugin is not None and plugin.hf_ds_config.is_zero3():
+                # transformers 4.37 and accelerate 0.26 put a fraction in the place of "auto"; DeepSpeed refuses it
+                bucket = int(0.9 * model.config.hidden_size**2)
+                plugin.hf_ds_config.fill_only("zero_optimization.stage3_prefetch_bucket_size", bucket)
+            if is_split(self.model) and self.accelerator.distributed_type.value != "DEEPSPEED":
+                raise ValueError(
+                    f"{args.deepspeed} is ZeRO-3, and this accelerate does not use DeepSpeed here: start the command "
+                    "by torchrun, and without --use_cpu."
+                )
 
         # LLaVA-NeXT's trainer has a loop of its own, for an optimizer that is refused in _check
         _inner_training_loop = Trainer._inner_training_loop
@@ -160,7 +183,8 @@ def _with_fwd2bot(module: Any, own: Any, lora: bool, on_bad_image: str) -> dict[
             checkpoint = checkpoint_to_resume(named, output)
             if checkpoint is not None:
                 check_same_run(checkpoint, self.run, named is not None)
-            return super().train(checkpoint, *args, **kwargs)
+            with self._own_loading():  # transformers 4.37 does it within its loop
+                return super().train(checkpoint, *args, **kwargs)
 
         def get_train_dataloader(self) -> Any:
             loader = super().get_train_dataloader()

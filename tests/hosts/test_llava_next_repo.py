@@ -24,7 +24,7 @@ from original_toys import clip_tower, conversations, original_base, qwen_tokeniz
 
 from llava_fwd2bot.checkpoint.original import load_pretrained_model  # noqa: E402
 from llava_fwd2bot.checkpoint.read import read_checkpoint  # noqa: E402
-from llava_fwd2bot.hosts.original import train as original_train  # noqa: E402
+from llava_fwd2bot.training import original as original_train  # noqa: E402
 
 PATCHES = Path(__file__).parents[2] / "patches"
 PINPOINTS = "[[32, 64], [64, 32], [64, 64]]"

@@ -97,6 +97,15 @@ def test_lora_stays_out_of_the_vision_tower(model):
     assert not any("vision" in name for name in model._stages.layers)
 
 
+def test_ids_are_embedded_once(model):
+    """Under ZeRO-3 each call gathers weights from all ranks, which have unlike numbers of images."""
+    calls = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    lengths = [len(dense) for dense in model._dense_tokens(images=pixels(3))]
+    hook.remove()
+    assert len(calls) == 1 and lengths == [DENSE] * 3
+
+
 def test_dense_tokens_are_what_the_base_reads(base, model):
     expected = base.encode_images(pixels(3))
     found = model._dense_tokens(images=pixels(3))

@@ -135,12 +135,16 @@ class OriginalHost(Fwd2BotMixin):
     ) -> list[Tensor]:
         images = pixel_values if images is None else images
         device = self.get_input_embeddings().weight.device
-        # rows of nothing but an image each; the second, masked id is there because the host passes over rows of one
-        ids = torch.tensor([[IMAGE_TOKEN_INDEX, 0]] * len(images), device=device)
-        mask = torch.tensor([[True, False]] * len(images), device=device)
+        # one row, in which an id follows each image, so that the host embeds ids once for any number of images: under
+        # ZeRO-3 ranks with unlike numbers of calls wait for each other for ever
+        ids = torch.tensor([[IMAGE_TOKEN_INDEX, 0] * len(images)], device=device)
+        marks = torch.tensor([[0, 1] * len(images)], device=device)  # labels, which move with their ids
         with _untruncated(self.config):
-            _, _, mask, _, rows, _ = self._rows(ids, mask, None, images, image_sizes, modalities)
-        return [row[real.bool()] for row, real in zip(rows, mask, strict=True)]
+            given = (ids, torch.ones_like(ids), marks, images, image_sizes, modalities)
+            *_, rows, marks = self._rows(*given)
+        ends = torch.where(marks[0] == 1)[0].tolist()
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        return [rows[0, start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _host_backbone(self, input_ids: Tensor, attention_mask: Tensor | None, **given: Any) -> Any:
         """The base's last hidden states at the caller's positions; at an image's, that of its last dense token."""
