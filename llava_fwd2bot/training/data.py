@@ -29,7 +29,7 @@ from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .bad_images import BadImages
 from .collator import first_names
 from .packed import PackedRows
-from .records import Row, images_of, row_of, strings
+from .records import Row, images_of, name_of, row_of, strings
 from .shards import Shards, shard_paths
 from .tokenized import QuotingTokenizer, repeat_images, with_labels
 
@@ -112,7 +112,7 @@ class LlavaDataset(Dataset):
     def _conversation_rows(self, path: str | Path) -> list[Row]:
         rows, dropped, quoting = [], [], []
         for i, record in enumerate(self._records(path)):
-            name = _name_of("record", i, record)
+            name = name_of("record", i, record)
             try:
                 row, first_dropped = row_of(record, name)
                 if row.turns:
@@ -133,7 +133,7 @@ class LlavaDataset(Dataset):
     def _add_captions(self, rows: list[Row], path: str | Path) -> None:
         captions: dict[str, list[str]] = {}
         for i, entry in enumerate(self._records(path)):
-            name = f"{path}: {_name_of('caption entry', i, entry)}"
+            name = f"{path}: {name_of('caption entry', i, entry)}"
             images = images_of(entry, name)
             texts = strings(entry.get("caption", entry.get("captions")), name, "caption")
             if len(images) != 1 or not texts:
@@ -296,8 +296,3 @@ class LlavaDataset(Dataset):
             )
         length = self.model_max_length if spans else needed  # a caption's row ends with its picture
         return ids[:length], labels[:length]
-
-
-def _name_of(kind: str, number: int, record: dict[str, Any]) -> str:
-    """What messages call a record: its number, and its id if it has one."""
-    return f"{kind} {number}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")

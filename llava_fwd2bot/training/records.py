@@ -149,3 +149,8 @@ def media_endings() -> tuple[str, ...]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def name_of(kind: str, number: int, record: dict[str, Any]) -> str:
+    """What messages call a record: its number, and its id if it has one."""
+    return f"{kind} {number}" + (f' (id "{record["id"]}")' if record.get("id") is not None else "")

@@ -7,8 +7,6 @@ dense tokens (anyres), or the frames of a video, is decided by LLaVA itself, so 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ try:
     import llava.model
     from llava.constants import IMAGE_TOKEN_INDEX
     from llava.model import LlavaLlamaForCausalLM
+
+    from .rows import untruncated, with_blanks  # imports llava as well
 except ImportError as error:
     raise ImportError(
         f"The original LLaVA cannot be imported ({error}). It is `pip install --no-deps llava-torch==1.2.2.post1`, or "
@@ -134,17 +134,15 @@ class OriginalHost(Fwd2BotMixin):
         **unknown: Any,
     ) -> list[Tensor]:
         images = pixel_values if images is None else images
-        device = self.get_input_embeddings().weight.device
         # one row, in which an id follows each image, so that the host embeds ids once for any number of images: under
         # ZeRO-3 ranks with unlike numbers of calls wait for each other for ever
-        ids = torch.tensor([[IMAGE_TOKEN_INDEX, 0] * len(images)], device=device)
-        marks = torch.tensor([[0, 1] * len(images)], device=device)  # labels, which move with their ids
-        with _untruncated(self.config):
-            given = (ids, torch.ones_like(ids), marks, images, image_sizes, modalities)
-            *_, rows, marks = self._rows(*given)
+        ids = torch.tensor([[IMAGE_TOKEN_INDEX, 0] * len(images)], device=self.get_input_embeddings().weight.device)
+        marks = (ids == 0).long()  # labels, which move with their ids
+        with untruncated(self.config):
+            *_, rows, marks = self._rows(ids, torch.ones_like(ids), marks, images, image_sizes, modalities)
         ends = torch.where(marks[0] == 1)[0].tolist()
-        starts = [0, *(end + 1 for end in ends[:-1])]
-        return [rows[0, start:end] for start, end in zip(starts, ends, strict=True)]
+        starts = [0, *(end + 1 for end in ends)]
+        return [rows[0, start:end] for start, end in zip(starts, ends, strict=False)]
 
     def _host_backbone(self, input_ids: Tensor, attention_mask: Tensor | None, **given: Any) -> Any:
         """The base's last hidden states at the caller's positions; at an image's, that of its last dense token."""
@@ -154,9 +152,9 @@ class OriginalHost(Fwd2BotMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         # labels travel with their tokens, so positions in their place tell where each token came from
         places = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
-        images = _with_blanks(input_ids, images, torch.zeros_like(images[0]))
-        sizes, kinds = (v and _with_blanks(input_ids, v, blank) for v, blank in ((sizes, (1, 1)), (kinds, "image")))
-        with _untruncated(self.config):
+        images = with_blanks(input_ids, images, torch.zeros_like(images[0]))
+        sizes, kinds = (v and with_blanks(input_ids, v, blank) for v, blank in ((sizes, (1, 1)), (kinds, "image")))
+        with untruncated(self.config):
             _, positions, long_mask, _, rows, origin = self._rows(input_ids, mask, places, images, sizes, kinds)
         out = self.get_model()(inputs_embeds=rows, attention_mask=long_mask, position_ids=positions, **given)
         hidden, at = out.last_hidden_state, origin >= 0
@@ -270,25 +268,6 @@ class OriginalHost(Fwd2BotMixin):
 
     def _host_generate(self, input_ids: Tensor, **kwargs: Any) -> Any:
         return self.text_class.generate(self, **kwargs)  # past the original's own, which refuses embeddings
-
-
-@contextmanager
-def _untruncated(config: Any) -> Iterator[None]:
-    """The host cuts its rows to the text's limit, and would cut an image of many crops without a word."""
-    before = getattr(config, "tokenizer_model_max_length", None)
-    config.tokenizer_model_max_length = None
-    try:
-        yield
-    finally:
-        config.tokenizer_model_max_length = before
-
-
-def _with_blanks(input_ids: Tensor, values: Any, blank: Any) -> list[Any]:
-    """The inverse of `_own_images`: a blank again for each row of text alone."""
-    own, found = iter(values), []
-    for count in (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist():
-        found += [next(own) for _ in range(count)] or [blank]
-    return found
 
 
 @cache
