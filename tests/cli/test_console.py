@@ -93,7 +93,7 @@ def test_libraries_are_quiet(run, checkpoint, photos):
         (["cache", "stats", "c", "--jsn"], "--jsn: did you mean --json?"),
         (["info", "c", "--verbos"], "--verbos: did you mean --verbose?"),
         (["eval", "retreival"], "did you mean retrieval?"),
-        (["eval", "cost", "--modle", "m"], "--modle: did you mean --model?"),
+        (["eval", "retrieval", "--modle", "m"], "--modle: did you mean --model?"),
         (["convert", "c", "--bas=b"], "--bas: did you mean --base?"),
         (["llava", "trian"], "did you mean train?"),
     ],

@@ -226,6 +226,7 @@ def toy_scores(tmp_path: Path, cells: dict[tuple[str, int, int], np.ndarray]) ->
 
 def test_a_verdict_follows_from_the_items(tmp_path):
     """A clear difference holds or is refuted; a small one is open, and is within a margin."""
+    pytest.importorskip("scipy")
     rng = np.random.default_rng(0)
     low, high = ((rng.random((3, 400)) < p).astype(float) for p in (0.5, 0.8))
     sides = (("low", low), ("high", high), ("same", low))
@@ -256,6 +257,7 @@ def test_a_verdict_follows_from_the_items(tmp_path):
 
 def test_p_is_as_often_small_as_it_says():
     """A test over three seeds that knew no seeds would find a difference that is none in a third of the cases."""
+    pytest.importorskip("scipy")
     rng = np.random.default_rng(0)
     found = []
     for _ in range(300):
@@ -266,6 +268,7 @@ def test_p_is_as_often_small_as_it_says():
 
 def test_claims_compare_the_same_items_at_the_budgets_that_are_named(tmp_path):
     """What the README says of rivals is read off this: the sign, the doubled budget and the ratio must be right."""
+    pytest.importorskip("scipy")
     ours, other = [1, 1, 1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 0]
     cells = {("ours", 1, 0): ours, ("ours", 2, 0): ours, ("pool", 2, 0): other, ("mean", 1, 0): other}
     scores = toy_scores(tmp_path, {key: np.array(own) for key, own in cells.items()})

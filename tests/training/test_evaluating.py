@@ -44,7 +44,7 @@ def test_best_checkpoint_and_early_stopping(base_dir, llava_data, tmp_path):
     """At a rate that breaks the model the first evaluation is the best: training ends, and that one is the result."""
     best = ("--load_best_model_at_end", "True", "--metric_for_best_model", "eval_loss", "--eval_on_start", "True")
     saving = ("--save_strategy", "steps", "--save_steps", "1", "--eval_steps", "1", "--early_stopping_patience", "2")
-    more = (*best, *saving, "--learning_rate", "3.0", "--max_steps", "12", "--save_total_limit", "20")
+    more = (*best, *saving, "--learning_rate", "30.0", "--max_steps", "12", "--save_total_limit", "20")
     output = train(evaluating(base_dir, llava_data, tmp_path / "m", *more))
     state = json.loads((output / "trainer_state.json").read_text())
     scored = {entry["step"]: entry["eval_loss"] for entry in evaluations(output) if entry["step"]}

@@ -56,8 +56,8 @@ def test_images_are_read_once_and_the_loss_is_that_of_the_plain_batch(processor,
     dataset = LlavaDataset(repeated["data"], processor, image_folder=repeated["images"])
     model = shake(add_fwd2bot(toy_base(processor, torch.float64), settings(), processor)).train()
     rows = next(iter(batches_of(ImageGroupSampler(dataset.image_groups, 8), 8)))
-    read, opener = [], type(dataset.reader)._open
-    monkeypatch.setattr(type(dataset.reader), "_open", lambda self, name: read.append(name) or opener(self, name))
+    read, opener = [], type(dataset.reader).open
+    monkeypatch.setattr(type(dataset.reader), "open", lambda self, name: read.append(name) or opener(self, name))
     items, once = dataset.__getitems__(rows), len(read)
     assert once == len(set(read)) < sum("pixel_values" in item for item in items)
     grouped = Fwd2BotCollator(0, planner=model.planner())(items)
