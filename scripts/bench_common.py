@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import _root  # noqa: F401
 import torch
 import transformers
 from bench_shapes import CAPTION_TOKENS, LABELLED, PROMPT_TOKENS, SHAPES, SYSTEM_TOKENS, Shape

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
+import _root  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image

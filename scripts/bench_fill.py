@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import _root  # noqa: F401
 import torch
 
 from eval.measure import environment, ratio

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median, quantiles
 
+import _root  # noqa: F401
 import httpx
 import torch
 from PIL import Image

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import _root  # noqa: F401
+
 from eval.shapes import LLAVA_7B, Sizes
 
 PROMPT_TOKENS = 10  # "Summarize the image in a few words." with Llama's tokenizer, its space in front included

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import _root  # noqa: F401
 import torch
 from PIL import Image
 from report_page import Answered, print_table, write_html

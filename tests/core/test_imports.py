@@ -99,3 +99,10 @@ def test_no_import_goes_in_a_circle():
 def test_few_files_beside_the_method():
     """config, bottleneck, losses and mixin are the method; more beside them would hide that."""
     assert len(list(ROOT.glob("*.py"))) <= 8
+
+
+def test_scripts_find_what_is_not_installed():
+    """`eval` is in the checkout alone; a script is run from anywhere, with its own folder on the path."""
+    for script in (ROOT.parent / "scripts").glob("*.py"):
+        source = script.read_text(encoding="utf-8")
+        assert "\nfrom eval" not in source or "\nimport _root" in source, script
