@@ -16,6 +16,7 @@ from transformers import Trainer
 from ..checkpoint.fingerprint import check_base
 from ..checkpoint.gathering import whole_weights
 from ..checkpoint.read import read_checkpoint, reload
+from ..hosts.rebinding import rebound
 from . import sharded
 
 _SCHEDULER_NAME = "scheduler.pt"
@@ -68,11 +69,8 @@ class Fwd2BotDiskMixin(_Trainer):
             else:
                 stock(engine, checkpoint, *more, **options)
 
-        transformers.trainer.deepspeed_load_checkpoint = load
-        try:
+        with rebound(transformers.trainer, deepspeed_load_checkpoint=load):
             yield
-        finally:
-            transformers.trainer.deepspeed_load_checkpoint = stock
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         with self._own_loading():

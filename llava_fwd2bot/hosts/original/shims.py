@@ -19,6 +19,7 @@ import transformers
 import transformers.trainer
 from torch import Tensor, nn
 
+from ..rebinding import rebound
 from .model import OriginalHost
 
 
@@ -69,19 +70,6 @@ SHIMS = (
 
 def needed(name: str) -> bool:
     return next(shim for shim in SHIMS if shim.name == name).needed()
-
-
-@contextmanager
-def rebound(module: Any, **names: Any) -> Iterator[None]:
-    """Binds names in a module for as long as the block runs."""
-    before = {name: getattr(module, name) for name in names}
-    for name, value in names.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
 
 
 @contextmanager
