@@ -77,7 +77,7 @@ def chance_over_seeds(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, 
     """Two-sided p of a t-test that the means differ by -margin.
 
     The variance of the difference has up to three parts: that over groups of items, and that over the seeds of either
-    side where it has several. Its degrees of freedom are Welch's and Satterthwaite's.
+    side where it has several.
 
     Args:
         ours, theirs: [S, N] of the same items.
@@ -89,8 +89,15 @@ def chance_over_seeds(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, 
     count = len(counts)
     parts = [(count / max(count - 1, 1) * float((beyond**2).sum()) / len(apart) ** 2, max(count - 1, 1))]
     parts += [(float(s.mean(1).var(ddof=1)) / len(s), len(s) - 1) for s in (ours, theirs) if len(s) > 1]
+    return welch(float(apart.mean()) + margin, parts)
+
+
+def welch(difference: float, parts: list[tuple[float, int]]) -> float:
+    """Two-sided p of a difference whose variance is a sum of (variance, its degrees of freedom).
+
+    The sum's degrees of freedom are Welch's and Satterthwaite's.
+    """
     variance = sum(v for v, _ in parts)
-    difference = float(apart.mean()) + margin
     if variance == 0:
         return float(difference == 0)
     freedom = variance**2 / sum(v**2 / n for v, n in parts)
@@ -101,18 +108,23 @@ def chance_over_seeds(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, 
 def judge(study: Study, scores: Any) -> list[dict[str, Any]]:
     """Every comparison of the study's claims: it holds, is refuted, or is open, where p ≥ 0.05 after Holm's correction.
 
+    The correction is for all comparisons of a family of claims.
+
     Args:
         scores: `Scores`, or what has its `ks` and `compare`.
     """
-    found = []
+    found, families = [], {}
     for claim in study.claims:
         for figure in claim.figures:
             for ours in claim.ours:
                 for other in claim.others:
-                    found += _at_each_k(claim, figure, ours, other, scores)
-    for one, p in zip(found, holm([one["p"] for one in found]), strict=True):
-        above = one["value"] > (1 if one["ratio"] else -one["margin"])
-        one |= {"p_holm": p, "verdict": "open" if p >= 0.05 else "holds" if above else "refuted"}
+                    compared = _at_each_k(claim, figure, ours, other, scores)
+                    found += compared
+                    families.setdefault(claim.family, []).extend(compared)
+    for family in families.values():
+        for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
+            above = one["value"] > (1 if one["ratio"] else -one["margin"])
+            one |= {"p_holm": p, "verdict": "open" if p >= 0.05 else "holds" if above else "refuted"}
     return found
 
 

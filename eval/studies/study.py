@@ -55,6 +55,7 @@ class Claim:
     Attributes:
         margin: how far it may be below, as a share. factor: `others` have so many times as many tokens.
         k: the only k of ours. against: the only k of theirs. ratio: ours over theirs, which is above 1.
+        family: of the claims whose p are corrected together.
     """
 
     says: str
@@ -66,6 +67,7 @@ class Claim:
     k: int | None = None
     against: int | None = None
     ratio: bool = False
+    family: str = ""
 
 
 @dataclass

@@ -92,7 +92,7 @@ def test_losses_are_the_packages(processor, residual, monkeypatch):
     config = settings(num_summary_tokens=16, residual=residual, lora_alpha=8, pooling="mean")
     model = shake(add_fwd2bot(base, config, processor))
     language = as_language(model.model.language_model)
-    chosen = Recipe("test", "fwd2bot", rank=4, contrastive=1.0, residual=residual == "average")
+    chosen = Recipe("test", "fwd2bot", rank=4, contrastive=1.0, residual=residual)
     tokens = model.fwd2bot
     prefix = torch.tensor([1, 300])
     prompts = Prompts(prefix, tokens.image_prompt_ids.tolist(), tokens.text_prompt_ids.tolist(), 2)
@@ -296,6 +296,9 @@ def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path, monkeypatch):
         "downsample",
         "token",
         "residual",
+        "cells",
+        "cells, seed 1",
+        "shared",
     )
     known = {name: known[name] for name in kinds}
     monkeypatch.setattr(run, "train", lambda model, *a, **k: {"curve": [], "seconds": 0.0})
@@ -311,7 +314,13 @@ def test_every_recipe_runs_and_is_not_run_twice(study, tmp_path, monkeypatch):
     for _ in range(2):
         score.write_rows(study, rows, lambda found: [" ".join(map(str, r[:3])) for r in found])
     names = {row for _, row, *_ in rows.cells}
-    assert {*known, "dense, wrong image", "blind lookup", "pruning by attention, untrained"} <= names <= {*about.rows}
+    rows_of = {r.name for r in known.values()} | {
+        "dense, wrong image",
+        "blind lookup",
+        "pruning by attention, untrained",
+    }
+    assert rows_of <= names <= {*about.rows}
+    assert {seed for _, row, _, seed in rows.cells if row == "cells"} == {0, 1}
     assert len(rows.file.read_text().splitlines()) == len(rows.cells) + len(rows.tasks)
     assert {task for task, *_ in rows.cells} == {*about.figures} - {"share"}
     text = report(about, tmp_path, shares)
@@ -355,7 +364,7 @@ def test_stopped_training_goes_on_where_it_was(study, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", ["residual-token", "kv", "residual"])
+@pytest.mark.parametrize("name", ["residual-token", "kv", "residual", "cells", "seeded"])
 def test_a_gpus_types_fit_together(study, name, monkeypatch):
     """On a GPU the passes run in bfloat16: a mismatch of types would show there only."""
     monkeypatch.setattr(Language, "dtype", property(lambda self: torch.bfloat16))
@@ -368,7 +377,7 @@ def test_a_gpus_types_fit_together(study, name, monkeypatch):
     assert np.isfinite(list(measure.Reader(built, data).tuning_loss(4).values())).all()
 
 
-@pytest.mark.parametrize("name", ["fwd2bot", "kv", "dense", "downsample"])
+@pytest.mark.parametrize("name", ["fwd2bot", "kv", "dense", "downsample", "cells"])
 def test_generation_is_the_full_forward(study, name):
     """Answers go through stored keys and values; they must be those that the whole row gives, token by token."""
     data = Data(study, CPU)

@@ -35,14 +35,18 @@ class Compressor(nn.Module):
         self.base = [language, projector]  # in a list: no part of what is trained
         shape, size = language.shape, language.shape.hidden
         self.answer = Lora(shape, recipe.rank) if recipe.kind != "last" else None
-        self.compress = Lora(shape, recipe.rank) if recipe.kind in LANGUAGE else None
+        self.compress = Lora(shape, recipe.rank) if recipe.kind in LANGUAGE and not recipe.shared else None
+        if recipe.shared:
+            self.compress = self.answer
         self.own = nn.ModuleDict()
         if recipe.kind in LANGUAGE:
             config = Fwd2BotConfig(
                 num_summary_tokens=MOST + (recipe.vector == "token"),
-                residual="average" if recipe.residual else "none",
+                residual="average" if recipe.residual != "none" and recipe.comes_out else "none",
             )
             self.own["tokens"] = SummaryTokens(config, language.words, prompts.image, prompts.text)
+            if recipe.residual == "pool":
+                self.register_buffer("weights", linear_weights("pool"), persistent=False)
         elif recipe.kind == "query":
             self.own["resampler"] = QueryTransformer(size, MOST, heads=size // 64, places=PLACES)
         elif recipe.kind == "downsample":
@@ -79,9 +83,7 @@ class Compressor(nn.Module):
         if kind in ("base", "dense"):
             return Memory(dense, None, torch.full_like(k, PLACES)), None
         if kind in LINEAR:
-            which = torch.tensor(KS, device=k.device)
-            rows = self.weights[torch.bucketize(k, which)]  # [B, 16, n]
-            return Memory(rows.to(dense) @ dense, None, k), None
+            return Memory(self.linear(dense, k), None, k), None
         if kind == "downsample":
             number = torch.bucketize(k, torch.tensor(KS, device=k.device))
             first = PLACES + torch.tensor([sum(list(SHRUNK)[:i]) for i in range(len(KS))], device=k.device)[number]
@@ -95,10 +97,15 @@ class Compressor(nn.Module):
                 return Memory(self.own["resampler"](dense.float(), MOST), None, k), None
         if kind == "kv":
             return self._key_values(dense, k, weights, fast), None
-        out = self.said(dense, weights, MOST + (recipe.vector == "token"), fast)
+        out = self.said(dense, weights, MOST + (recipe.vector == "token"), k, fast)
         return Memory(out[:, :MOST], None, k), out
 
-    def said(self, dense: Tensor, weights: Any, count: int, fast: bool = True) -> Tensor:
+    def linear(self, dense: Tensor, k: Tensor) -> Tensor:
+        """Tokens of `weights`, for the k of each picture, [B, 16, D]"""
+        which = torch.tensor(KS, device=k.device)
+        return self.weights[torch.bucketize(k, which)].to(dense) @ dense
+
+    def said(self, dense: Tensor, weights: Any, count: int, k: Tensor, fast: bool = True) -> Tensor:
         """S, and the vector's token after it, [B, count, D]; for `last` the state after the prompt, [B, 1, D]."""
         language, recipe = self.language, self.recipe
         prompt = language.words[self.own["tokens"].image_prompt_ids].to(language.dtype)
@@ -106,15 +113,18 @@ class Compressor(nn.Module):
         if recipe.kind == "last":
             return compress_pass(decoder, list(dense), prompt[:-1], prompt[-1:])
         tokens = self.own["tokens"].tokens[:count]
-        if not recipe.residual:
+        if recipe.residual == "none":
             return compress_pass(decoder, list(dense), prompt, tokens)
-        averages = self.averages(dense, count)
+        averages = self.averages(dense, count, k)
         out = compress_pass(decoder, list(dense), prompt, tokens, list(averages))
-        return averages + self.own["tokens"].log_gain.exp().to(out) * out
+        return out if not recipe.comes_out else averages + self.own["tokens"].log_gain.exp().to(out) * out
 
-    def averages(self, dense: Tensor, count: int) -> Tensor:
+    def averages(self, dense: Tensor, count: int, k: Tensor) -> Tensor:
         """What the residual adds, [B, count, D]; the vector's token, after the sixteen, has none."""
-        found = nested_averages(PLACES, min(count, MOST)).to(dense) @ dense
+        if self.recipe.residual == "pool":
+            found = self.linear(dense, k)
+        else:
+            found = nested_averages(PLACES, min(count, MOST)).to(dense) @ dense
         return F.pad(found, (0, 0, 0, count - found.shape[1]))
 
     def _key_values(self, dense: Tensor, k: Tensor, weights: Any, fast: bool) -> Memory:
@@ -124,8 +134,8 @@ class Compressor(nn.Module):
         _, kept = self.language.run(weights, rows, keep=True, fast=fast)
         return Memory(None, [(a[:, :, -MOST:], b[:, :, -MOST:]) for a, b in kept], k, rows.shape[1])
 
-    def texts(self, ids: Tensor, lengths: list[int], weights: Any, j: int, fast: bool = True) -> Tensor:
-        """Unit vectors of captions: ids [C, T] → [C, D]"""
+    def texts(self, ids: Tensor, lengths: list[int], weights: Any, j: int | Tensor, fast: bool = True) -> Tensor:
+        """Unit vectors of captions: ids [C, T] → [C, D]; j as of `vector`"""
         language, recipe = self.language, self.recipe
         words = language.words[ids].to(language.dtype)
         contexts = [row[:n] for row, n in zip(words, lengths, strict=True)]
@@ -136,10 +146,13 @@ class Compressor(nn.Module):
         tokens = self.own["tokens"].tokens[: {"token": MOST + 1, "first": 1, "mean": MOST}[recipe.vector]]
         return self.vector(compress_pass(decoder, contexts, prompt, tokens), j)
 
-    def vector(self, said: Tensor, j: int) -> Tensor:
-        """Unit vectors of what was said of pictures or texts, [B, ≥ j, D] → [B, D]"""
+    def vector(self, said: Tensor, j: int | Tensor) -> Tensor:
+        """Unit vectors of what was said of pictures or texts, [B, ≥ j, D] → [B, D]; j may be of each, [B]."""
         if self.recipe.vector == "token":
             return embed(said, "last")
+        if isinstance(j, Tensor):
+            used = torch.arange(said.shape[1], device=j.device) < j[:, None]
+            return F.normalize((said.float() * used[..., None]).sum(1), dim=-1)
         return embed(said[:, :j], self.recipe.vector)
 
     # ------------------------------------------------------------------ losses
@@ -169,9 +182,11 @@ class Compressor(nn.Module):
         if recipe.contrastive:
             pairs = len(batch.captions)
             if said is None:
-                said = self.said(dense[:pairs], stage, MOST)
-            images = self.vector(said[:pairs], batch.j) if recipe.kind != "last" else embed(said, "mean")
-            texts = self.texts(batch.captions, batch.caption_lengths, stage, batch.j)
+                said = self.said(dense[:pairs], stage, MOST, batch.k[:pairs])
+            # grid cells are those of each picture's k, and its captions have as many outputs
+            j = batch.k[:pairs] if recipe.residual == "pool" and recipe.vector == "mean" else batch.j
+            images = self.vector(said[:pairs], j) if recipe.kind != "last" else embed(said, "mean")
+            texts = self.texts(batch.captions, batch.caption_lengths, stage, j)
             scale = self.own["tokens"].logit_scale
             with torch.no_grad():
                 scale.clamp_(max=MAX_LOGIT_SCALE)

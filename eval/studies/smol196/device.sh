@@ -6,7 +6,8 @@
 #
 #   start                         features in the background
 #   base SECONDS STEPS            waits for the features and trains the base
-#   plan SECONDS WORKERS STEPS    WORKERS processes on the rows of smol196.yaml, those that train for STEPS steps
+#   plan SECONDS WORKERS [STEPS]  waits for the features; WORKERS processes on the rows of smol196.yaml, those that train
+#                                 for STEPS steps instead of their own
 #   collect [--with-base]         results to $OUT
 #
 # Seconds are counted from the start of this script. From the environment: BATCH (128), EAGER=1 (nothing compiled), ROWS
@@ -16,6 +17,11 @@ export STUDY=${STUDY:-/tmp/study} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=fals
 export PYTHONPATH=$STUDY/src TORCHINDUCTOR_CACHE_DIR=$STUDY/compiled PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 PYTHON=${PYTHON:-python3}
 module() { "$PYTHON" -m "eval.studies.smol196.$@"; }
+features() {
+    while [ ! -e "$STUDY/features.npy" ] && pgrep -f smol196.features >/dev/null; do sleep 1; done
+    tail -n 1 "$STUDY/features.log"
+    [ -e "$STUDY/features.npy" ] || module features --folder "$STUDY" --processes "${PROCESSES:-14}"
+}
 [ ! -d "$STUDY/src" ] || cd "$STUDY/src" # python -m looks in the current folder first
 verb=$1
 shift
@@ -29,17 +35,16 @@ start)
     ;;
 base)
     seconds=$1 steps=$2
-    while [ ! -e "$STUDY/features.npy" ] && pgrep -f smol196.features >/dev/null; do sleep 1; done
-    tail -n 1 "$STUDY/features.log"
-    [ -e "$STUDY/features.npy" ] || module features --folder "$STUDY" --processes "${PROCESSES:-14}"
+    features
     module run base --folder "$STUDY" --seconds "$((seconds - SECONDS))" --steps "$steps" ${BATCH:+--batch $BATCH} 2>&1
     ;;
 plan)
-    seconds=$1 workers=$2 steps=$3
+    seconds=$1 workers=$2 steps=${3:-}
+    features
     mapfile -t rows < <(printf '%s' "${ROWS:-}")
     for ((i = 1; i <= workers; i++)); do
-        module run work --folder "$STUDY" --seconds "$((seconds - SECONDS))" --steps "$steps" ${BATCH:+--batch $BATCH} \
-            "${rows[@]}" 2>&1 | sed "s/^/$i: /" &
+        module run work --folder "$STUDY" --seconds "$((seconds - SECONDS))" ${steps:+--steps $steps} \
+            ${BATCH:+--batch $BATCH} "${rows[@]}" 2>&1 | sed "s/^/$i: /" &
         sleep 3 # the second finds the first one's lock
     done
     wait

@@ -34,41 +34,41 @@ class Reader:
             trained = model.answer is not None and model.recipe.steps > 0
             self.answer = model.adapted("answer") if trained else model.language.weights(None)
             self.compress = model.adapted("compress") if model.recipe.kind in LANGUAGE else None
-        self.cached: Memory | None = None
-        self.said: Tensor | None = None
         self.features = data.features[data.reported :]
-        if model.recipe.kind in (*LANGUAGE, "query"):
-            self._cache()
+        self.cached: dict[int, tuple[Memory | None, Tensor | None]] = {}  # by k, the last one made
 
     @torch.inference_mode()
-    def _cache(self) -> None:
+    def passed(self, k: int) -> tuple[Memory | None, Tensor | None]:
+        """What the compress pass made of the reported pictures, and what the vectors are made of."""
+        k = k if self.model.recipe.residual == "pool" else MOST  # the first k of 16, but for grid cells
+        if k in self.cached:
+            return self.cached[k]
         parts, said = [], []
         for at in range(0, len(self.features), self.chunk):
             part = self.features[at : at + self.chunk]
+            ks = torch.full((len(part),), k, device=part.device)
             if self.model.recipe.kind == "last":
-                said.append(self.model.said(self.model.dense(part), self.compress, 1, fast=False))
+                said.append(self.model.said(self.model.dense(part), self.compress, 1, ks, fast=False))
                 continue
-            k = torch.full((len(part),), MOST, device=part.device)
-            memory, out = self.model.memory(part, k, self.compress, fast=False)
+            memory, out = self.model.memory(part, ks, self.compress, fast=False)
             parts.append(memory)
             if out is not None:
                 said.append(out)
-        self.said = torch.cat(said) if said else None
-        if not parts:
-            return
-        k = torch.cat([p.k for p in parts])
-        if parts[0].past is None:
-            self.cached = Memory(torch.cat([p.slots for p in parts]), None, k)
-        else:
+        made = None
+        if parts and parts[0].past is None:
+            made = Memory(torch.cat([p.slots for p in parts]), None, torch.cat([p.k for p in parts]))
+        elif parts:
             layers = zip(*(p.past for p in parts), strict=True)
             past = [tuple(torch.cat([pair[i] for pair in layer]) for i in (0, 1)) for layer in layers]
-            self.cached = Memory(None, past, k, parts[0].start)
+            made = Memory(None, past, torch.cat([p.k for p in parts]), parts[0].start)
+        self.cached = {k: (made, torch.cat(said) if said else None)}
+        return self.cached[k]
 
     def memory(self, pictures: Tensor, k: int) -> Memory:
         """Of reported pictures by number; k = 0 is all dense tokens."""
         ks = torch.full((len(pictures),), k, device=pictures.device)
-        if self.cached is not None:
-            return self.cached.pick(pictures, ks)
+        if self.model.recipe.kind in (*LANGUAGE, "query"):
+            return self.passed(k)[0].pick(pictures, ks)
         return self.model.memory(self.features[pictures], ks, fast=False)[0]
 
     # ------------------------------------------------------------------ answers
@@ -140,7 +140,7 @@ class Reader:
         """Of each caption, how many photographs are nearer than its own."""
         arrays, device = self.data.arrays, self.features.device
         at = torch.from_numpy(arrays["report_captioned"].astype(np.int64)).to(device)
-        said = self.said[at]
+        said = self.passed(j if self.model.recipe.vector == "mean" else MOST)[1][at]
         images = F.normalize(said[:, 0].float(), dim=-1) if said.shape[1] == 1 else self.model.vector(said, j)
         ids = torch.from_numpy(arrays["report_captions"].astype(np.int64)).to(device).flatten(0, 1)
         lengths = arrays["report_caption_lengths"].flatten().tolist()
@@ -162,9 +162,9 @@ class Reader:
         ks = torch.full((min(pictures, len(self.features)),), k, device=self.features.device)
         memory = self.memory(torch.arange(len(ks), device=ks.device), k)
         found = {"slots": share(memory.slots[:, :k])}
-        if self.model.recipe.residual:
+        if self.model.recipe.residual != "none" and self.model.recipe.comes_out:
             dense = torch.cat([self.model.dense(part) for part in self.features[: len(ks)].split(self.chunk)])
-            averages = self.model.averages(dense, MOST)
+            averages = self.model.averages(dense, MOST, ks)
             found["language"] = share((memory.slots.float() - averages.float())[:, :k])
         return found
 

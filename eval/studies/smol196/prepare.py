@@ -182,7 +182,7 @@ def write_weights(output: Path, vocabulary: Sequence[int]) -> None:
 
 
 def write_parts(output: Path, mib: float) -> list[Path]:
-    """The files in tar archives of at most `mib` MiB; code first, what the features need next."""
+    """The files in tar archives of at most `mib` MiB; code first, what the features need next, a trained base last."""
     package = Path(build.__file__).parents[1]
     study = Path(__file__).parents[1]
     files = [(p, Path("src/llava_fwd2bot") / p.relative_to(package)) for p in sorted(package.rglob("*.py"))]
@@ -191,7 +191,8 @@ def write_parts(output: Path, mib: float) -> list[Path]:
         (p, Path("src/eval/studies") / p.relative_to(study))
         for p in sorted([*study.rglob("*.py"), *study.rglob("*.sh"), *study.rglob("*.yaml")])
     ]
-    order = ("pictures.json", "photos.json", "rows.npz", "tower.safetensors", "photos-*.bin", "lm-*.safetensors")
+    order = ("pictures.json", "photos.json", "tower.safetensors", "photos-*.bin", "rows.npz", "lm-*.safetensors")
+    order += ("base-*.safetensors",)
     files += [(p, Path(p.name)) for pattern in order for p in sorted(output.glob(pattern))]
     for old in output.glob("part-*.tar"):
         old.unlink()

@@ -7,7 +7,7 @@ the rows of eval/studies/smol196.yaml.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eval.studies.study import Study
@@ -15,12 +15,13 @@ from eval.studies.study import Study
 KS = (1, 2, 4, 8, 16)
 MOST = KS[-1]
 BATCH, SINGLES = 128, 64  # pictures a step, and how many of them are captioned photographs
-LINEAR = ("pool", "average", "uniform")  # k rows of weights over the dense tokens
+LINEAR = ("pool", "average", "uniform", "random")  # k rows of weights over the dense tokens
 LANGUAGE = ("fwd2bot", "kv", "last")  # those with a compress pass of the language model
 KINDS = ("base", "dense", "downsample", "query", *LINEAR, *LANGUAGE)
 # rows with a meaning of their own
 BASE, BOUND, BLIND, POOLED = "untrained-dense", "dense", "blind lookup", "untrained-pool"
-WRONG, PRUNED = f"{BOUND}, wrong image", "pruning by attention, untrained"
+PRUNED = "pruning by attention, untrained"
+LONG = ", long"  # ends the names of rows that train longer, whose bound does too
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Recipe:
 
     Attributes:
         kind: base (projector and language model, from dense tokens), dense (the bound), pool, average (nested
-            averages), uniform (dense tokens picked), downsample (the picture shrunk), query, kv, fwd2bot, or last
-            (VladVA's last token, retrieval alone).
+            averages), uniform and random (dense tokens picked), downsample (the picture shrunk), query, kv, fwd2bot,
+            or last (VladVA's last token, retrieval alone).
         steps: 0 is the base with this compressor, untrained.
         rate, own_rate: learning rates of the adapters, and of what else is trained (R, temperature, resampler).
-        residual: averages added to R going in and to S coming out.
+        residual: averages added to R going in and to S coming out: none, average (nested), or pool (grid cells).
+        comes_out: False adds them to R alone.
+        shared: one adapter serves both passes.
         vector: what retrieval reads: mean (of the first j of S), first, or token (one of its own after R).
     """
 
@@ -43,7 +46,9 @@ class Recipe:
     rate: float = 1e-3
     own_rate: float = 1e-2
     rank: int = 16
-    residual: bool = False
+    residual: str = "none"
+    comes_out: bool = True
+    shared: bool = False
     vector: str = "mean"
     answer: float = 1.0
     contrastive: float = 0.0
@@ -51,8 +56,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.vector not in ("mean", "first", "token"):
-            raise ValueError(f"recipe {self.name!r}: no kind {self.kind!r} or no vector {self.vector!r}.")
+        known = {"kind": KINDS, "vector": ("mean", "first", "token"), "residual": ("none", "average", "pool")}
+        for setting, values in known.items():
+            if (given := getattr(self, setting)) not in values:
+                raise ValueError(f"recipe {self.name!r}: {setting} is one of {', '.join(values)}, not {given!r}.")
+
+    @property
+    def run(self) -> str:
+        """The name of its run: a row has one per seed."""
+        return self.name if not self.seed else f"{self.name}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +74,7 @@ BASE_TRAINING = Recipe("base", "base", steps=1000, rank=64, rate=5e-4, own_rate=
 
 
 def recipes(study: Study, steps: int | None = None) -> dict[str, Recipe]:
-    """The study's rows that can be trained or measured here, by name, the untrained first.
+    """The runs of the study's rows that can be trained or measured here, by name: the untrained first, then by seed.
 
     Args:
         steps: of those that are trained, instead of their own.
@@ -79,5 +91,7 @@ def recipes(study: Study, steps: int | None = None) -> dict[str, Recipe]:
             except TypeError as error:
                 raise ValueError(f"{study.name}, row {row.name!r}: {error}") from error
             own = chosen.steps if steps is None or not chosen.steps else steps
-            found[row.name] = Recipe(**{**chosen.to_dict(), "steps": own})
-    return dict(sorted(found.items(), key=lambda pair: pair[1].steps > 0))
+            for seed in row.seeds:
+                one = replace(chosen, steps=own, seed=seed)
+                found[one.run] = one
+    return dict(sorted(found.items(), key=lambda pair: (pair[1].steps > 0, pair[1].seed)))

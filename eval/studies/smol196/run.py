@@ -135,23 +135,23 @@ def work(folder: Path, data: Data, chosen: Sequence[Recipe], until: float, **siz
     runs.mkdir(exist_ok=True)
     base = open_base(folder, data)
     for recipe in chosen:
-        place = runs / recipe.name
+        place = runs / recipe.run
         if (place / "result.json").exists() or time.time() > until:
             continue
         try:
-            with FileLock(runs / f"{recipe.name}.lock", timeout=0):
+            with FileLock(runs / f"{recipe.run}.lock", timeout=0):
                 finished = one(place, recipe, base, data, until, **sizes)
         except Timeout:  # another process is at it
             continue
         except (RuntimeError, FloatingPointError):  # out of memory, or a loss that is no number: the others go on
-            print(f"{recipe.name} failed:\n{traceback.format_exc()}", flush=True)
-            failed.append(recipe.name)
+            print(f"{recipe.run} failed:\n{traceback.format_exc()}", flush=True)
+            failed.append(recipe.run)
             torch.cuda.empty_cache()
             continue
         if not finished:
-            print(f"{recipe.name}: stopped, to be resumed", flush=True)
+            print(f"{recipe.run}: stopped, to be resumed", flush=True)
             break
-        done.append(recipe.name)
+        done.append(recipe.run)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; done: {', '.join(done)}")
     return done
@@ -175,7 +175,7 @@ def one(place: Path, chosen: Recipe, base: Base, data: Data, until: float, **siz
     np.savez_compressed(place / "answers.npz", **arrays)
     (place / "result.tmp").write_text(json.dumps({"recipe": chosen.to_dict(), **about, **trained, **found}) + "\n")
     os.replace(place / "result.tmp", place / "result.json")
-    print(f"{chosen.name}: {json.dumps(found)}", flush=True)
+    print(f"{chosen.run}: {json.dumps(found)}", flush=True)
     state.unlink(missing_ok=True)
     return True
 

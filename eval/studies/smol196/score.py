@@ -87,32 +87,32 @@ def write_rows(folder: Path, rows: Rows, decode: Decode) -> None:
     """
     known = json.loads((folder / "truth.json").read_text())["items"]
     items = [Item(i["task"], i["question"], i["truth"]) for i in known]
-    done = {cell.row for cell in rows.cells.values()}
-    answered = [] if BLIND in done else [(BLIND, 0, {}, [i["blind"] for i in known])]  # row, k, about, answers
+    done = {(cell.row, cell.seed) for cell in rows.cells.values()}
+    answered = [] if (BLIND, 0) in done else [(BLIND, 0, 0, {}, [i["blind"] for i in known])]  # row, k, seed, …
     for file in sorted((folder / "runs").glob("*/result.json")):
         result = json.loads(file.read_text())
-        name, about = result["recipe"]["name"], {"recipe": result["recipe"]}
-        if name in done:
+        name, seed, about = result["recipe"]["name"], result["recipe"]["seed"], {"recipe": result["recipe"]}
+        if (name, seed) in done:
             continue
         for part, cells in result.pop("scalars", {}).items():
             for k, values in cells.items():  # of each task, or one
                 rows.add_task(part, list(values))
-                rows.add(Cell(part, name, int(k), 0, list(values.values()), result))
+                rows.add(Cell(part, name, int(k), seed, list(values.values()), result))
         with np.load(file.parent / "answers.npz", allow_pickle=False) as stored:
             for variant in stored.files:
                 kind, k = re.fullmatch(r"(k|wrong|prune|t2i)(\d*)", variant).groups()
                 if kind == "t2i":
                     rows.add_task(kind, [i // 5 for i in range(len(stored[variant]))])
-                    rows.add(Cell(kind, name, int(k), 0, (stored[variant] < 1).astype(int), about))
+                    rows.add(Cell(kind, name, int(k), seed, (stored[variant] < 1).astype(int), about))
                 else:
                     row = {"k": name, "wrong": f"{name}, wrong image", "prune": PRUNED}[kind]
-                    answered.append((row, int(k or 0), about, decode(stored[variant])))
+                    answered.append((row, int(k or 0), seed, about, decode(stored[variant])))
     if not answered:
         return
     for task, scores in score(items, [answers for *_, answers in answered]).items():
         rows.add_task(task, [i["picture"] for i in known if i["task"] == task])
-        for (row, k, about, _), own in zip(answered, scores, strict=True):
-            rows.add(Cell(task, row, k, 0, own, about))
+        for (row, k, seed, about, _), own in zip(answered, scores, strict=True):
+            rows.add(Cell(task, row, k, seed, own, about))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
 """The report's own part: the share between floor and bound, (x − floor) / (bound − floor), and its mean over tasks.
 
 The floor is the better of a blind lookup and of the bound shown another picture, the bound is the dense recipe, trained
-as long as the compressors. Tasks whose bound is not well above its floor do not measure vision and do not count.
+as long as the row. Tasks whose bound is not well above its floor do not measure vision and do not count.
 
-Shapes: P pictures, B draws of them; row 0 of [1 + B, …] is what was measured.
+Shapes: P pictures, B draws of them, S seeds; row 0 of [1 + B, …] is what was measured.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from eval.statistics import chance
-from eval.studies.compare import Difference, Scores
+from eval.studies.compare import Difference, Scores, welch
 from eval.studies.rows import Rows
-from eval.studies.smol196.recipes import BASE, BLIND, BOUND, POOLED, WRONG
+from eval.studies.smol196.recipes import BASE, BLIND, BOUND, LONG, POOLED
 from eval.studies.smol196.tasks import TASKS
 from eval.studies.study import Study
 from llava_fwd2bot.evaluation.resample import ROUNDS, bounds
@@ -48,17 +48,19 @@ class Shares(Scores):
         self._known: dict[tuple[str, int], np.ndarray] = {}
 
     def means(self, row: str, k: int) -> np.ndarray:
-        """Means of each task, [1 + B, tasks]"""
+        """Means of each task over seeds, [1 + B, tasks]"""
         if (row, k) not in self._known:
-            items = [self.items(task, row, k).mean(0) for task in self.tasks]
-            count = self._drawn.shape[1]
-            sums = np.stack([np.bincount(a, weights=x, minlength=count) for a, x in zip(self._at, items, strict=True)])
-            self._known[row, k] = self._drawn @ sums.T / np.maximum(self._asked, 1e-9)
+            self._known[row, k] = self._means([self.items(task, row, k).mean(0) for task in self.tasks])
         return self._known[row, k]
 
-    def floor_and_bound(self) -> tuple[np.ndarray, np.ndarray]:
+    def _means(self, items: list[np.ndarray]) -> np.ndarray:
+        count = self._drawn.shape[1]
+        sums = np.stack([np.bincount(a, weights=x, minlength=count) for a, x in zip(self._at, items, strict=True)])
+        return self._drawn @ sums.T / np.maximum(self._asked, 1e-9)
+
+    def floor_and_bound(self, bound: str = BOUND) -> tuple[np.ndarray, np.ndarray]:
         """[1 + B, tasks] each"""
-        return np.maximum(self.means(WRONG, 0), self.means(BLIND, 0)), self.means(BOUND, 0)
+        return np.maximum(self.means(f"{bound}, wrong image", 0), self.means(BLIND, 0)), self.means(bound, 0)
 
     def measuring(self) -> np.ndarray:
         """Which tasks measure vision, [tasks]"""
@@ -67,16 +69,34 @@ class Shares(Scores):
 
     def overall(self, row: str, k: int) -> np.ndarray | None:
         """Mean share over the tasks that measure vision, [1 + B]; None where there is none."""
-        if not self.bounded() or any(self.items(task, row, k) is None for task in self.tasks):
+        if not self.bounded(row) or any(self.items(task, row, k) is None for task in self.tasks):
             return None
-        floor, bound = self.floor_and_bound()
-        chosen = self.measuring()
-        return ((self.means(row, k) - floor) / np.where(chosen, bound - floor, 1))[:, chosen].mean(1)
+        return self._share(self.means(row, k), row)
 
-    def bounded(self) -> bool:
-        """Whether floor and bound were measured, and a task lies between them."""
-        known = ((BLIND, 0), (WRONG, 0), (BOUND, 0))
+    def _share(self, means: np.ndarray, row: str) -> np.ndarray:
+        floor, bound = (side[: len(means)] for side in self.floor_and_bound(bound_of(row)))
+        chosen = self.measuring()
+        return ((means - floor) / np.where(chosen, bound - floor, 1))[:, chosen].mean(1)
+
+    def bounded(self, row: str) -> bool:
+        """Whether a row's floor and bound were measured, and a task lies between them."""
+        bounds_of = {BOUND, bound_of(row)}
+        known = [(BLIND, 0), *((name, 0) for one in bounds_of for name in (one, f"{one}, wrong image"))]
         return all(self.items(t, *at) is not None for t in self.tasks for at in known) and bool(self.measuring().any())
+
+    def of_seeds(self, row: str, k: int) -> np.ndarray:
+        """The share of each seed, [S]"""
+        items = [self.items(task, row, k) for task in self.tasks]
+        means = [self._means([own[seed] for own in items])[:1] for seed in range(len(items[0]))]
+        return np.concatenate([self._share(mean, row) for mean in means])
+
+    def spread(self, row: str, k: int) -> np.ndarray:
+        """What the mean over seeds differs by when seeds are drawn anew, [B]; corrected for their small number."""
+        own = self.of_seeds(row, k)
+        if len(own) == 1:
+            return np.zeros(ROUNDS)
+        picked = np.random.default_rng([len(row), k]).integers(0, len(own), (ROUNDS, len(own)))
+        return (len(own) / (len(own) - 1)) ** 0.5 * (own[picked].mean(1) - own.mean())
 
     # ------------------------------------------------------------------ as of Scores
     def ks(self, figure: str, row: str) -> list[int]:
@@ -92,7 +112,9 @@ class Shares(Scores):
         return None if drawn is None else float(drawn[0])
 
     def interval(self, figure: str, row: str, k: int) -> tuple[float, float]:
-        return bounds(self.overall(row, k)[1:]) if figure == SHARE else super().interval(figure, row, k)
+        if figure != SHARE:
+            return super().interval(figure, row, k)
+        return bounds(self.overall(row, k)[1:] + self.spread(row, k))
 
     def compare(self, figure: str, ours: tuple[str, int], theirs: tuple[str, int], *more: Any) -> Difference | None:
         if figure != SHARE:
@@ -101,10 +123,21 @@ class Shares(Scores):
         if a is None or b is None:
             return None
         apart = a - b
-        return Difference(float(apart[0]), bounds(apart[1:]), chance(float(apart[0]), apart[1:]))
+        seeds = [own for own in (self.of_seeds(*ours), self.of_seeds(*theirs)) if len(own) > 1]
+        if not seeds:
+            return Difference(float(apart[0]), bounds(apart[1:]), chance(float(apart[0]), apart[1:]))
+        parts = [(float(apart[1:].var(ddof=1)), self._drawn.shape[1] - 1)]
+        parts += [(float(own.var(ddof=1)) / len(own), len(own) - 1) for own in seeds]
+        interval = bounds(apart[1:] + self.spread(*ours) - self.spread(*theirs))
+        return Difference(float(apart[0]), interval, welch(float(apart[0]), parts))
 
 
 scores = Shares
+
+
+def bound_of(row: str) -> str:
+    """The row that was trained as long, from dense tokens."""
+    return BOUND + LONG if row.endswith(LONG) else BOUND
 
 
 def extra(study: Study, scores: Shares) -> str:

@@ -73,9 +73,9 @@ def train(model: Compressor, data: Data, state: Path, until: float, **batch: int
         if (step + 1) % 25 == 0 or step + 1 == recipe.steps:
             means = {name: round(float(value) / summed, 4) for name, value in sums.items()}
             if not math.isfinite(means["loss"]):
-                raise FloatingPointError(f"{recipe.name}: the loss is {means['loss']} at step {step + 1}")
+                raise FloatingPointError(f"{recipe.run}: the loss is {means['loss']} at step {step + 1}")
             spent = seconds + time.perf_counter() - start
             curve.append({"step": step + 1, "seconds": round(spent, 2), **means})
-            print(f"{recipe.name} {curve[-1]}", flush=True)
+            print(f"{recipe.run} {curve[-1]}", flush=True)
             sums, summed = {}, 0
     return {"curve": curve, "seconds": round(seconds + time.perf_counter() - start, 2)}
