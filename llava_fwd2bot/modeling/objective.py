@@ -84,6 +84,11 @@ class Batch:
     step: Step | None = None
     plan: BatchPlan | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the ids are."""
+        return next(ids.device for ids in (self.input_ids, self.caption_input_ids) if ids is not None)
+
 
 class Fwd2BotLossMixin(Fwd2BotRanksMixin):
     _told_of_single_pairs = False
@@ -160,9 +165,8 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         plan, count, k = batch.plan, *((0, 1) if summary is None else summary.shape[:2])
         if plan is None:
             tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-            return BatchPlanner(self._image_token_id(), (k,), self.fwd2bot_config.contrastive_weight > 0)(
-                tensors, count, lengths
-            )
+            planner = BatchPlanner(self._image_token_id(), (k,), self.fwd2bot_config.contrastive_weight > 0)
+            return planner(tensors, count, lengths).to(batch.device)
         if plan.distinct_images != count:
             raise ValueError(f"The batch was planned for {plan.distinct_images} image(s), and {count} came with it.")
         own = plan.image_lengths
