@@ -18,7 +18,7 @@ CONFIG_NAME = "fwd2bot_config.json"
 STAGES = ("compress", "answer")
 POOLINGS = ("mean", "last", "first")
 BRIDGES = ("none", "scale", "linear")
-RESIDUALS = ("none", "average")
+RESIDUALS = ("none", "average", "pool")  # compressors whose averages are added
 ADAPTERS = ("stage", "shared", "none")
 
 
@@ -42,8 +42,9 @@ class Fwd2BotConfig:
         pooling (str): how a summary becomes one vector for retrieval: "mean", "last" or "first".
         bridge (str): what stands between a summary and the answer pass: "none", "scale" (a gain per channel) or
             "linear" (a matrix). Both start at identity.
-        residual (str): "none", or "average": each summary token has its own average of the dense tokens added to R and,
-            with a learned gain on the language model's part, to S.
+        residual (str): "none"; or each summary token has an average of the dense tokens added to R and, with a learned
+            gain on the language model's part, to S: that of the compressor "average" or "pool". With "pool" there is
+            one k (no `nested_k`), and `pooling` should be "mean".
         compressor (str): the way to make a summary of the dense tokens: "fwd2bot", or one of the others that `fwd2bot
             compressors` lists, to compare with.
         adapters (str): "stage" (one LoRA adapter per stage), "shared" (one for both) or "none" (the language model
@@ -83,8 +84,10 @@ class Fwd2BotConfig:
         "none",
         "none: a summary is what the language model makes of R alone. average: each summary token has its own average "
         "of the dense tokens (see nested_averages) added to R going in and, with a learned gain on the language "
-        "model's part, to S coming out; it starts as pooling and needs far less training.",
-        "paper: none; measured in eval/results/recipe.md",
+        "model's part, to S coming out; it starts as pooling and needs far less training. pool: the same with averages "
+        "over the cells of a grid of k cells (the compressor pool), for one k: nested_k must be left out, and pooling "
+        "should be mean, as the first and the last token are corners of the image.",
+        "paper: none; average is measured in eval/results/recipe.md, pool is our choice",
     )
     compressor: str = _field(
         "fwd2bot",

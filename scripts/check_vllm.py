@@ -5,8 +5,8 @@
 llava, llava_next: a random model of two layers with a Fwd2Bot checkpoint on it, exported by --to vllm. merged: the
 first of these, by --to merged. smol-llava: the trained model of this package, by --to merged. vLLM is started by the
 export's own command, and the client asks about one to four images, one question after the other and all at once.
-compress, compress_average: the first, and one with residual="average" and a trained projector; summaries by an engine
-that runs the compress pass against `model.compress`.
+compress, compress_average, compress_pool: the first, and ones with residual="average" or "pool" and a trained
+projector; summaries by an engine that runs the compress pass against `model.compress`.
 
 The random models' weights have the names of the hub's checkpoints: transformers 5 saves a CLIP tower as
 `vision_tower.embeddings…`, vLLM 0.32 wants `vision_tower.vision_model.embeddings…`. Their heads are 32 wide, the least
@@ -61,7 +61,7 @@ from llava_fwd2bot.serving.vllm_compressor import VLLMCompressor  # noqa: E402
 from llava_fwd2bot.smol import base_folder, checkpoint_folder  # noqa: E402
 
 HOSTS = ("llava", "llava_next", "merged", "smol-llava")
-COMPRESS = ("compress", "compress_average")
+COMPRESS = ("compress", "compress_average", "compress_pool")
 PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
 NEW = 16
 QUESTIONS = (
@@ -114,8 +114,8 @@ def make(folder: Path, host: str) -> tuple[Any, Any]:
         metadata={"format": "pt"},
     )
     loaded = kind.from_pretrained(base)  # which reads those names as well
-    changes = {"residual": "average"} if host == "compress_average" else {"bridge": "linear"}
-    trains = host == "compress_average"
+    trains = host in COMPRESS[1:]
+    changes = {"residual": host.removeprefix("compress_")} if trains else {"bridge": "linear"}
     model = shake(add_fwd2bot(loaded, settings(**changes), processor, train_projector=trains)).eval()
     with torch.no_grad():
         if trains:

@@ -59,9 +59,9 @@ def page(
         "",
         "## Summaries",
         "",
-        "Of pictures of four sizes, which the client prepares, against `model.compress`. The second model has",
-        '`residual="average"` and a trained projector. Without the adapter the engine gives other summaries; the',
-        "client checks that when it connects.",
+        "Of pictures of four sizes, which the client prepares, against `model.compress`. compress_average and",
+        "compress_pool have that `residual` and a trained projector. Without the adapter the engine gives other",
+        "summaries; the client checks that when it connects.",
         "",
         *table(summaries),
     ]

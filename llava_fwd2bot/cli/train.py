@@ -44,7 +44,7 @@ METHOD = {
     "fwd2bot": "k, the number of summary tokens",
     "fwd2bot_caption_data": "captions for the contrastive loss: .json, .jsonl, .parquet or .tar of image, caption",
     "fwd2bot_nested_k": "prefix lengths to train, e.g. 1,2,4,8,16: one summary then serves every k",
-    "fwd2bot_residual": "none (default), or average: each summary token starts as an average of dense tokens",
+    "fwd2bot_residual": "none (default); average, pool: a summary token starts as an average of dense tokens",
     "fwd2bot_pooling": "how a summary becomes one vector for search: mean (default), last, first",
     "fwd2bot_adapters": "stage (default): one per pass; shared: one for both; none: the language model trains",
     "fwd2bot_contrastive_weight": "weight of the contrastive loss; default: 1",

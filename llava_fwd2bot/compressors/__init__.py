@@ -44,11 +44,17 @@ def compressor_of(name: str) -> Compressor:
     return compressors()[name]
 
 
+def has_prefixes(config: Fwd2BotConfig) -> bool:
+    """Whether the first j tokens of a summary are the summary of j tokens, by the compressor and the residual."""
+    return all(compressor_of(name).prefix for name in (config.compressor, config.residual) if name != "none")
+
+
 def check_compressor(compressor: Compressor, config: Fwd2BotConfig) -> None:
     """Whether `config` asks of the compressor what it can do.
 
     Raises:
-        ValueError: k is beyond its most, or the contrastive loss is on and it makes no summaries of texts.
+        ValueError: k is beyond its most, the contrastive loss is on and it makes no summaries of texts, or there is
+            `nested_k` and a summary has no prefixes.
     """
     most = compressor.max_tokens
     if most is not None and config.num_summary_tokens > most:
@@ -61,8 +67,9 @@ def check_compressor(compressor: Compressor, config: Fwd2BotConfig) -> None:
             f"The compressor {compressor.name!r} makes no summaries of texts, which the contrastive loss compares "
             "with: set contrastive_weight=0 (--fwd2bot_contrastive_weight 0)."
         )
-    if config.nested_k and not compressor.prefix:
+    if config.nested_k and not has_prefixes(config):
+        residual = "" if config.residual == "none" else f" and the residual {config.residual!r}"
         raise ValueError(
-            f"With the compressor {compressor.name!r} the first j of k tokens are not the j tokens of an image, and "
-            "one stored summary cannot serve several budgets: leave nested_k out (--fwd2bot_nested_k)."
+            f"With the compressor {compressor.name!r}{residual} the first j of k tokens are not the j tokens "
+            "of an image, and one stored summary cannot serve several budgets: leave nested_k out (--fwd2bot_nested_k)."
         )

@@ -1,4 +1,4 @@
-"""Nested averages of the dense tokens: a compressor, and what the residual of Fwd2Bot adds (our choice)."""
+"""Nested averages of the dense tokens: a compressor, and a residual of Fwd2Bot (our choice)."""
 
 from __future__ import annotations
 

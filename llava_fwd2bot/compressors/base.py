@@ -24,7 +24,8 @@ class Compressor:
         runs_language_model: whether an image costs a pass of the language model, with the adapter of the stage
             "compress".
         compares_texts: whether texts have summaries too, so that the contrastive loss and text search work.
-        prefix: whether the first j tokens of k are the j tokens that the compressor makes when asked for j.
+        prefix: whether the first j tokens of k are the j tokens that the compressor makes when asked for j;
+            `has_prefixes` says it of a model, whose residual counts as well.
         max_tokens: the largest k, or None.
     """
 

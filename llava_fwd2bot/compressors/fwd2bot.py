@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ..bottleneck import compress_pass
-from .averages import nested_averages
 from .base import Compressor
-from .linear import cached
 
 
 class Fwd2Bot(Compressor):
@@ -25,9 +23,9 @@ class Fwd2Bot(Compressor):
         added = model.fwd2bot
         with model._stages.use("compress"):
             prompt = model.get_input_embeddings()(added.image_prompt_ids)
-            if model.fwd2bot_config.residual == "none":
+            if model._residual is None:
                 return compress_pass(model._language_model(), dense, prompt, added.tokens[:j])
-            averages = [cached(nested_averages, len(v), j, v.device, v.dtype) @ v for v in dense]  # M × [j, D]
+            averages = model._residual.averages(dense, j)  # M × [j, D]
             out = compress_pass(model._language_model(), dense, prompt, added.tokens[:j], averages)
             return torch.stack(averages).to(out) + added.log_gain.exp().to(out) * out
 

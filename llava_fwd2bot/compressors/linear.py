@@ -29,11 +29,17 @@ class Linear(Compressor):
         """[j, count]: what each of j tokens takes of `count` dense tokens; each row sums to 1."""
         raise NotImplementedError
 
+    def averages(self, dense: Sequence[Tensor], j: int) -> list[Tensor]:
+        """The weighted sums of each image's dense tokens, M × [n_i, D] → M × [j, D]."""
+        return [cached(self.weights, len(v), j, v.device, v.dtype) @ v for v in dense]
+
     def images(self, model: Any, dense: Sequence[Tensor], j: int) -> Tensor:
-        short = min(len(v) for v in dense)
-        if j > short:
-            raise ValueError(f"The compressor {self.name!r} cannot make {j} tokens of {short} dense tokens.")
-        return torch.stack([cached(self.weights, len(v), j, v.device, v.dtype) @ v for v in dense])
+        self._check(min(len(v) for v in dense), j)
+        return torch.stack(self.averages(dense, j))
+
+    def _check(self, count: int, j: int) -> None:
+        if j > count:
+            raise ValueError(f"The compressor {self.name!r} cannot make {j} tokens of {count} dense tokens.")
 
 
 class Averages(Linear):
@@ -52,6 +58,7 @@ class Pool(Linear):
     prefix = False
 
     def weights(self, count: int, j: int) -> Tensor:
+        self._check(count, j)  # some cells would be the same; a residual comes here alone
         side = math.isqrt(count)
         if side * side != count:  # crops or separators: cells of a line
             return F.adaptive_avg_pool1d(torch.eye(count)[None], j)[0].T

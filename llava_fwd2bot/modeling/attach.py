@@ -28,6 +28,7 @@ class Fwd2BotAttachMixin:
         train_projector: bool = False,
     ) -> None:
         self._compressor = compressor_of(config.compressor)
+        self._residual = None if config.residual == "none" else compressor_of(config.residual)
         check_compressor(self._compressor, config)
         self._base_fingerprint = fingerprint(self)
         if getattr(self, "_require_grads_hook", None) is not None:  # enabled before

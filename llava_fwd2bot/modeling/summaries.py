@@ -25,7 +25,8 @@ class Fwd2BotSummaryMixin:
 
         Args:
             pixel_values: as the host's processor gives them, with its other image inputs by keyword.
-            num_tokens: j ≤ k: the first j summary tokens alone, [M, j, D], at less cost; the first j rows of S.
+            num_tokens: j ≤ k: the summaries for j tokens, [M, j, D], at less cost; the first j rows of S where
+                `has_prefixes`.
         """
         if pixel_values is not None:
             image_inputs["pixel_values"] = pixel_values

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..bottleneck import embed
 from ..cache.decode import Preparer
 from ..checkpoint.export_template import PROMPT_FLAG
+from ..compressors import has_prefixes
 from ..config import check_k
 from ..files.pixels import LLAVA, Reading
 from ..hosts import host_class
@@ -47,7 +48,8 @@ class VLLMCompressor(EngineModel):
 
     Raises:
         EngineError: there is no engine, it lacks the adapter, or ignores it, or does not compress.
-        ValueError: the model is none whose compress pass runs in vLLM, or k is out of range.
+        ValueError: the model is none whose compress pass runs in vLLM, k is out of range, or k is less than the
+            model's and its summaries have no prefixes.
     """
 
     def __init__(
@@ -68,6 +70,12 @@ class VLLMCompressor(EngineModel):
         super().__init__(Engine(url, api_key, timeout), files, name)
         self.k, self.batch_size = k or files.config.num_summary_tokens, batch_size
         check_k(files.config, self.k)
+        most = files.config.num_summary_tokens
+        if self.k < most and not has_prefixes(files.config):
+            raise ValueError(
+                f"The engine makes all {most} tokens of {files.name}, and with residual={files.config.residual!r} the "
+                f"first {self.k} are not the summary for k = {self.k}: leave k out (--k), or compress without --engine."
+            )
         self.host = host_class(HOST)
         self.prepare = Preparer(files.processor, self.host, max_pixels, reading, fast)
         own = files.processor.image_processor

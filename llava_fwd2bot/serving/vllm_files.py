@@ -28,7 +28,7 @@ class ClientFiles:
     tokens: Any  # R, [k, D]
     fingerprint: str  # of the checkpoint, by which caches know it
     base: str
-    config: Any  # k, nested_k and pooling, as Fwd2BotConfig has them
+    config: Any  # what _Trained has, as Fwd2BotConfig has it
     probes: list[dict[str, Any]]  # what the right engine says, where the export has it
     command: list[str] | None
     merged: bool  # the engine's model is a plain language model with the adapter in its weights
@@ -39,6 +39,8 @@ class _Trained:
     num_summary_tokens: int
     nested_k: list[int] | None
     pooling: str
+    compressor: str
+    residual: str
 
 
 def client_files(path: str | os.PathLike, stage: str = "answer") -> ClientFiles:
@@ -58,7 +60,8 @@ def client_files(path: str | os.PathLike, stage: str = "answer") -> ClientFiles:
                 f"serves for the {stage} stage: write one by `fwd2bot export --to vllm`."
             )
         kind, source, base = about["bridge"], str(folder), about["base"]["name_or_path"]
-        config, fingerprint = _Trained(about["k"], about["nested_k"], about["pooling"]), about["checkpoint"]
+        own = (about[name] for name in ("k", "nested_k", "pooling", "compressor", "residual"))
+        config, fingerprint = _Trained(*own), about["checkpoint"]
         probes, command, merged = about.get("probes", []), about["commands"][stage], about["to"] == "merged"
     else:
         folder = local_folder(path, {})

@@ -1,7 +1,7 @@
 """The compress pass inside vLLM: LLaVA that gives the summary of an image, by vLLM's pooling requests.
 
-An image becomes the rows of the compress pass: dense tokens, prompt, R. With residual="average" the averages follow,
-which come after R and so change nothing before them; they ride along to the pooler, which adds them to R's states.
+An image becomes the rows of the compress pass: dense tokens, prompt, R. With a residual its averages follow, which
+come after R and so change nothing before them; they ride along to the pooler, which adds them to R's states.
 Only vLLM imports this module. Shapes: n dense tokens, p tokens of the prompt, k summary tokens, D hidden size.
 """
 
@@ -30,21 +30,22 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..checkpoint.export_manifest import CLIENT, read_manifest
 from ..checkpoint.read import TENSORS_NAME
-from ..compressors.averages import nested_averages
+from ..compressors import compressor_of
 
 
 @functools.cache
-def _settings(export: str) -> tuple[list[int], int, bool]:
-    """Ids of the prompt, k, and whether averages are added."""
+def _settings(export: str) -> tuple[list[int], int, Any]:
+    """Ids of the prompt, k, and the compressor whose averages are added, or None."""
     about = read_manifest(export)
-    return about["image_prompt_ids"], about["k"], about["residual"] != "none"
+    residual = None if about["residual"] == "none" else compressor_of(about["residual"])
+    return about["image_prompt_ids"], about["k"], residual
 
 
 class _Info(LlavaProcessingInfo):
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
-        prompt, k, averages = _settings(self.get_hf_config().fwd2bot)
+        prompt, k, residual = _settings(self.get_hf_config().fwd2bot)
         dense = super().get_num_image_tokens(image_width=image_width, image_height=image_height)
-        return dense + len(prompt) + k * (1 + averages)
+        return dense + len(prompt) + (k if residual is None else 2 * k)
 
 
 class _SummaryHead(TokenPoolerHead):
@@ -80,13 +81,13 @@ class LlavaSummaries(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         export = vllm_config.model_config.hf_config.fwd2bot
-        prompt, self.k, self.averages = _settings(export)
+        prompt, self.k, self.residual = _settings(export)
         device, dtype = torch.get_default_device(), vllm_config.model_config.dtype
         tensors = load_file(Path(export) / CLIENT / TENSORS_NAME)
         self.projector = {n.removeprefix("projector."): t for n, t in tensors.items() if n.startswith("projector.")}
         self.register_buffer("tokens", tensors["tokens"].to(device, dtype), persistent=False)
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long, device=device), persistent=False)
-        gain = tensors["log_gain"].to(device) if self.averages else None
+        gain = tensors["log_gain"].to(device) if self.residual is not None else None
         # vLLM puts a LoRA layer in its place later, which takes no rows but those of the step
         self.words = (self.language_model.model.embed_tokens,)
         pooling = get_tok_pooling_method(vllm_config.model_config.pooler_config.get_tok_pooling_type())
@@ -108,8 +109,8 @@ class LlavaSummaries(LlavaForConditionalGeneration):
         for dense in super().embed_multimodal(**kwargs):
             prompt, tokens = self.words[0](self.prompt).to(dense), self.tokens.to(dense)
             rows = [dense, prompt, tokens]
-            if self.averages:
-                averages = nested_averages(len(dense), self.k).to(dense) @ dense
+            if self.residual is not None:
+                (averages,) = self.residual.averages([dense], self.k)
                 rows = [dense, prompt, tokens + averages, averages]
             found.append(torch.cat(rows))
         return found
@@ -124,7 +125,7 @@ class LlavaSummaries(LlavaForConditionalGeneration):
     ) -> Any:
         """The last hidden states [T, D]; with averages, beside the rows that went in, [T, 2D]."""
         states = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
-        if not self.averages or not isinstance(states, Tensor):
+        if self.residual is None or not isinstance(states, Tensor):
             return states
         rows = self.words[0](input_ids) if inputs_embeds is None else inputs_embeds
         return torch.cat([states, rows.to(states)], dim=-1)

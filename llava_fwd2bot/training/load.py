@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from ..checkpoint.load import base_class_name, base_source, quantization_config
+from ..compressors import check_compressor
 from ..config import Fwd2BotConfig
 from ..hosts import add_fwd2bot, host_class
 from ..hosts.opening import is_checkpoint, open_checkpoint
@@ -80,7 +81,9 @@ def _train_further(model: nn.Module, name: str, args: LlavaTrainingArguments, gi
     if changed - set(_LOSS_SETTINGS):
         wrong = ", ".join(f"{key} = {own[key]}" for key in sorted(changed - set(_LOSS_SETTINGS)))
         raise ValueError(f"{name} was made with {wrong}, which cannot change any more: leave that argument out.")
-    model.fwd2bot_config = Fwd2BotConfig(**{**own, **given})
+    config = Fwd2BotConfig(**{**own, **given})
+    check_compressor(model._compressor, config)
+    model.fwd2bot_config = config
     if args.mm_projector_lr is not None:
         model._train_projector()
     model.config.use_cache = False

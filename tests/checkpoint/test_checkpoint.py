@@ -43,10 +43,11 @@ def as_before(saved):
     return {name for name, t in tensors.items() if t.dim() == 0}
 
 
-def test_no_parameter_is_a_scalar_and_checkpoints_of_scalars_open(base_dir, processor, tmp_path):
+@pytest.mark.parametrize("residual", ["average", "pool"])
+def test_no_parameter_is_a_scalar_and_checkpoints_of_scalars_open(residual, base_dir, processor, tmp_path):
     """DeepSpeed and FSDP2 cannot split a tensor without dimensions."""
     base = LlavaForConditionalGeneration.from_pretrained(base_dir)
-    model = add_fwd2bot(base, settings(residual="average", bridge="scale"), processor)
+    model = add_fwd2bot(base, settings(residual=residual, bridge="scale"), processor)
     assert all(p.dim() for p in model.parameters())
     with torch.no_grad():
         model.fwd2bot.logit_scale += 0.5
@@ -56,6 +57,7 @@ def test_no_parameter_is_a_scalar_and_checkpoints_of_scalars_open(base_dir, proc
     again, _ = load_fwd2bot(tmp_path / "m")
     for name, parameter in model.fwd2bot.named_parameters():
         assert torch.equal(dict(again.fwd2bot.named_parameters())[name], parameter)
+    assert torch.equal(again.compress(PIXELS), model.eval().compress(PIXELS))
 
 
 def test_a_run_that_was_begun_with_scalars_is_resumed(base_dir, llava_data, tmp_path):

@@ -11,8 +11,9 @@ from conftest import DENSE, SIZE, settings, toy_base
 
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.cli.main import main
-from llava_fwd2bot.compressors import Compressor, compressor_of, compressors
+from llava_fwd2bot.compressors import Compressor, compressor_of, compressors, has_prefixes
 from llava_fwd2bot.compressors.linear import Linear
+from llava_fwd2bot.config import RESIDUALS
 from llava_fwd2bot.training.optimizer import split_groups
 
 NAMES = [name for name in compressors() if name != "fwd2bot"]  # which all other tests are about
@@ -45,16 +46,29 @@ def test_a_summary_is_of_one_image_and_of_k_tokens(name, processor):
         torch.testing.assert_close(model.compress(images[i : i + 1])[0], summary[i], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_prefixes_are_as_declared(name, processor):
+@pytest.mark.parametrize(
+    ("name", "residual"), [*((name, "none") for name in NAMES), *(("fwd2bot", name) for name in RESIDUALS)]
+)
+def test_prefixes_are_as_declared(name, residual, processor):
     """One stored summary serves every budget only where the first j tokens are the summary of j tokens."""
-    model, images = made(name, processor), pixels()
+    model, images = made(name, processor, residual=residual), pixels()
     k = model.fwd2bot_config.num_summary_tokens
     same = [
         torch.allclose(model.compress(images, num_tokens=j), model.compress(images)[:, :j], rtol=1e-12, atol=1e-12)
         for j in range(1, k + 1)
     ]
-    assert all(same) == compressor_of(name).prefix
+    assert all(same) == has_prefixes(model.fwd2bot_config) == (compressor_of(name).prefix and residual != "pool")
+
+
+@pytest.mark.parametrize("name", RESIDUALS[1:])
+def test_a_residual_is_the_compressor_of_its_name(name, processor):
+    """With no part of the language model left, the summary is that compressor's, bit for bit."""
+    model, images = made("fwd2bot", processor, residual=name), pixels()
+    model.fwd2bot.log_gain.data.fill_(-torch.inf)
+    expected = made(name, processor).compress(images)
+    assert torch.equal(model.compress(images), expected) and torch.equal(
+        model.compress(images, num_tokens=2), made(name, processor, num_summary_tokens=2).compress(images)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,9 +132,10 @@ def test_weights_are_averages(name, count):
     assert len({tuple(row.tolist()) for row in weights}) == K
 
 
-def test_more_tokens_than_there_are_is_an_error(processor):
+@pytest.mark.parametrize(("name", "residual"), [("pool", "none"), ("fwd2bot", "pool")])
+def test_more_tokens_than_there_are_is_an_error(name, residual, processor):
     """A grid of empty cells, or a place twice, would pass for a summary."""
-    model = made("pool", processor, num_summary_tokens=DENSE + 1)
+    model = made(name, processor, residual=residual, num_summary_tokens=DENSE + 1)
     with pytest.raises(ValueError, match=f"cannot make {DENSE + 1} tokens of {DENSE}"):
         model.compress(pixels())
 
@@ -137,7 +152,9 @@ def test_pooling_to_all_tokens_is_the_image():
         ({"compressor": "averge"}, "compressor must be one of fwd2bot, average"),
         ({"compressor": "pool", "residual": "average"}, "residual='average' is for compressor='fwd2bot' alone"),
         ({"compressor": "last", "num_summary_tokens": 4}, "at most 1 token"),
-        ({"compressor": "pool", "nested_k": [1, 2, 4]}, "leave nested_k out"),
+        ({"compressor": "pool", "nested_k": [1, 2, 4]}, "the compressor 'pool' the first j .* leave nested_k out"),
+        ({"residual": "pool", "nested_k": [1, 2, 4]}, "'fwd2bot' and the residual 'pool' the .* leave nested_k out"),
+        ({"residual": "pol"}, "residual must be one of none, average, pool"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message, processor):

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 from llava_fwd2bot import add_fwd2bot
 from llava_fwd2bot.bottleneck import collapse, compress_pass, embed
 from llava_fwd2bot.compressors.averages import nested_averages
+from llava_fwd2bot.compressors.linear import cached
 
 IMAGE = 9
 
@@ -207,12 +208,14 @@ def test_averages_of_a_grid_know_rows_and_columns():
     assert max(spreads) < 4 and window.max() > 3 / 49
 
 
-def test_averages_made_at_inference_serve_training(base, processor):
+@pytest.mark.parametrize("residual", ["average", "pool"])
+def test_averages_made_at_inference_serve_training(residual, base, processor):
     """They are kept between calls; a tensor of inference mode would be refused by backward."""
     from llava_fwd2bot import add_fwd2bot
 
     nested_averages.cache_clear()
-    model = add_fwd2bot(base, settings(residual="average"), processor)
+    cached.cache_clear()
+    model = add_fwd2bot(base, settings(residual=residual), processor)
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         model.compress(pixels)

@@ -87,7 +87,10 @@ def test_a_plan_changes_no_number(processor, kind, changes):
 
 
 @pytest.mark.parametrize("kind", ["both", "some rows", "text", "captions", "answers"])
-@pytest.mark.parametrize("changes", [{}, {"residual": "average", "nested_k": [1, 2, 4]}, {"contrastive_chunk": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"residual": "average", "nested_k": [1, 2, 4]}, {"residual": "pool"}, {"contrastive_chunk": 1}],
+)
 def test_a_planned_forward_waits_for_nothing(processor, kind, changes):
     """Each wait leaves a GPU idle for as long as the CPU is behind; there were 26, and 33 with captions."""
     model = shake(add_fwd2bot(toy_base(processor), settings(**changes), processor)).train()

@@ -98,6 +98,18 @@ def test_another_engine_is_refused(engine, place):
         VLLMCompressor(engine[1], export(place / "m", "vllm", place / "answer", stage="answer"))
 
 
+def test_fewer_tokens_than_the_engine_makes(own_base, processor, tmp_path):
+    """The first cells of a grid of k are no summary; the engine knows one k. It is told before an engine is asked."""
+    base = LlavaForConditionalGeneration.from_pretrained(own_base)
+    add_fwd2bot(base, settings(residual="pool"), processor).save_pretrained(tmp_path / "m", processor=processor)
+    export(tmp_path / "m", "vllm", tmp_path / "export")
+    for source in ("export", "m"):
+        with pytest.raises(ValueError, match="all 4 tokens .* residual='pool' the first 2 are not .* leave k out"):
+            VLLMCompressor("http://localhost:9", tmp_path / source, k=2)
+        with pytest.raises(EngineError):
+            VLLMCompressor("http://localhost:9", tmp_path / source)
+
+
 def test_an_engine_that_dies_leaves_what_was_stored(engine, place, pictures, run, tmp_path):
     """The command ends with the reason, and goes on where it was."""
     pytest.importorskip("lancedb")

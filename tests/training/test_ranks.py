@@ -34,6 +34,7 @@ SETUPS = {
     "fsdp": ("fsdp", {}, False),
     "fsdp, chunks and checkpoints": ("fsdp", {"contrastive_chunk": 1}, True),
     "fsdp, the language model itself": ("fsdp", {"adapters": "none"}, False),
+    "fsdp, a grid": ("fsdp", {"residual": "pool", "nested_k": None, "contrastive_chunk": 1}, False),
 }
 
 
@@ -41,7 +42,7 @@ def build(**changes):
     processor = toy_processor()
     base = toy_base(processor, torch.float64)
     torch.manual_seed(0)
-    own = settings(residual="average", bridge="scale", nested_k=[1, 2, 4], **changes)
+    own = settings(**{"residual": "average", "bridge": "scale", "nested_k": [1, 2, 4], **changes})
     return shake(add_fwd2bot(base, own, processor, train_projector=True)).train()
 
 

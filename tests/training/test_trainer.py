@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-from conftest import SIZE
+from conftest import SIZE, settings
 from safetensors.torch import load_file
 from train_toys import command, history
 from transformers import LlavaForConditionalGeneration
 
-from llava_fwd2bot import load_fwd2bot
+from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.training.command import train
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
@@ -253,6 +253,15 @@ def test_caption_file_and_going_on_from_a_checkpoint(base_dir, llava_data, tmp_p
     assert model.fwd2bot_config.nested_k == [1, 4] and model.trained_projector() is not None
     with pytest.raises(ValueError, match="was made with pooling = mean, which cannot change"):
         train(command(tmp_path / "m", llava_data, tmp_path / "p", *more, "--fwd2bot_pooling", "last"))
+
+
+@pytest.mark.parametrize("changes", [{"compressor": "pool", "contrastive_weight": 0.0}, {"residual": "pool"}])
+def test_going_on_with_shorter_prefixes_than_there_are_is_refused(changes, base_dir, llava_data, processor, tmp_path):
+    """A new model was refused, and a checkpoint that is trained further was not."""
+    model = add_fwd2bot(LlavaForConditionalGeneration.from_pretrained(base_dir), settings(**changes), processor)
+    model.save_pretrained(tmp_path / "m", processor=processor)
+    with pytest.raises(ValueError, match="'pool' the first j of k .* leave nested_k out"):
+        train(command(tmp_path / "m", llava_data, tmp_path / "n", "--fwd2bot_nested_k", "1,4"))
 
 
 @pytest.mark.parametrize(
