@@ -1,7 +1,8 @@
 """The picture of a study: figures against k as lines, or of every row as bars.
 
 In a study's YAML, `picture: {figures: […], grey: […], rows: […], bars: true}`: rows in `grey` are not an equal
-comparison and dotted; `rows` instead of all; `bars` where most rows have one k.
+comparison and dotted; `rows` instead of all; `bars` where most rows have one k. `bytes: {ROW: …, others: …}` is the
+size of a token and adds panels against the bytes of an image.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def _scaled(study: Study, line: Line) -> tuple[float, float, float]:
 
 
 def _lines(study: Study, lines: list[Line], names: list[str], figures: list[str]) -> Any:
-    figure, axes = panels(len(figures), (4.8, 3.8) if len(figures) > 1 else (8, 5))
+    sizes = study.picture.get("bytes")
+    against = [(name, size) for name in figures for size in ([None, sizes] if sizes else [None])]
+    figure, axes = panels(len(against), (4.8, 3.8) if len(against) > 1 else (8, 5))
     names = [name for name in names if any(x["row"] == name and x["figure"] in figures and x["k"] for x in lines)]
     palette, grey = pyplot().get_cmap("tab10").colors, study.picture.get("grey", [])
-    for axis, name in zip(axes, figures, strict=True):
+    for axis, (name, size) in zip(axes, against, strict=True):
         for line in (x for x in lines if x["figure"] == name and x["row"] == study.base and not x["k"]):
             value = study.figures[name].scale * line["value"]
             axis.axhline(value, color="black", linestyle="--", linewidth=1, label=f"{study.base}, dense")
@@ -49,10 +52,12 @@ def _lines(study: Study, lines: list[Line], names: list[str], figures: list[str]
                 style |= {"linestyle": "--", "markerfacecolor": "white"}
             if mine:
                 values, *errors = zip(*(_scaled(study, x) for x in mine), strict=True)
-                ks = [x["k"] * 1.015 ** (i - len(names) / 2) for x in mine]  # so that intervals do not overlap
-                axis.errorbar(ks, values, yerr=errors, markersize=4, elinewidth=0.6, label=row, **style)
-        powers(axis, sorted({x["k"] for x in lines if x["figure"] == name and x["k"]}))
-        axis.set(title=study.figures[name].title, xlabel="tokens per image")
+                each = 1 if size is None else size.get(row, size["others"]) / 1024
+                at = [x["k"] * each * 1.015 ** (i - len(names) / 2) for x in mine]  # so that intervals do not overlap
+                axis.errorbar(at, values, yerr=errors, markersize=4, elinewidth=0.6, label=row, **style)
+        ks = sorted({x["k"] for x in lines if x["figure"] == name and x["row"] in names and x["k"]})
+        powers(axis, ks if size is None else _kib(max(ks) * max(size.values())))
+        axis.set(title=study.figures[name].title, xlabel="tokens per image" if size is None else "KiB per image")
         plain(axis)
     found = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="lower center", ncols=5, frameon=False, fontsize=8)
@@ -62,6 +67,11 @@ def _lines(study: Study, lines: list[Line], names: list[str], figures: list[str]
     below = 0.2 + 0.2 * -(-len(found) // 5)  # inches of the legend
     figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 0.97 if grey else 1))
     return figure
+
+
+def _kib(most: float) -> list[int]:
+    """Powers of two up to `most` bytes."""
+    return [2**i for i in range(int(most / 1024).bit_length())]
 
 
 def _bars(study: Study, lines: list[Line], names: list[str], figures: list[str]) -> Any:

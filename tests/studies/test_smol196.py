@@ -408,7 +408,8 @@ def test_shares_and_claims(tmp_path):
     groups = {"exists": np.repeat(np.arange(20), 2), "words": 20 + np.arange(20)}
     rng = np.random.default_rng(0)
     good = {task: rng.random(len(own)) < 0.9 for task, own in groups.items()}
-    sides = {("dense", 0): 1.0, ("blind lookup", 0): 0.0, ("dense, wrong image", 0): 0.0, ("token", 1): 1.0}
+    base = "untrained-dense"
+    sides = {(base, 0): 1.0, ("blind lookup", 0): 0.0, (f"{base}, wrong image", 0): 0.0, ("token", 1): 1.0}
     rows = StudyRows(tmp_path / "smol196.rows.jsonl")
     for task, own in groups.items():
         rows.add_task(task, own.tolist())
@@ -422,6 +423,16 @@ def test_shares_and_claims(tmp_path):
     assert found.value("share", "query", 1) is None and found.ks("share", "token") == [1]
     apart = found.compare("share", ("token", 1), ("pool", 1))
     assert apart.p < 0.01 and apart.interval[0] > 0.49
+    for seed in (1, 2):  # a row with several seeds: the mean over them, and a wider interval
+        for task in groups:
+            rows.add(Cell(task, "pool", 1, seed, (0.5 + 0.05 * seed) * good[task]))
+    several = shares.Shares(rows)
+    assert several.value("share", "pool", 1) == pytest.approx(0.55)
+    np.testing.assert_allclose(several.of_seeds("pool", 1), [0.5, 0.55, 0.6])
+    low, high = several.interval("share", "pool", 1)
+    assert high - low > 0.05 and found.interval("share", "pool", 1) == pytest.approx((0.5, 0.5))
+    if find_spec("scipy"):
+        assert several.compare("share", ("token", 1), ("pool", 1)).p > apart.p
     claims = judge(Study.read(run.STUDY), found)
     assert [(c["ours"], c["against"], c["verdict"]) for c in claims] == [("token", "pool", "holds")]
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

@@ -19,9 +19,8 @@ LINEAR = ("pool", "average", "uniform", "random")  # k rows of weights over the 
 LANGUAGE = ("fwd2bot", "kv", "last")  # those with a compress pass of the language model
 KINDS = ("base", "dense", "downsample", "query", *LINEAR, *LANGUAGE)
 # rows with a meaning of their own
-BASE, BOUND, BLIND, POOLED = "untrained-dense", "dense", "blind lookup", "untrained-pool"
-PRUNED = "pruning by attention, untrained"
-LONG = ", long"  # ends the names of rows that train longer, whose bound does too
+BASE, DENSE, BLIND, POOLED = "untrained-dense", "dense", "blind lookup", "untrained-pool"
+WRONG, PRUNED = f"{BASE}, wrong image", "pruning by attention, untrained"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Recipe:
     """`kind` is the compressor; weights are those of the losses, 0 leaves one out.
 
     Attributes:
-        kind: base (projector and language model, from dense tokens), dense (the bound), pool, average (nested
+        kind: base (projector and language model, from dense tokens), dense, pool, average (nested
             averages), uniform and random (dense tokens picked), downsample (the picture shrunk), query, kv, fwd2bot,
             or last (VladVA's last token, retrieval alone).
         steps: 0 is the base with this compressor, untrained.

@@ -1,7 +1,7 @@
 """The report's own part: the share between floor and bound, (x − floor) / (bound − floor), and its mean over tasks.
 
-The floor is the better of a blind lookup and of the bound shown another picture, the bound is the dense recipe, trained
-as long as the row. Tasks whose bound is not well above its floor do not measure vision and do not count.
+The floor is the better of a blind lookup and of the base shown another picture, the bound is the base with all its
+dense tokens. Tasks whose bound is not well above its floor do not measure vision and do not count.
 
 Shapes: P pictures, B draws of them, S seeds; row 0 of [1 + B, …] is what was measured.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from eval.statistics import chance
 from eval.studies.compare import Difference, Scores, welch
 from eval.studies.rows import Rows
-from eval.studies.smol196.recipes import BASE, BLIND, BOUND, LONG, POOLED
+from eval.studies.smol196.recipes import BASE, BLIND, DENSE, POOLED, WRONG
 from eval.studies.smol196.tasks import TASKS
 from eval.studies.study import Study
 from llava_fwd2bot.evaluation.resample import ROUNDS, bounds
@@ -58,9 +58,9 @@ class Shares(Scores):
         sums = np.stack([np.bincount(a, weights=x, minlength=count) for a, x in zip(self._at, items, strict=True)])
         return self._drawn @ sums.T / np.maximum(self._asked, 1e-9)
 
-    def floor_and_bound(self, bound: str = BOUND) -> tuple[np.ndarray, np.ndarray]:
+    def floor_and_bound(self) -> tuple[np.ndarray, np.ndarray]:
         """[1 + B, tasks] each"""
-        return np.maximum(self.means(f"{bound}, wrong image", 0), self.means(BLIND, 0)), self.means(bound, 0)
+        return np.maximum(self.means(WRONG, 0), self.means(BLIND, 0)), self.means(BASE, 0)
 
     def measuring(self) -> np.ndarray:
         """Which tasks measure vision, [tasks]"""
@@ -69,26 +69,25 @@ class Shares(Scores):
 
     def overall(self, row: str, k: int) -> np.ndarray | None:
         """Mean share over the tasks that measure vision, [1 + B]; None where there is none."""
-        if not self.bounded(row) or any(self.items(task, row, k) is None for task in self.tasks):
+        if not self.bounded() or any(self.items(task, row, k) is None for task in self.tasks):
             return None
-        return self._share(self.means(row, k), row)
+        return self._share(self.means(row, k))
 
-    def _share(self, means: np.ndarray, row: str) -> np.ndarray:
-        floor, bound = (side[: len(means)] for side in self.floor_and_bound(bound_of(row)))
+    def _share(self, means: np.ndarray) -> np.ndarray:
+        floor, bound = (side[: len(means)] for side in self.floor_and_bound())
         chosen = self.measuring()
         return ((means - floor) / np.where(chosen, bound - floor, 1))[:, chosen].mean(1)
 
-    def bounded(self, row: str) -> bool:
-        """Whether a row's floor and bound were measured, and a task lies between them."""
-        bounds_of = {BOUND, bound_of(row)}
-        known = [(BLIND, 0), *((name, 0) for one in bounds_of for name in (one, f"{one}, wrong image"))]
+    def bounded(self) -> bool:
+        """Whether floor and bound were measured, and a task lies between them."""
+        known = ((BLIND, 0), (WRONG, 0), (BASE, 0))
         return all(self.items(t, *at) is not None for t in self.tasks for at in known) and bool(self.measuring().any())
 
     def of_seeds(self, row: str, k: int) -> np.ndarray:
         """The share of each seed, [S]"""
         items = [self.items(task, row, k) for task in self.tasks]
         means = [self._means([own[seed] for own in items])[:1] for seed in range(len(items[0]))]
-        return np.concatenate([self._share(mean, row) for mean in means])
+        return np.concatenate([self._share(mean) for mean in means])
 
     def spread(self, row: str, k: int) -> np.ndarray:
         """What the mean over seeds differs by when seeds are drawn anew, [B]; corrected for their small number."""
@@ -100,7 +99,7 @@ class Shares(Scores):
 
     # ------------------------------------------------------------------ as of Scores
     def ks(self, figure: str, row: str) -> list[int]:
-        return [k for k in super().ks(self.tasks[0], row) if k] if figure == SHARE else super().ks(figure, row)
+        return super().ks(self.tasks[0] if figure == SHARE else figure, row)
 
     def items(self, figure: str, row: str, k: int) -> np.ndarray | None:
         return None if figure == SHARE else super().items(figure, row, k)
@@ -135,14 +134,9 @@ class Shares(Scores):
 scores = Shares
 
 
-def bound_of(row: str) -> str:
-    """The row that was trained as long, from dense tokens."""
-    return BOUND + LONG if row.endswith(LONG) else BOUND
-
-
 def extra(study: Study, scores: Shares) -> str:
     """Whether the base's images matter: of each task floor, base, bound, and what untrained pooling to 16 keeps."""
-    columns = {"blind": (BLIND, 0), "wrong image": (f"{BASE}, wrong image", 0), "base": (BASE, 0), "bound": (BOUND, 0)}
+    columns = {"blind": (BLIND, 0), "wrong image": (WRONG, 0), "base": (BASE, 0), "dense, trained": (DENSE, 0)}
     columns["untrained pooling, 16"] = (POOLED, 16)
     found = {title: 100 * scores.means(*at)[0] for title, at in columns.items()}
     rows = []
