@@ -33,11 +33,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Selection:
-    """The items to use: the reported split, its first `limit`, or those held out for choosing settings."""
+    """The items to use: the reported split, its first `limit`, or those held out for choosing settings.
+
+    Attributes:
+        pairs: at most about so many of SugarCrepe's, evenly over its kinds.
+    """
 
     data: Path
     limit: int | None = None
     tuning: bool = False
+    pairs: int | None = None
 
     def flickr(self) -> Split:
         folder = self.data / "flickr8k"
@@ -79,7 +84,8 @@ def sugarcrepe_items(selection: Selection) -> tuple[list[tuple[Path, str, str]],
             if name in paths:
                 rows.append((paths[name], item["caption"], item["negative_caption"]))
                 kinds.append(file.stem)
-    return rows, kinds
+    step = 1 if selection.pairs is None else max(1, len(rows) // selection.pairs)
+    return rows[::step], kinds[::step]
 
 
 def images_of_items(task: str, selection: Selection) -> list[Any]:

@@ -101,7 +101,7 @@ def test_the_whole_table_and_its_resume(jobs, photographs, tmp_path, monkeypatch
     one = next(row for row in rows if row["task"] == "exists")
     assert one.keys() == {"task", "row", "k", "seed", "item", "group", "score"}
 
-    monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("everything was done already"))
+    monkeypatch.setattr(smol, "open_method", lambda *args: pytest.fail("everything was done already"))
     again = Rows(rows.file)
     for job in jobs():
         run_one(job, again)
@@ -161,7 +161,7 @@ def test_two_do_not_train_in_one_folder(jobs, tmp_path, monkeypatch):
     """A killed study's run goes on by itself: the next study waits for it, and takes its result."""
     job, rows = jobs()[0], Rows(tmp_path / "toy.rows.jsonl")
     job.folder.mkdir(parents=True)
-    monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("the first one did it"))
+    monkeypatch.setattr(smol, "open_method", lambda *args: pytest.fail("the first one did it"))
     with ThreadPoolExecutor(1) as pool, FileLock(job.folder / "lock") as lock:
         second = pool.submit(run_one, job, rows)
         assert not wait([second], 0.2).done
