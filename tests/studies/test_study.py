@@ -98,8 +98,6 @@ def test_the_whole_table_and_its_resume(jobs, photographs, tmp_path, monkeypatch
     assert (tmp_path / "toy.png").stat().st_size > 10_000
     text = (tmp_path / "toy.md").read_text()
     assert "| fwd2bot |" in text and "### ahead of pruning" in text
-    one = next(row for row in rows if row["task"] == "exists")
-    assert one.keys() == {"task", "row", "k", "seed", "item", "group", "score"}
 
     monkeypatch.setattr(smol, "open_method", lambda *args: pytest.fail("everything was done already"))
     again = Rows(rows.file)
@@ -183,7 +181,7 @@ def test_rows_come_back_as_they_were(tmp_path):
     with rows.file.open("a") as file:
         file.write('{"task": "t", "row": "ou')
     again = Rows(rows.file)
-    assert list(again) == list(rows) and len(list(again)) == 6
+    assert again.tasks == rows.tasks and list(again.cells) == list(rows.cells)
     assert [cell.scores.tolist() for cell in again.cells.values()] == [[1, 0, 1], [0.25, 0, 1]]
     assert Scores(again).value("t/part", "ours", 4) == 1 and Scores(again).items("t", "ours", 4).shape == (2, 3)
     with pytest.raises(ValueError, match="other items of 't'"):
