@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-EVAL = ["pycocoevalcap>=1.2", "nltk>=3.8", "matplotlib>=3.8", "scipy>=1.10"]
+EVAL = ["pycocoevalcap>=1.2", "matplotlib>=3.8", "scipy>=1.10"]
 version: dict[str, str] = {}
 exec((here / "llava_fwd2bot" / "version.py").read_text(), version)
 

@@ -27,6 +27,23 @@ class Sizes:
     def dense_tokens(self) -> int:
         return (self.image_size // self.patch) ** 2
 
+    @property
+    def layer_weights(self) -> int:
+        """Of the language model's layers."""
+        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_weights(self) -> int:
+        return self.hidden * self.vocab
+
+    @property
+    def tower_weights(self) -> int:
+        return self.vision_layers * (4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate)
+
+    def adapter_weights(self, rank: int) -> int:
+        """Of one adapter, on every linear layer of the language model."""
+        return self.layers * rank * (4 * 2 * self.hidden + 3 * (self.hidden + self.intermediate))
+
     def config(self) -> LlavaConfig:
         return LlavaConfig(
             vision_config=CLIPVisionConfig(

@@ -11,9 +11,7 @@ import numpy as np
 from llava_fwd2bot.evaluation.resample import ROUNDS, bounds, numbers
 
 
-def over_seeds(
-    ours: np.ndarray, theirs: np.ndarray, groups: Sequence[Any], rounds: int = ROUNDS, ratio: bool = False
-) -> tuple[float, float]:
+def over_seeds(ours: np.ndarray, theirs: np.ndarray, groups: Sequence[Any], ratio: bool = False) -> tuple[float, float]:
     """The 95 % interval of the difference, or ratio, of two means, over groups of items and the seeds of both sides.
 
     Resamples in which `theirs` is 0 have no ratio and are left out.
@@ -24,7 +22,7 @@ def over_seeds(
     group = numbers(groups)
     sums = [np.stack([np.bincount(group, weights=seed) for seed in side]) for side in (ours, theirs)]  # [S, G] each
     counts, generator, drawn = np.bincount(group), np.random.default_rng(0), []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         picked = generator.integers(0, len(counts), len(counts))
         a, b = (_mean_of_seeds(x, generator)[picked].sum() / counts[picked].sum() for x in sums)
         if not ratio or b > 0:

@@ -26,23 +26,6 @@ class Shape(Sizes):
     text_tokens: int
     lora_r: int  # the same share of the width in every shape: 64 of 4096, the package's default on 7B
 
-    # ------------------------------------------------------------------ numbers in the weights
-    @property
-    def layer_weights(self) -> int:
-        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
-
-    @property
-    def head_weights(self) -> int:
-        return self.hidden * self.vocab
-
-    @property
-    def tower_weights(self) -> int:
-        return self.vision_layers * (4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate)
-
-    def adapter_weights(self, rank: int) -> int:
-        """Of one adapter, on every linear layer of the language model."""
-        return self.layers * rank * (4 * 2 * self.hidden + 3 * (self.hidden + self.intermediate))
-
     # ------------------------------------------------------------------ operations of a forward
     def _tower(self) -> float:
         tokens = self.dense_tokens + 1

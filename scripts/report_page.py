@@ -53,9 +53,8 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     count = report["questions"]
     header = ["answers from", f"accuracy (n = {count:,})", "retention", "bytes per image", "questions/s"]
     speed, size = report["questions_per_second"], report["bytes_per_image"]
-    rows = [
-        ["dense tokens (base)", share(report["base_accuracy"], count), "", f"{size['dense']:,}", f"{speed['base']:.0f}"]
-    ]
+    base = f"{speed['base']:.0f}" if "base" in speed else ""
+    rows = [["dense tokens (base)", share(report["base_accuracy"], count), "", f"{size['dense']:,}", base]]
     for k, accuracy in report["accuracy"].items():
         name = f"{k} summary token{'s' * (k != '1')}"
         retention = share(report["retention"][k], count)

@@ -26,13 +26,14 @@ from report_page import Answered, print_table, write_html
 from safetensors.torch import load_file
 
 from eval.metrics import yes_no
-from eval.studies.readers import BaseReader, SummaryReader
-from llava_fwd2bot import load_fwd2bot
+from llava_fwd2bot import answer, load_fwd2bot
 from llava_fwd2bot.cli.main import main as fwd2bot
 from llava_fwd2bot.evaluation.retrieval import ranks, recalls
+from llava_fwd2bot.files.images import open_image
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json
+from llava_fwd2bot.processing.generate import summaries_of
 from llava_fwd2bot.smol import instructions as make
 from llava_fwd2bot.training.command import train
 
@@ -87,12 +88,17 @@ def flickr(data: Path, folder: Path, split: str, count: int) -> list[Photo]:
 
 
 def answer_all(
-    reader: BaseReader, state: torch.Tensor, asked: list[tuple[int, str]], k: int, max_new_tokens: int
+    opened: tuple[Any, Any], summary: torch.Tensor, asked: list[tuple[int, str]], k: int, words: int
 ) -> tuple[list[str], float]:
-    """The answers to (image, question) pairs, and how many a second."""
-    start = time.perf_counter()
-    found = reader.answer(state, [i for i, _ in asked], [q for _, q in asked], k, max_new_tokens)
+    """The answers to (image, question) pairs from summaries, [M, K, D], and how many a second."""
+    start, states = time.perf_counter(), summary[[i for i, _ in asked]]
+    found = answer(*opened, [q for _, q in asked], summary=states, k=k, max_new_tokens=words, batch_size=64)
     return found, round(len(asked) / (time.perf_counter() - start), 1)
+
+
+def answer_by_base(opened: tuple[Any, Any], photos: list[Photo], asked: list[tuple[int, str]], words: int) -> list[str]:
+    """The base's answers to (image, question) pairs, from all dense tokens."""
+    return answer(*opened, [q for _, q in asked], [photos[i].path for i, _ in asked], base=True, max_new_tokens=words)
 
 
 def one_sentence(text: str) -> str:
@@ -102,12 +108,12 @@ def one_sentence(text: str) -> str:
 
 
 def tuned_answers(
-    folder: Path, pixels: torch.Tensor, asked: list[tuple[int, str]], described: list[tuple[int, str]]
+    folder: Path, photos: list[Photo], asked: list[tuple[int, str]], described: list[tuple[int, str]]
 ) -> tuple[list[str], list[str]]:
     """Answers and descriptions by the model that this run trained, from its own summaries."""
-    reader = SummaryReader(*load_fwd2bot(folder))
-    state = reader.encode(pixels)  # [M, K, D]
-    return answer_all(reader, state, asked, K, SHORT)[0], answer_all(reader, state, described, K, LONG)[0]
+    opened = load_fwd2bot(folder)
+    state = summaries_of(*opened, [open_image(photo.path) for photo in photos])  # [M, K, D]
+    return answer_all(opened, state, asked, K, SHORT)[0], answer_all(opened, state, described, K, LONG)[0]
 
 
 def fine_tune(photos: list[Photo], work: Path, steps: int) -> list[dict[str, Any]]:
@@ -150,31 +156,30 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
     mark = lap("compress", mark)
 
     print("2. Answering from the summaries", flush=True)
-    model, processor = load_fwd2bot(MODEL)
+    opened = model, processor = load_fwd2bot(MODEL)
     stored = load_file(stored_at)
     summary = stored["summary"].to(model.dtype)
     asked = [(i, q) for i, photo in enumerate(photos) for q, _ in photo.questions]
     truth = [a for photo in photos for _, a in photo.questions]
     described = [(i, make.DESCRIBE) for i in range(len(photos))]
-    reader, base = SummaryReader(model, processor), BaseReader(model, processor)
-    with model.fwd2bot_disabled():
-        pictures = [Image.open(photo.path).convert("RGB") for photo in photos]
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]  # [M, 3, S, S]
-        dense = base.encode(pixels)
-        from_dense, rate = answer_all(base, dense, asked, 0, SHORT)
-        dense_words, _ = answer_all(base, dense, described, 0, LONG)
-    accuracy, speed, answers = {}, {"base": rate}, {}
+    from_dense, dense_words = (
+        answer_by_base(opened, photos, asked, SHORT),
+        answer_by_base(opened, photos, described, LONG),
+    )
+    accuracy, speed, answers = {}, {}, {}
     for k in NESTED:
-        answers[k], speed[str(k)] = answer_all(reader, summary, asked, k, SHORT)
+        answers[k], speed[str(k)] = answer_all(opened, summary, asked, k, SHORT)
         accuracy[str(k)] = yes_no(answers[k], truth)["accuracy"]
-    summary_words, _ = answer_all(reader, summary, described, K, LONG)
+    summary_words, _ = answer_all(opened, summary, described, K, LONG)
     base_accuracy = yes_no(from_dense, truth)["accuracy"]
     mark = lap("answer", mark)
 
     print("3. Searching among them", flush=True)
     captions = [caption for photo in photos for caption in photo.captions]
     owner = torch.tensor([i for i, photo in enumerate(photos) for _ in photo.captions])
-    vectors = reader.embed_images(reader.text_states(captions), K)
+    ids = processor.tokenizer(captions, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.inference_mode():
+        vectors = model.embed_text(ids["input_ids"], ids["attention_mask"])
     found = recalls(*ranks(stored["embedding"].float(), vectors, owner), (1,))
     mark = lap("search", mark)
 
@@ -184,7 +189,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
         (work / "train").mkdir(exist_ok=True)
         learnt = flickr(data, work / "train", "train", 400)
     log = fine_tune(learnt, work, steps)
-    tuned, tuned_words = tuned_answers(work / "fwd2bot", pixels, asked, described)
+    tuned, tuned_words = tuned_answers(work / "fwd2bot", photos, asked, described)
     lap("fine_tune", mark)
 
     size = summary.shape[-1]
@@ -198,7 +203,7 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
             "images": len(photos),
             "captions": len(captions),
         },
-        "bytes_per_image": {str(k): 2 * k * size for k in NESTED} | {"dense": 2 * dense.shape[1] * size},
+        "bytes_per_image": {str(k): 2 * k * size for k in NESTED} | {"dense": 2 * model.config.image_seq_length * size},
         "questions_per_second": speed,
         "questions": len(truth),
         "split": "photographs of scikit-image and scikit-learn" if data is None else "Flickr8k dev",

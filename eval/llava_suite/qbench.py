@@ -7,7 +7,6 @@ LLaVA's own script calls a module that its repository does not have. The prompt 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from llava_fwd2bot.evaluation.tables import percent
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import json_line, read_any_json
+from llava_fwd2bot.files.writing import write_text
 
 LETTERS = "ABCDEFGH"
 ASK = "Answer with the option's letter from the given choices directly."
@@ -126,9 +126,7 @@ def main() -> None:
 
 def _write(path: Path, lines: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("".join(map(json_line, lines)), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, "".join(map(json_line, lines)))
 
 
 if __name__ == "__main__":

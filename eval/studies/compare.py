@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.statistics import holm, over_seeds
+from llava_fwd2bot.evaluation.resample import numbers
 from llava_fwd2bot.extras import require
 
 from .rows import Rows
@@ -49,7 +50,7 @@ class Scores:
 
     def groups(self, figure: str) -> np.ndarray:
         task, _, part = figure.partition("/")
-        groups = np.unique(np.asarray(self.rows.tasks[task].groups), return_inverse=True)[1]
+        groups = numbers(self.rows.tasks[task].groups)
         return groups[self.rows.tasks[task].parts[part]] if part else groups
 
     def value(self, figure: str, row: str, k: int) -> float | None:
@@ -83,7 +84,7 @@ def chance_over_seeds(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, 
         ours, theirs: [S, N] of the same items.
     """
     apart = ours.mean(0) - theirs.mean(0)  # [N]
-    number = np.unique(groups, return_inverse=True)[1]
+    number = numbers(groups)
     counts = np.bincount(number)
     beyond = np.bincount(number, weights=apart) - apart.mean() * counts  # [G]
     count = len(counts)

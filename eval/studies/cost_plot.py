@@ -34,21 +34,19 @@ class Shape(Sizes):
     def tower(self) -> int:
         """Operations of the vision tower and the projector on one image; CLIP has one token more than patches."""
         tokens, width = self.dense_tokens + 1, self.vision_hidden
-        weights = self.vision_layers * (4 * width**2 + 2 * width * self.vision_intermediate)
         patches = 2 * self.dense_tokens * 3 * self.patch**2 * width
         projector = 2 * self.dense_tokens * (width * self.hidden + self.hidden**2)
-        return patches + 2 * tokens * weights + self.vision_layers * 4 * tokens**2 * width + projector
+        return patches + 2 * tokens * self.tower_weights + self.vision_layers * 4 * tokens**2 * width + projector
 
     def decoder(self, new: int, before: int = 0, lora_r: int = 0) -> int:
         """Operations of the language model's blocks on `new` tokens after `before` cached tokens."""
-        weights = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
-        adapter = lora_r * (4 * 2 * self.hidden + 3 * (self.hidden + self.intermediate))
-        return self.layers * (2 * new * (weights + adapter) + 4 * new * (before + new) * self.hidden)
+        weights = self.layer_weights + self.adapter_weights(lora_r)
+        return 2 * new * weights + self.layers * 4 * new * (before + new) * self.hidden
 
     def generate(self, prompt: int, answer: int, before: int = 0, lora_r: int = 0) -> int:
         """Operations of a prompt and an answer of `answer` tokens, the head included."""
         steps = sum(self.decoder(1, before + prompt + i, lora_r) for i in range(answer - 1))
-        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.hidden * self.vocab
+        return self.decoder(prompt, before, lora_r) + steps + 2 * answer * self.head_weights
 
 
 LLAVA_7B = Shape(**vars(shapes.LLAVA_7B))

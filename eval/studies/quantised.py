@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from eval.measure import environment, in_turn, summarize
-from llava_fwd2bot.bottleneck import embed
 from llava_fwd2bot.cache.summary_file import fingerprint_of
 from llava_fwd2bot.checkpoint.read import read_checkpoint
 from llava_fwd2bot.evaluation.answers import Answerer
 from llava_fwd2bot.evaluation.encode import Encoder
-from llava_fwd2bot.evaluation.retrieval import ranks
 from llava_fwd2bot.evaluation.tables import markdown
 from llava_fwd2bot.hosts.opening import local_folder
 from llava_fwd2bot.processing.conversation import ConversationFormatter
@@ -37,11 +35,10 @@ from llava_fwd2bot.smol import instructions as make
 from .quantised_models import bytes_of, bytes_of_shape, llava_7b, open_model
 from .rows import Cell, Key, Rows
 from .run import Job
-from .smol import score
-from .smol_items import Selection, contents_of, questions_of, sugarcrepe_items
+from .smol import WORDS, answer, search
+from .smol_items import ANSWERED, Selection, contents_of, images_of_items, questions_of
 
 TASKS = ("exists", "caption", "retrieval", "sugarcrepe")
-WORDS = {"exists": 8, "caption": 30}  # tokens of an answer
 IMAGES, PAIRS = 60, 142
 TOKENS, AT_ONCE, ROUNDS = 32, 8, 4  # of an answer that is timed; images compressed at once, where that is timed
 
@@ -59,13 +56,14 @@ def measure(job: Job, rows: Rows, keys: Sequence[Key]) -> None:
     """Measures `keys` of one row, which is called COMPRESSED BY → ANSWERED BY."""
     pair = Pair(job)
     for task, name, k, seed in keys:
-        about = job.about(task)
-        if task in WORDS:
-            items, groups = pair.answered(task)
-        elif task in TASKS:
-            items, groups = pair.searched(task)
+        about, groups = job.about(task), [0]
+        if task in TASKS:
+            images = images_of_items(task, pair.selection(task))
+            number = {image: i for i, image in enumerate(dict.fromkeys(images))}
+            groups = [number[image] for image in images]
+            items = pair.answered(task, k) if task in ANSWERED else pair.searched(task, k)
         else:
-            items, groups = [pair.sizes[task]] if task in ("model", "layers") else [pair.speed(task, about)], [0]
+            items = [pair.sizes[task] if task in ("model", "layers") else pair.speed(task, about)]
         rows.add_task(task, groups)
         rows.add(Cell(task, name, k, seed, items, about))
         print(f"{task} {name}: {sum(items) / len(items):.4f}", flush=True)
@@ -75,12 +73,12 @@ class Pair:
     """Two precisions of a checkpoint; one model is in memory at a time."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.selection = job, Selection(job.data, IMAGES)
+        self.job, self.folder = job, local_folder(job.model, {})
         self.first, self.second = job.row.name.split(" → ")
-        pairs, _ = sugarcrepe_items(Selection(job.data))
-        self.pairs = pairs[:: max(1, len(pairs) // PAIRS)]  # evenly over the kinds, which stand one after the other
-        self.folder = local_folder(job.model, {})
         self._model: tuple[str, nn.Module, Any] | None = None
+
+    def selection(self, task: str) -> Selection:
+        return Selection(self.job.data, pairs=PAIRS) if task == "sugarcrepe" else Selection(self.job.data, IMAGES)
 
     def model(self, precision: str) -> tuple[nn.Module, Any]:
         if self._model is None or self._model[0] != precision:
@@ -93,30 +91,20 @@ class Pair:
         work = self.job.work / "summaries" / precision.replace(" ", "-")
         return Encoder(*self.model(precision), f"{fingerprint_of(self.folder)} {precision}", work)
 
-    def answered(self, task: str) -> tuple[list[float], list[int]]:
-        paths, owner, questions, truth = questions_of(task, self.selection)
+    def answered(self, task: str, k: int) -> list[float]:
+        paths = questions_of(task, self.selection(task))[0]
         images = self.encoder(self.first).images(paths)
         answerer = Answerer(self.encoder(self.second), WORDS[task])
         answerer.encoder.images = lambda unique: images[[paths.index(path) for path in unique]]
-        said = dict(answerer([paths[i] for i in owner], questions, images.shape[1]))
-        return score(task, [said[i] for i in range(len(questions))], truth)[0], owner
+        return answer(answerer, task, k, self.selection(task))[0]
 
-    def searched(self, task: str) -> tuple[list[float], list[int]]:
-        if task == "retrieval":
-            split = self.selection.flickr()
-            paths, texts = split.paths, [make.tidy(c) for own in split.captions for c in own]
-            groups = [i for i, own in enumerate(split.captions) for _ in own]
-        else:
-            paths = list(dict.fromkeys(pair[0] for pair in self.pairs))
-            texts = [make.tidy(pair[n]) for n in (1, 2) for pair in self.pairs]
-            groups = [paths.index(pair[0]) for pair in self.pairs]
+    def searched(self, task: str, k: int) -> list[float]:
         pooling = read_checkpoint(self.folder)["fwd2bot"].pooling
-        images = embed(self.encoder(self.first).images(paths).float(), pooling)
-        words = embed(self.encoder(self.second).texts(texts).float(), pooling)
-        if task == "retrieval":
-            return (ranks(images, words, torch.tensor(groups))[0] < 1).double().tolist(), groups
-        true, false = ((images[groups] * side).sum(1) for side in words.split(len(groups)))
-        return (true > false).double().tolist(), groups
+        images, texts = (partial(self._encoded, *of) for of in ((self.first, "images"), (self.second, "texts")))
+        return search(images, texts, pooling, task, k, self.selection(task))[0]
+
+    def _encoded(self, precision: str, kind: str, items: Sequence[Any]) -> Tensor:
+        return getattr(self.encoder(precision), kind)(items)
 
     @cached_property
     def sizes(self) -> dict[str, float]:
@@ -128,7 +116,7 @@ class Pair:
 
     def one_answer(self, tokens: int) -> Callable[[], Any]:
         """What gives one answer of so many tokens about the first image."""
-        state: Tensor = self.encoder(self.second).images(self.selection.flickr().paths[:1])
+        state: Tensor = self.encoder(self.second).images(self.selection("caption").flickr().paths[:1])
         model, processor = self.model(self.second)
         prompt = ConversationFormatter(processor).prompt(make.DESCRIBE)
         options = {"max_new_tokens": tokens, "min_new_tokens": tokens}
@@ -136,7 +124,7 @@ class Pair:
 
     def speed(self, task: str, about: dict[str, Any]) -> float:
         """Tokens or images a second, by the median of ROUNDS; `about` gets where."""
-        paths: list[Path] = self.selection.flickr().paths[:AT_ONCE]
+        paths: list[Path] = self.selection("caption").flickr().paths[:AT_ONCE]
         encoder = Encoder(*self.model(self.second), "")  # keeps nothing
         side = self.one_answer(TOKENS) if task == "answer" else lambda: encoder.images(paths)
         found = summarize(in_turn({task: side}, ROUNDS, torch.device("cpu"))[task])

@@ -89,6 +89,26 @@ class KeyValueLlava(_ImagesAlone):
         hidden = rows.new_zeros(len(text), rows.shape[-1])
         return hidden.masked_scatter(text[:, None], own.pack(out.last_hidden_state).to(hidden.dtype))
 
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, summary: Tensor, **options: Any) -> Tensor:
+        """The ids with the answers after them; each row has one image: [Q, T], [Q, T], [Q, k, …] → [Q, T + new]
+
+        Rows of one length at a time: transformers' `generate` does not support a cache before left padding.
+        """
+        text = (attention_mask == 1) & (input_ids != self._image_token_id())
+        lengths, found = text.sum(1), [input_ids[:0]] * len(input_ids)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().flatten()
+            own = input_ids[rows][text[rows]].view(len(rows), -1)
+            ids = torch.cat([own.new_zeros(len(rows), summary.shape[1]), own], 1)  # what is cached is not read
+            past = {self.past_name: self.stored(summary[rows].to(self.dtype))}
+            out = super().generate(input_ids=ids, attention_mask=torch.ones_like(ids), **past, **options)
+            for row, new in zip(rows.tolist(), out[:, ids.shape[1] :], strict=True):
+                found[row] = new
+        ends = self.generation_config.eos_token_id
+        filled = pad_sequence(found, batch_first=True, padding_value=ends[0] if isinstance(ends, list) else ends)
+        return torch.cat([input_ids, filled], 1)
+
 
 class MeanPooledLlava(Fwd2BotLlava):
     def _init_fwd2bot(self, *args: Any, **kwargs: Any) -> None:

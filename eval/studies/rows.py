@@ -13,15 +13,15 @@ their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava_fwd2bot.evaluation.encode import resumable_lines
 from llava_fwd2bot.extras import require
+from llava_fwd2bot.files.resumable import resumable_lines
 
 Key = tuple[str, str, int, int]  # task, row, k (0: all dense tokens), seed
 
@@ -125,14 +125,6 @@ class Rows:
             name = f"{key[1]}, {key[0]}, k = {key[2]}, seed {key[3]}"
             raise ValueError(f"{self.file}: {name} is a result of {'; '.join(wrong)}. Give another --results.")
         return True
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every row, an item each."""
-        for cell in self.cells.values():
-            known = dict(zip(("task", "row", "k", "seed"), cell.key, strict=True))
-            groups = self.tasks[cell.task].groups
-            for item, (group, score) in enumerate(zip(groups, cell.scores, strict=True)):
-                yield {**known, "item": item, "group": group, "score": float(score)}
 
     def _write(self, line: dict[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

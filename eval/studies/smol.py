@@ -14,18 +14,20 @@ Each cell also keeps the answers, and figures that are no mean of items.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from eval import metrics
+from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.evaluation.answers import Answerer
+from llava_fwd2bot.evaluation.encode import Encoder
 from llava_fwd2bot.evaluation.retrieval import ranks, recalls
 from llava_fwd2bot.smol import instructions as make
 
-from .readers import BaseReader, Images, SummaryReader, open_reader
+from .readers import most_tokens, open_method, set_tokens
 from .rows import Cell, Key, Rows
 from .run import Job
 from .smol_items import (
@@ -41,6 +43,9 @@ from .smol_items import (
 from .smol_splits import write_training_files
 
 TASKS = (*ANSWERED, *SEARCHED)
+WORDS = {"caption": 30, "exists": 8, "daquar": 8}  # tokens of an answer
+BATCH = 64
+Encode = Callable[[Sequence[Any]], Tensor]  # N images' paths, or texts → [N, k, D]
 
 
 def prepare(job: Job) -> None:
@@ -63,36 +68,34 @@ def measure(job: Job, rows: Rows, keys: Sequence[Key]) -> None:
     Raises:
         ValueError: a k is more than the model makes.
     """
-    reader, selection = open_reader(job.row.method, job.model), _selection(job)
-    config = getattr(reader.model, "fwd2bot_config", None)
-    most = reader.model.config.image_seq_length if config is None else config.num_summary_tokens
+    (model, processor), selection = open_method(job.row.method, job.model), _selection(job)
+    most = most_tokens(model)
     too_many = [k for _, _, k, _ in keys if k > most or k < 1 and job.row.method != "base"]
     if too_many:
         raise ValueError(f"{job.model} gives 1 to {most} tokens per image, but k is {too_many[0]}.")
-    images, texts = Images(reader), {}
     for task, name, k, seed in keys:
+        about = job.about(task)
         rows.add_task(task, images_of_items(task, selection), parts_of(task, selection))
-        start = time.perf_counter()
+        start, used = time.perf_counter(), set_tokens(model, k)
+        made_by = f"{about.get('fingerprint')} {job.row.method}" + f" {k}" * (job.row.method == "pool")
+        encoder = Encoder(model, processor, made_by, job.work / "summaries", BATCH)
         if task in ANSWERED:
-            items, found = answer(reader, images, task, k, selection)
+            items, found = answer(Answerer(encoder, WORDS[task], BATCH), task, used, selection)
         else:
-            items, found = search(reader, images, texts, task, k, selection)
-        about = {**job.about(task), "seconds": round(time.perf_counter() - start, 1), **found}
+            pooling = model.fwd2bot_config.pooling
+            items, found = search(encoder.images, encoder.texts, pooling, task, k, selection)
+        about |= {"seconds": round(time.perf_counter() - start, 1), **found}
         rows.add(Cell(task, name, k, seed, items, about))
         print(f"{name} {task} k={k or 'dense'}: {sum(items) / len(items):.4f} ({about['seconds']} s)", flush=True)
 
 
-def answer(
-    reader: BaseReader, images: Images, task: str, k: int, selection: Selection
-) -> tuple[list[float], dict[str, Any]]:
+def answer(answerer: Answerer, task: str, k: int, selection: Selection) -> tuple[list[float], dict[str, Any]]:
+    """The score of each item; all figures of the task and the answers. k = 0 is the base."""
     paths, owner, questions, truth = questions_of(task, selection)
-    used = sorted(set(owner))
-    state, place = images([paths[i] for i in used]), {i: n for n, i in enumerate(used)}
-    with tqdm(total=len(questions), desc=f"{task} k={k or 'dense'}", unit="question") as bar:
-        words = 30 if task == "caption" else 8
-        said = reader.answer(state, [place[i] for i in owner], questions, k, words, advance=bar.update)
-    items, figures = score(task, said, truth)
-    return items, {"figures": figures, "answers": said}
+    said = dict(answerer([paths[i] for i in owner], questions, k))
+    answers = [said[i] for i in range(len(questions))]
+    items, figures = score(task, answers, truth)
+    return items, {"figures": figures, "answers": answers}
 
 
 def score(task: str, said: list[str], truth: list[Any]) -> tuple[list[float], dict[str, Any]]:
@@ -103,23 +106,24 @@ def score(task: str, said: list[str], truth: list[Any]) -> tuple[list[float], di
     if task == "exists":
         found = metrics.yes_no(said, truth)
         return found.pop("per_item"), found
-    items, soft = metrics.exact(said, truth), metrics.wups(said, truth)
-    return items, {"exact": sum(items) / len(items), "wups": None if soft is None else sum(soft) / len(soft)}
+    items = metrics.exact(said, truth)
+    return items, {"exact": sum(items) / len(items)}
 
 
 def search(
-    reader: SummaryReader, images: Images, texts: dict[str, Tensor], task: str, k: int, selection: Selection
+    images: Encode, texts: Encode, pooling: str, task: str, k: int, selection: Selection
 ) -> tuple[list[float], dict[str, Any]]:
+    """Whether each caption is nearer to its image than the other images, or than the false caption, are."""
     if task == "sugarcrepe":
         pairs, _ = sugarcrepe_items(selection)
         paths, captions = [p[0] for p in pairs], [make.tidy(p[i]) for i in (1, 2) for p in pairs]
     else:
         split = selection.flickr() if task == "retrieval" else selection.coco()
         paths, captions = split.paths, [make.tidy(c) for said in split.captions for c in said]
-    if task not in texts:
-        texts[task] = reader.text_states(captions)
-    pictures, words = reader.embed_images(images(paths), k), reader.embed_images(texts[task], k)
+    place = {path: i for i, path in enumerate(dict.fromkeys(paths))}  # several pairs are about one image
+    pictures, words = (embed(made[:, :k].float(), pooling) for made in (images(list(place)), texts(captions)))
     if task == "sugarcrepe":
+        pictures = pictures[[place[path] for path in paths]]
         right, wrong = ((pictures * side).sum(1) for side in words.split(len(paths)))
         return (right > wrong).double().tolist(), {}
     t2i, i2t = ranks(pictures, words, torch.tensor(images_of_items(task, selection)))

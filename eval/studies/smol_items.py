@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_fwd2bot.files.records import read_records
+from llava_fwd2bot.evaluation.datasets import Captioned, read_captioned
 from llava_fwd2bot.files.regular import file_digest
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.smol import instructions as make
@@ -19,34 +19,30 @@ ANSWERED = ("caption", "exists", "daquar")
 SEARCHED = ("retrieval", "coco", "sugarcrepe")
 
 
-@dataclass
-class Split:
-    """Images of one data set, with their captions."""
-
-    paths: list[Path]
-    captions: list[list[str]]
-
-    @classmethod
-    def of(cls, entries: list[dict[str, Any]], images: Path) -> Split:
-        return cls([images / e["image"] for e in entries], [e["captions"] for e in entries])
-
-
 @dataclass(frozen=True)
 class Selection:
-    """The items to use: the reported split, its first `limit`, or those held out for choosing settings."""
+    """The items to use: the reported split, its first `limit`, or those held out for choosing settings.
+
+    Attributes:
+        pairs: at most about so many of SugarCrepe's, evenly over its kinds.
+    """
 
     data: Path
     limit: int | None = None
     tuning: bool = False
+    pairs: int | None = None
 
-    def flickr(self) -> Split:
+    def flickr(self) -> Captioned:
         folder = self.data / "flickr8k"
-        entries = smol_splits.flickr(self.data)[0] if self.tuning else read_records(folder / "dev.jsonl")
-        return Split.of(entries[: self.limit], folder / "images")
+        if not self.tuning:
+            return read_captioned(str(folder / "dev.jsonl")).first(self.limit)
+        held_out = smol_splits.flickr(self.data)[0][: self.limit]
+        return Captioned(
+            "tuning", [folder / "images" / e["image"] for e in held_out], [e["captions"] for e in held_out]
+        )
 
-    def coco(self) -> Split:
-        folder = self.data / "coco_val2017"
-        return Split.of(read_records(folder / "captions.jsonl")[: self.limit], folder / "images")
+    def coco(self) -> Captioned:
+        return read_captioned(str(self.data / "coco_val2017" / "captions.jsonl")).first(self.limit)
 
     def daquar(self) -> list[dict[str, Any]]:
         return smol_splits.daquar(self.data)[self.tuning][: self.limit]
@@ -79,7 +75,8 @@ def sugarcrepe_items(selection: Selection) -> tuple[list[tuple[Path, str, str]],
             if name in paths:
                 rows.append((paths[name], item["caption"], item["negative_caption"]))
                 kinds.append(file.stem)
-    return rows, kinds
+    step = 1 if selection.pairs is None else max(1, len(rows) // selection.pairs)
+    return rows[::step], kinds[::step]
 
 
 def images_of_items(task: str, selection: Selection) -> list[Any]:

@@ -24,19 +24,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llava_fwd2bot import load_fwd2bot
-from llava_fwd2bot.evaluation.resample import bounds
+from llava_fwd2bot.evaluation.resample import bounds, drawn, numbers
 from llava_fwd2bot.evaluation.tables import markdown, ranged
 from llava_fwd2bot.files.images import open_image
 from llava_fwd2bot.files.records import read_records
 from llava_fwd2bot.files.text import read_json
 from llava_fwd2bot.files.writing import write_json, write_text
+from llava_fwd2bot.processing.answer import answers_to
 from llava_fwd2bot.processing.conversation import PLACEHOLDER, ConversationFormatter
-from llava_fwd2bot.processing.generate import from_base, from_summaries, summaries_of
+from llava_fwd2bot.processing.generate import summaries_of
 from llava_fwd2bot.processing.normal import normal
 from llava_fwd2bot.smol import instructions as make
 
 TURNS, COUNTS, BATCH = 10, (1, 2, 5, 10, 20, 50), 10
-DRAWS = 2000
+Objects = tuple[list[str], list[str]]  # surely in an image, and surely absent
 
 
 @dataclass
@@ -52,22 +53,18 @@ class Asked:
 
 
 class Side:
-    """Answers by the base (k None), or from the first k summary tokens of each image."""
+    """Answers by the base (k None), or from the first k summary tokens of each image, of `summary` [M, K, D]."""
 
-    def __init__(self, model: Any, processor: Any, k: int | None) -> None:
-        self.model, self.processor, self.k = model, processor, k
+    def __init__(self, model: Any, processor: Any, k: int | None, images: Sequence[Any], summary: Tensor) -> None:
+        self.model, self.processor, self.k, self.images, self.summary = model, processor, k, images, summary
         self.name = "base" if k is None else f"k = {k}"
         self.formatter = ConversationFormatter(processor)
 
-    def __call__(
-        self, talks: Sequence[list[dict[str, str]]], images: Sequence[list[Any]], summary: Tensor
-    ) -> list[str]:
-        """One answer to each conversation. `summary` is of all images in order, [M, K, D]."""
-        prompts = [self.formatter.ask(talk) for talk in talks]
-        if self.k is not None:
-            return from_summaries(self.model, self.processor, prompts, summary[:, : self.k], max_new_tokens=3)
-        pairs = zip(prompts, images, strict=True)
-        return [text for p, i in pairs for text in from_base(self.model, self.processor, p, i, max_new_tokens=3)]
+    def __call__(self, talks: Sequence[list[dict[str, str]]], about: Sequence[list[int]]) -> list[str]:
+        """One answer to each conversation about the images of these numbers."""
+        prompts, base = [self.formatter.ask(talk) for talk in talks], self.k is None
+        rows = [[self.images[i] for i in own] if base else self.summary[own, : self.k] for own in about]
+        return answers_to(self.model, self.processor, prompts, rows, base, None, {"max_new_tokens": 3})
 
 
 def yes_or_no(text: str) -> str | None:
@@ -91,20 +88,17 @@ def questions_of(captions: Sequence[str], chance: random.Random) -> list[tuple[s
     return [(make.existence_question(name), right) for name, right in asked]
 
 
-def turns(
-    side: Side, images: Sequence[Any], summary: Tensor, asked: Sequence[list[tuple[str, str]]]
-) -> Iterator[Asked]:
+def turns(side: Side, asked: Sequence[list[tuple[str, str]]]) -> Iterator[Asked]:
     """Each image's questions in one conversation, and each alone."""
-    for start in tqdm(range(0, len(images), BATCH), desc=f"turns, {side.name}", unit="batch"):
-        part = range(start, min(start + BATCH, len(images)))
-        seen, states = [[images[i]] for i in part], summary[part.start : part.stop]
+    for start in tqdm(range(0, len(asked), BATCH), desc=f"turns, {side.name}", unit="batch"):
+        part = range(start, min(start + BATCH, len(asked)))
         talks: list[list[dict[str, str]]] = [[] for _ in part]
         for turn in range(TURNS):
             for i, talk in zip(part, talks, strict=True):
                 talk.append(question(asked[i][turn][0], 0 if turn else 1))
             alone = [[question(asked[i][turn][0])] for i in part]
             for name, given in (("turns", talks), ("alone", alone)):
-                said = side(given, seen, states)
+                said = side(given, [[i] for i in part])
                 yield from (
                     Asked(name, side.name, turn + 1, i, asked[i][turn][1], yes_or_no(text))
                     for i, text in zip(part, said, strict=True)
@@ -114,16 +108,15 @@ def turns(
                         talk.append({"from": "gpt", "value": text})
 
 
-def sets_of(entries: Sequence[dict[str, Any]], count: int, prompts: int, chance: random.Random) -> Iterator[tuple]:
+def sets_of(known: Sequence[Objects], count: int, prompts: int, chance: random.Random) -> Iterator[tuple]:
     """(numbers of `count` images, object, yes or no): one image shows the object, or none does, by turns."""
-    known = [make.objects_in(entry["captions"]) for entry in entries]
     names = [
         name
         for name in make.OBJECTS
         if any(name in there for there, _ in known) and sum(name in absent for _, absent in known) >= count
     ]
     if not names:
-        raise ValueError(f"{len(entries)} images are too few for prompts of {count}: raise --images, or lower --most.")
+        raise ValueError(f"{len(known)} images are too few for prompts of {count}: raise --images, or lower --most.")
     for number in range(prompts):
         name, right = chance.choice(names), "no" if number % 2 else "yes"
         without = [i for i, (_, absent) in enumerate(known) if name in absent]
@@ -133,35 +126,32 @@ def sets_of(entries: Sequence[dict[str, Any]], count: int, prompts: int, chance:
         yield chosen, name, right
 
 
-def many_images(
-    side: Side, images: Sequence[Any], summary: Tensor, entries: Sequence[dict[str, Any]], prompts: int, most: int
-) -> Iterator[Asked]:
+def many_images(side: Side, known: Sequence[Objects], prompts: int, most: int) -> Iterator[Asked]:
     """Whether an object is in one of several images, for each number of images up to `most`."""
     for count in (n for n in COUNTS if n <= most):
-        drawn = list(sets_of(entries, count, prompts, random.Random(count)))
-        for number, (chosen, name, right) in enumerate(tqdm(drawn, desc=f"{count} images, {side.name}", unit="prompt")):
+        sets = list(sets_of(known, count, prompts, random.Random(count)))
+        for number, (chosen, name, right) in enumerate(tqdm(sets, desc=f"{count} images, {side.name}", unit="prompt")):
             text = make.existence_question(name).replace("the image", "the images" if count > 1 else "the image")
-            said = side([[question(text, count)]], [[images[i] for i in chosen]], summary[chosen])
+            said = side([[question(text, count)]], [chosen])
             yield Asked("images", side.name, count, number, right, yes_or_no(said[0]))
 
 
 # ---------------------------------------------------------------------- what is shown
-def balanced(rows: Sequence[dict[str, Any]], seed: int = 0) -> tuple[float, tuple[float, float]]:
+def balanced(rows: Sequence[dict[str, Any]]) -> tuple[float, tuple[float, float]]:
     """Mean of the shares that are right among yes and among no, in percent, and its interval by drawing groups."""
-    groups = np.unique([row["group"] for row in rows], return_inverse=True)[1]
-    sums = np.zeros((groups.max() + 1, 4))  # right and all, of yes and of no
-    for group, row in zip(groups, rows, strict=True):
-        column = 0 if row["right"] == "yes" else 2
-        sums[group, column] += row["said"] == row["right"]
-        sums[group, column + 1] += 1
+    columns = []  # right and all, of yes and of no
+    for answer in ("yes", "no"):
+        asked = [row["right"] == answer for row in rows]
+        columns += [[own and row["said"] == answer for own, row in zip(asked, rows, strict=True)], asked]
+    group = numbers([row["group"] for row in rows])
+    sums = np.stack([np.bincount(group, weights=column) for column in columns], 1)  # [G, 4]
 
     def figure(total: np.ndarray) -> np.ndarray:
         return 50 * (total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3])
 
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
     with np.errstate(invalid="ignore"):
-        drawn = figure(draws @ sums)
-    return float(figure(sums.sum(0))), bounds(drawn[np.isfinite(drawn)])
+        found = figure(drawn(sums))
+    return float(figure(sums.sum(0))), bounds(found[np.isfinite(found)])
 
 
 def report(result: dict[str, Any]) -> str:
@@ -224,14 +214,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {"model": args.model, "images": len(images), "date": str(date.today()), "command": command, "rows": []}
     if args.output.exists() and (kept := read_json(args.output))["command"] == command:
         result = kept
-    for side in (Side(model, processor, k) for k in (None, *args.k)):
+    known = [make.objects_in(entry["captions"]) for entry, _ in entries]
+    for side in (Side(model, processor, k, images, summary) for k in (None, *args.k)):
         for part in ("turns", "images"):
             if any((row["part"], row["side"]) == (part, side.name) for row in result["rows"]):
                 continue
             if part == "turns":
-                found = turns(side, images, summary, [asked for _, asked in entries])
+                found = turns(side, [asked for _, asked in entries])
             else:
-                found = many_images(side, images, summary, [e for e, _ in entries], args.prompts, args.most)
+                found = many_images(side, known, args.prompts, args.most)
             result["rows"] += [vars(row) for row in found]
             write_json(args.output, result)
     write_text(args.output.with_suffix(".md"), report(result))

@@ -20,7 +20,6 @@ from ..cache.compressor import READERS
 from ..cache.summary_file import write_tensors
 from ..files.images import read_image
 from ..files.regular import file_digest
-from ..files.resumable import resumable_lines as resumable_lines  # where the studies know it
 from ..processing.images import join_pixels, prepare_pixels, prepared_size, processor_digest
 
 DECODED = 64  # images that a codec decodes at once

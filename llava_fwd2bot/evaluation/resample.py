@@ -18,9 +18,9 @@ import numpy as np
 ROUNDS = 2000  # draws of a bootstrap
 
 
-def bounds(drawn: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def bounds(draws: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a figure's draws, [B]."""
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -29,7 +29,7 @@ def numbers(groups: Sequence[Any]) -> np.ndarray:
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
-def _drawn(columns: np.ndarray, rounds: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+def drawn(columns: np.ndarray, rounds: int = ROUNDS, seed: int = 0, strata: np.ndarray | None = None) -> np.ndarray:
     """[G, C] → the sums of `columns` over groups drawn anew, within each stratum if there are several, [B, C]."""
     generator, sums = np.random.default_rng(seed), np.empty((rounds, columns.shape[1]))
     strata = np.zeros(len(columns)) if strata is None else strata
@@ -66,7 +66,7 @@ def bootstrap(
         if len(groups) != len(over):
             raise ValueError(f"{len(over)} items, but groups of {len(groups)}")
         columns = [np.bincount(numbers(groups), weights=column) for column in columns]
-    return _ratio(*_drawn(np.stack(columns, 1), rounds, seed).T)
+    return _ratio(*drawn(np.stack(columns, 1), rounds, seed).T)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
@@ -164,6 +164,6 @@ def interval(own: Counts, against: Counts | None = None, rounds: int = ROUNDS, s
     if against is not None and own.images != against.images:
         raise ValueError(f"a paired comparison needs the same images: {len(own.images)} and {len(against.images)}")
     sides = [own] if against is None else [own, against]
-    sums = _drawn(np.concatenate([side.rows for side in sides], 1), rounds, seed, own.strata)
+    sums = drawn(np.concatenate([side.rows for side in sides], 1), rounds, seed, own.strata)
     figures = own.figure(sums[:, : own.rows.shape[1]])
     return bounds(figures) if against is None else _ratio(figures, against.figure(sums[:, own.rows.shape[1] :]))

@@ -1,4 +1,4 @@
-"""Readers and rivals on the toy host: what is compared must be computed by the same, right code."""
+"""Rivals on the toy host: what is compared must be computed by the same, right code."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import pytest
 import torch
 from conftest import DENSE, SIZE, settings, shake, toy_base
 
-from eval.studies.readers import (
-    BaseReader,
-    KeyValueReader,
-    PooledReader,
-    PrunedReader,
-    SummaryReader,
-    open_reader,
-)
+from eval.studies.readers import PrunedLlava, open_method, set_tokens
 from eval.studies.rivals import RIVALS, KeyValueLlava, MeanPooledLlava, PooledLlava
 from llava_fwd2bot import Fwd2BotConfig, add_fwd2bot, load_fwd2bot
-from llava_fwd2bot.processing.generate import contiguous_head
+from llava_fwd2bot.bottleneck import embed
+from llava_fwd2bot.processing.conversation import ConversationFormatter
+from llava_fwd2bot.processing.generate import contiguous_head, from_summaries
 
 HOSTS = (PooledLlava, KeyValueLlava, MeanPooledLlava)
 QUESTIONS = ["is there a dog", "what is in the picture and how many dogs are there", "a cat"]
@@ -29,8 +24,13 @@ def rival(processor, host: type, **changes) -> torch.nn.Module:
     return model.eval()
 
 
-def answers(reader: BaseReader, k: int, batch_size: int = 2) -> list[str]:
-    return reader.answer(reader.encode(PIXELS), [2, 0, 1], QUESTIONS, k, 4, batch_size)
+def answers(model: torch.nn.Module, processor, k: int) -> list[str]:
+    """As the study reads a method: stored summaries, questions of different lengths in one batch."""
+    prompts = [ConversationFormatter(processor).prompt(question) for question in QUESTIONS]
+    used = set_tokens(model, k)
+    with torch.no_grad():
+        state = model.compress(pixel_values=PIXELS)[[2, 0, 1], :used]
+    return from_summaries(model, processor, prompts, state, max_new_tokens=4)
 
 
 def one_by_one(model: torch.nn.Module, processor, **more) -> list[str]:
@@ -46,35 +46,42 @@ def one_by_one(model: torch.nn.Module, processor, **more) -> list[str]:
     return found
 
 
-def test_base_and_summary_readers_say_what_generate_says(processor, model64):
-    """The readers batch, sort and pad; no answer may depend on it, or on which path the images take."""
-    base = toy_base(processor, torch.float64)
-    assert answers(BaseReader(base, processor), 0) == one_by_one(base, processor)
-    for k in (1, 4):
-        assert answers(SummaryReader(model64, processor), k) == one_by_one(model64.eval(), processor, num_tokens=k)
-
-
-def test_pruning_keeps_the_most_attended_in_order(processor):
-    """With k = n nothing is pruned, so the answers are the base's; fewer are a selection in the picture's order."""
-    reader = PrunedReader(toy_base(processor, torch.float64), processor)
-    assert answers(reader, DENSE) == answers(BaseReader(reader.model, processor), 0)
-    state = reader.encode(PIXELS)
+def dense_tokens(model: torch.nn.Module, pixels: torch.Tensor = PIXELS) -> torch.Tensor:
     with torch.no_grad():
-        kept = reader.visual(state, 5, QUESTIONS)
-    for row, all_tokens in zip(kept, state, strict=True):
+        return torch.stack(list(model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output))
+
+
+def test_summaries_say_what_generate_says(processor, model64):
+    """The study batches and pads; no answer may depend on it, or on which path the images take."""
+    for k in (1, 4):
+        assert answers(model64.eval(), processor, k) == one_by_one(model64, processor, num_tokens=k)
+
+
+def test_pruning_keeps_the_most_attended_in_order(base_dir, processor):
+    """With k = n nothing is pruned, so the answers are the base's; fewer are a selection in the picture's order."""
+    model, _ = open_method("prune", base_dir, torch.float64)
+    base, _ = open_method("base", base_dir, torch.float64)
+    assert isinstance(model, PrunedLlava) and answers(model, processor, DENSE) == one_by_one(base, processor)
+    seen, whole = [], model._rows
+    model._rows = lambda ids, mask, visual: seen.append(visual) or whole(ids, mask, visual)
+    state = model.compress(PIXELS)[[2, 0, 1]]
+    answers(model, processor, 5)
+    assert len(seen) == 2 and seen[1].shape[1] == 5
+    for row, all_tokens in zip(seen[1], state, strict=True):
         places = [int((all_tokens == token).all(-1).nonzero()[0]) for token in row]
         assert places == sorted(set(places))
-    assert len(reader.model.model.language_model.layers) == 2
+    assert len(model.model.language_model.layers) == 2  # those before the choice are put back
 
 
 def test_pooling_is_a_mean_over_cells(processor):
     model = rival(processor, PooledLlava, num_summary_tokens=DENSE)
-    dense = BaseReader(model, processor).encode(PIXELS)
+    dense = dense_tokens(model)
     torch.testing.assert_close(model.compress(PIXELS), dense)
     torch.testing.assert_close(model.compress(PIXELS, num_tokens=1)[:, 0], dense.mean(1))
     left = dense.unflatten(1, (4, 4))[:, :, :2].flatten(1, 2).mean(1)
     torch.testing.assert_close(model.compress(PIXELS, num_tokens=2)[:, 0], left)
-    assert answers(PooledReader(model, processor), 4) == one_by_one(model, processor, num_tokens=4)
+    assert answers(model, processor, 4) == one_by_one(model, processor, num_tokens=4)
+    assert answers(model, processor, 2) == one_by_one(model, processor, num_tokens=2)
 
 
 def test_fewer_tokens_are_a_prefix(processor):
@@ -91,7 +98,7 @@ def test_key_values_are_one_pass_with_a_mask(processor):
     state = model.compress(PIXELS[:1])
     text = torch.tensor([5, 9, 30, 31, 12])
     words = model.get_input_embeddings()
-    dense = BaseReader(model, processor).encode(PIXELS[:1])[0]
+    dense = dense_tokens(model, PIXELS[:1])[0]
     tail = torch.cat([words(model.fwd2bot.image_prompt_ids), model.fwd2bot.tokens.double()])
     row = torch.cat([dense, tail, words(text)])[None]
     n, k = len(row[0]) - len(text), state.shape[1]
@@ -108,22 +115,22 @@ def test_key_values_are_one_pass_with_a_mask(processor):
     torch.testing.assert_close(two.last_hidden_state[0], joint.last_hidden_state[0, n:], rtol=1e-9, atol=1e-9)
 
 
-def test_key_value_reader_says_what_training_teaches(processor):
-    """Its greedy loop is its own: each token must be the one that the training pass finds most likely there."""
-    model = rival(processor, KeyValueLlava)
-    reader = KeyValueReader(model, processor)
-    state = reader.encode(PIXELS)
+def test_key_values_say_what_training_teaches(processor):
+    """Rows of several lengths share a batch: each token must be the one that the training pass finds most likely."""
+    model, prompt = rival(processor, KeyValueLlava), ConversationFormatter(processor).prompt
+    ids = processor.tokenizer([prompt(q) for q in QUESTIONS], return_tensors="pt", padding=True, padding_side="left")
     with torch.inference_mode():
-        found = reader._generate(state, QUESTIONS, 4, 5)
-        for row, (image, question) in enumerate(zip(state, QUESTIONS, strict=True)):
-            ids, _ = reader._ids([question], DENSE)
-            whole = torch.cat([ids, found[row][None]], 1)
+        state = model.compress(PIXELS)
+        given = {**ids, "summary": state, "max_new_tokens": 5, "do_sample": False}
+        found = model.generate(**given)[:, ids["input_ids"].shape[1] :]
+        for row, mask, said, image in zip(ids["input_ids"], ids["attention_mask"].bool(), found, state, strict=True):
+            whole = torch.cat([row[mask], said])[None]
             plan = model._collapse(whole, None, image[None], None)
             hidden = model._answer_hidden(plan, whole, image[None])
-            said = model.lm_head(hidden).argmax(-1)[-found.shape[1] - 1 : -1]
-            ends = (found[row] == processor.tokenizer.eos_token_id).nonzero()
-            until = int(ends[0]) + 1 if len(ends) else found.shape[1]
-            assert said[:until].tolist() == found[row][:until].tolist()
+            likely = model.lm_head(hidden).argmax(-1)[-len(said) - 1 : -1]
+            ends = (said == processor.tokenizer.eos_token_id).nonzero()
+            until = int(ends[0]) + 1 if len(ends) else len(said)
+            assert likely[:until].tolist() == said[:until].tolist()
 
 
 @pytest.mark.parametrize(
@@ -160,13 +167,16 @@ def test_rivals_train_and_come_back_from_disk(base_dir, processor, tmp_path, hos
     again, _ = load_fwd2bot(tmp_path / "m", host=host)
     assert torch.equal(model.compress(pixels), again.compress(pixels))
     # as the table opens it, in bfloat16
-    reader = open_reader(next(name for name, kind in RIVALS.items() if kind is host), tmp_path / "m")
-    assert torch.isfinite(reader.encode(pixels)).all()
-    if searches:
-        texts = reader.text_states(["a dog", "a cat"])
-        assert (reader.embed_images(texts, 1).norm(dim=1) - 1).abs().max() < 0.01
-    else:
-        assert len(reader.answer(reader.encode(pixels), [1, 0], QUESTIONS[:2], 2, 3)) == 2
+    own, _ = open_method(next(name for name, kind in RIVALS.items() if kind is host), tmp_path / "m")
+    with torch.no_grad():
+        summary = own.compress(pixels.bfloat16())
+        assert torch.isfinite(summary).all()
+        if searches:
+            texts = embed(own.compress_text(batch["caption_input_ids"]), own.fwd2bot_config.pooling)
+            assert (texts.norm(dim=1) - 1).abs().max() < 0.01
+        else:
+            prompts = [ConversationFormatter(processor).prompt(question) for question in QUESTIONS[:2]]
+            assert len(from_summaries(own, processor, prompts, summary[[1, 0], :2], max_new_tokens=3)) == 2
 
 
 def test_the_head_of_a_batch_is_given_rows_that_lie_together(model):

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import settings, shake
 from filelock import FileLock
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from eval.statistics import over_seeds
 from eval.studies import __main__ as command
@@ -20,9 +22,12 @@ from eval.studies import smol
 from eval.studies.compare import Scores, chance_over_seeds, judge
 from eval.studies.picture import picture
 from eval.studies.report import page, report, summarise
+from eval.studies.rivals import RIVALS
 from eval.studies.rows import Cell, Rows
 from eval.studies.run import Job, run_one
 from eval.studies.study import Study
+from llava_fwd2bot import add_fwd2bot
+from llava_fwd2bot.evaluation.encode import read_tensor
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 RESULTS = Path(__file__).parents[2] / "eval" / "results"
@@ -98,10 +103,8 @@ def test_the_whole_table_and_its_resume(jobs, photographs, tmp_path, monkeypatch
     assert (tmp_path / "toy.png").stat().st_size > 10_000
     text = (tmp_path / "toy.md").read_text()
     assert "| fwd2bot |" in text and "### ahead of pruning" in text
-    one = next(row for row in rows if row["task"] == "exists")
-    assert one.keys() == {"task", "row", "k", "seed", "item", "group", "score"}
 
-    monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("everything was done already"))
+    monkeypatch.setattr(smol, "open_method", lambda *args: pytest.fail("everything was done already"))
     again = Rows(rows.file)
     for job in jobs():
         run_one(job, again)
@@ -120,6 +123,24 @@ def test_the_whole_table_and_its_resume(jobs, photographs, tmp_path, monkeypatch
         jobs()[1].missing(again)
     del again.cells[key]
     assert jobs()[1].missing(again) == [key]
+
+
+@pytest.mark.parametrize("method", ["pool", "kv"])
+def test_a_rival_is_measured_at_every_k(base_dir, processor, photographs, tmp_path, method):
+    """Pooling to one token is no prefix of pooling to four, and keys and values are no summary of width D."""
+    pytest.importorskip("pycocoevalcap")
+    base = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    config = settings(num_summary_tokens=4, contrastive_weight=0.0)
+    model = shake(add_fwd2bot(base, config, processor, host=RIVALS[method])).eval()
+    model.save_pretrained(tmp_path / "m", processor=processor)
+    row = {"method": method, "model": str(tmp_path / "m"), "tasks": ["caption"]}
+    file = tmp_path / "toy.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "rows": {"rival": row}, "tables": [], "claims": [], "picture": {}}))
+    study, rows = Study.read(file), Rows(tmp_path / "toy.rows.jsonl")
+    run_one(Job(study, study.rows["rival"], 0, photographs, tmp_path / "w"), rows)
+    kept = [read_tensor(path).shape[0] for path in (tmp_path / "w" / "summaries").iterdir()]
+    assert sorted(kept) == ([1] * 4 + [4] * 4 if method == "pool" else [4] * 4)  # of four photographs
+    assert [key[2] for key in rows.cells] == [1, 4]
 
 
 def test_a_row_is_trained_once_and_a_failure_is_named(base_dir, photographs, tmp_path, capsys):
@@ -161,7 +182,7 @@ def test_two_do_not_train_in_one_folder(jobs, tmp_path, monkeypatch):
     """A killed study's run goes on by itself: the next study waits for it, and takes its result."""
     job, rows = jobs()[0], Rows(tmp_path / "toy.rows.jsonl")
     job.folder.mkdir(parents=True)
-    monkeypatch.setattr(smol, "open_reader", lambda *args: pytest.fail("the first one did it"))
+    monkeypatch.setattr(smol, "open_method", lambda *args: pytest.fail("the first one did it"))
     with ThreadPoolExecutor(1) as pool, FileLock(job.folder / "lock") as lock:
         second = pool.submit(run_one, job, rows)
         assert not wait([second], 0.2).done
@@ -183,7 +204,7 @@ def test_rows_come_back_as_they_were(tmp_path):
     with rows.file.open("a") as file:
         file.write('{"task": "t", "row": "ou')
     again = Rows(rows.file)
-    assert list(again) == list(rows) and len(list(again)) == 6
+    assert again.tasks == rows.tasks and list(again.cells) == list(rows.cells)
     assert [cell.scores.tolist() for cell in again.cells.values()] == [[1, 0, 1], [0.25, 0, 1]]
     assert Scores(again).value("t/part", "ours", 4) == 1 and Scores(again).items("t", "ours", 4).shape == (2, 3)
     with pytest.raises(ValueError, match="other items of 't'"):

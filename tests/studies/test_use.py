@@ -53,11 +53,11 @@ def test_a_conversation_holds_the_answers_before(data):
     class Parrot:
         name = "parrot"
 
-        def __call__(self, talks, images, summary):
+        def __call__(self, talks, about):
             seen.append([turn["value"] for turn in talks[0]])
             return ["No"] * len(talks)
 
-    rows = list(use.turns(Parrot(), ["image"], [None], asked))
+    rows = list(use.turns(Parrot(), asked))
     first, alone, second = seen[:3]
     assert alone == first == [f"<image>\n{asked[0][0][0]}"] and second == [*first, "No", asked[0][1][0]]
     assert [row.right for row in rows if row.part == "turns"] == [right for _, right in asked[0]]
@@ -67,11 +67,12 @@ def test_a_conversation_holds_the_answers_before(data):
 def test_an_object_is_in_one_image_or_in_none(data):
     """Half of the prompts are right with yes: one image shows the object; else none may show it."""
     entries = read_records(data / "flickr8k" / "dev.jsonl")
-    for chosen, name, right in use.sets_of(entries, 5, 20, random.Random(1)):
-        there = [name in make.objects_in(entries[i]["captions"])[0] for i in chosen]
+    known = [make.objects_in(entry["captions"]) for entry in entries]
+    for chosen, name, right in use.sets_of(known, 5, 20, random.Random(1)):
+        there = [name in known[i][0] for i in chosen]
         assert len(set(chosen)) == 5 and sum(there) == (right == "yes")
     with pytest.raises(ValueError, match="too few for prompts of 50"):
-        list(use.sets_of(entries, 50, 2, random.Random(1)))
+        list(use.sets_of(known, 50, 2, random.Random(1)))
 
 
 def test_balanced_accuracy():
