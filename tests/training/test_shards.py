@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import tarfile
@@ -204,11 +206,17 @@ def test_shards_of_captions(pack, folder, make):
 
 def test_compressed_shards_are_refused(folder, shards):
     """By their bytes, whatever their name says."""
-    packed = gzip.compress((shards / "000.tar").read_bytes())
-    for name in ("z.tar.gz", "z.tgz", "z.tar"):
-        (folder / name).write_bytes(packed)
-        with pytest.raises(ValueError, match=f"{name}: compressed by gzip, .*Unpack it to a .tar"):
-            LlavaDataset(folder / name, llava())
+    plain = (shards / "000.tar").read_bytes()
+    for kind, packed, names in (
+        ("gzip", gzip.compress(plain), ("z.tar.gz", "z.tgz", "z.tar")),
+        ("bzip2", bz2.compress(plain), ("z.tar.bz2", "z.tbz")),
+        ("xz", lzma.compress(plain), ("z.txz",)),
+        ("zstd", b"\x28\xb5\x2f\xfd", ("z.tzst",)),  # its first bytes are enough
+    ):
+        for name in names:
+            (folder / name).write_bytes(packed)
+            with pytest.raises(ValueError, match=f"{name}: compressed by {kind}, .*Unpack it to a .tar"):
+                LlavaDataset(folder / name, llava())
 
 
 def test_a_shard_that_is_only_called_compressed_is_read(folder, shards):
