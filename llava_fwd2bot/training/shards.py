@@ -28,7 +28,7 @@ from ..files.images import ImageError, extensions
 from ..files.tar import compression, is_tar_name, members, read_part
 from ..files.text import decode_text, is_utf8, parse_json, spelled
 from .messages import image_parts, take_file
-from .records import IMAGE_KEYS, images_of, media_endings
+from .records import IMAGE_KEYS, captions_of, images_of, media_endings
 
 _LEARNT = ("conversations", "messages", "caption", "captions")
 _BRACES = re.compile(r"\{([^{}]+)\}")
@@ -221,7 +221,7 @@ def _records(shard: Path, key: str, parts: dict[str, _Part], texts: dict[str, by
         caption = decode_text(texts[".txt"], where).strip()
         if not caption and not all(any(map(record.get, _LEARNT)) for record in records):
             raise ValueError(f"{where}: the text is empty, and there is nothing else to learn from the sample")
-        records = [{**r, "caption": r.get("caption") or r.get("captions") or caption} for r in records]
+        records = [{**r, "caption": captions_of(r, f"{shard}/{key}.json") or caption} for r in records]
     name = None if image is None else f"{shard}/{image.name}"
     return [{**_with_image(record, name, f"{shard}/{key}.json"), "id": f"{shard.name}/{key}"} for record in records]
 

@@ -134,9 +134,15 @@ def test_captions_beside_records(pack):
     content |= {"1.png": "b.png", "1.json": {**record, "caption": "own"}, "1.txt": "other"}
     content |= {"2.png": "b.png", "2.json": {**record, "captions": ["one", "two"]}, "2.txt": "other"}  # lost both
     content |= {"3.png": "b.png", "3.json": record, "3.txt": " \n"}  # it has something else to learn
+    content |= {"4.png": "b.png", "4.json": {**record, "captions": ["one", "two"]}}  # were ignored without a .txt
+    content |= {"5.png": "b.png", "5.json": {"caption": " ", "captions": ["one"]}}
     with pytest.warns(UserWarning, match="left out of the shards: 1 .cls"):
         dataset = LlavaDataset(pack("x.tar", content), llava())
-    assert [row.captions for row in dataset.rows] == [["a cat"], ["own"], ["one", "two"], []]
+    assert [row.captions for row in dataset.rows] == [
+        ["a cat"],
+        ["own"],
+        *[["one", "two"], [], ["one", "two"], ["one"]],
+    ]
 
 
 @pytest.mark.parametrize(
