@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -11,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .text import json_text, spelled
+
 
 def write_json(path: str | os.PathLike, values: dict[str, Any] | list[Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(values, indent=2) + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    """Writes `text` as UTF-8; the bytes of a file name that are none are spelled out."""
+    write_bytes(path, spelled(text).encode("utf-8"))
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
