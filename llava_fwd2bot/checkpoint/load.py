@@ -226,6 +226,10 @@ def original_class_name(base: str | os.PathLike) -> str | None:
 
     if Path(base).is_file():
         raise ValueError(f"{base} is a file, not the folder of a model.")
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        raise ValueError(
+            f"{base} is not the folder of a model: it has no config.json. Name the folder or hub name of a LLaVA."
+        )
     try:
         with naming(base):
             config = PretrainedConfig.get_config_dict(base)[0]

@@ -140,6 +140,8 @@ def test_a_base_that_is_nowhere_is_named(run, checkpoint, llava_data, photos, tm
         assert code == 1 and "There is no such folder here, and the hub did not give it either" in err, err
         assert err.endswith(": nowhere\n") and len(err.splitlines()) == 1
     assert not (tmp_path / "c").exists()
+    code, _, err = run("train", "--model_name_or_path", photos, *data)  # spoke of processing classes
+    assert code == 1 and f"{photos} is not the folder of a model: it has no config.json." in err
 
 
 def test_a_device_that_is_not_there(run, checkpoint, photos):
