@@ -66,6 +66,7 @@ setup(
             "ray[data]>=2.40",
             "faiss-cpu>=1.8",
             "gguf>=0.10",
+            'backports.zstd>=1; python_version < "3.14"',  # tar files
             "matplotlib>=3.8",
             "protobuf",
             "requests",

@@ -25,7 +25,10 @@ for patch in "$here"/*.patch; do
     name=$(basename "$patch")
     if has "$patch" "$wanted"; then
         (cd "$checkout" && git apply --unidiff-zero ${option:+"$option"} "$patch")
-        if [ -z "$option" ]; then has "$patch" after; fi # or git did nothing
+        if [ -z "$option" ] && ! has "$patch" after; then # git did nothing, or the patch's lines changed without its hashes
+            echo "$name was given to git, and its files in $checkout are not what the patch says: restore them by git checkout" >&2
+            exit 1
+        fi
         echo "$name fits $checkout"
         exit 0
     fi

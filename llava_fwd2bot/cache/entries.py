@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def entry_of(root: str, id: str, path: str, status: os.stat_result | None = None
     try:
         status = os.stat(path) if status is None else status
     except OSError as error:
-        return Entry(root, id, problem=f"{path}: {error.strerror}")
+        hint = "; check the name and the folder it is looked for in" if error.errno == errno.ENOENT else ""
+        return Entry(root, id, problem=f"{path}: {error.strerror}{hint}")
     entry = Entry(root, id, status.st_size, status.st_mtime_ns)
     if not stat.S_ISREG(status.st_mode) and (kind := irregular(status.st_mode)):
         entry.problem = f"{path}: is {kind}, not a regular file"

@@ -204,8 +204,14 @@ def filter_error(where: str | None, known: Sequence[str]) -> Iterator[None]:
     except BaseException as error:
         if where is None or not of_engine(error):
             raise
-        columns, problem = ", ".join(known), first_line(error).rstrip(".")
+        columns, problem = ", ".join(known), _problem(error)
         raise ValueError(f"The filter {where!r} does not work: {problem}. Columns: {columns}.") from error
+
+
+def _problem(error: BaseException) -> str:
+    """What the engine found wrong, without the statement that a parser's error quotes before it."""
+    told = re.search(r"\((sql parser error: .*)\)", str(error), re.DOTALL)
+    return told[1] if told else first_line(error).rstrip(".")
 
 
 # functions by which a short condition makes a text of any length, and thereby ends the process for lack of memory

@@ -68,11 +68,15 @@ class SummaryCache(CacheStore, CacheWriter):
         lancedb_module()  # before anything else: its error names the extra
         text = os.fspath(path)
         if is_local(text):
+            if Path(text).is_file():
+                raise NotADirectoryError(errno.ENOTDIR, "A cache is a folder, and this is a file: choose another", text)
             try:
                 Path(text).mkdir(parents=True, exist_ok=True)
                 writable(Path(text))
             except OSError as error:
-                raise OSError(error.errno, f"The cache cannot be written ({error.strerror})", text) from error
+                raise OSError(
+                    error.errno, f"The cache cannot be written ({error.strerror}): choose another place", text
+                ) from error
         with lock(text):
             if not is_cache(text):
                 clear_unfinished(text)
@@ -111,7 +115,7 @@ class SummaryCache(CacheStore, CacheWriter):
             if is_local(text) and any(next(Path(text).glob(f"{name}.lance/data/*"), None) for name in TABLES):
                 lost = ", ".join(sorted({*TABLES} - there))
                 raise DamagedCache(f"{text} has lost its table {lost}: `fwd2bot cache repair {text}` mends it.")
-            raise ValueError(f"{text} is not a cache: make one by `fwd2bot compress --images … --cache {text}`.")
+            raise ValueError(f"{text} is not a cache: name one that `fwd2bot compress --images … --cache PATH` made.")
         tables = open_tables(text)
         settings = checked_settings(text, settings_in(tables[SUMMARIES], text), fingerprint)
         return cls(text, tables, settings)

@@ -20,12 +20,11 @@ from pathlib import Path
 
 from ..files.folders import matching, reason_of, tree
 from ..files.images import extensions
+from ..files.tar import is_tar_name
 from ..files.text import read_lines
 from .entries import Entry, entry_of
 from .format import is_local
 from .other_sources import of_dataset, of_parquet, of_tar, of_url
-
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass
@@ -33,9 +32,9 @@ class Source:
     """What a command line names, as entries; iterating again looks again.
 
     Args:
-        given: folders (recursively), files, patterns, lists (.txt, or "-" for stdin; a path in each line), tar files,
-            Parquet files with an image column, Hugging Face data sets ("hf://name" or "hf://name:split"), and URLs
-            that fsspec reads.
+        given: folders (recursively), files, patterns, lists (.txt, or "-" for stdin; a path in each line), tar files
+            (also compressed), Parquet files with an image column, Hugging Face data sets ("hf://name" or
+            "hf://name:split"), and URLs that fsspec reads. Patterns and lists may name any of the local ones.
         shard: (i, n): of n parts of the entries, the i-th, from 1 on.
 
     Attributes:
@@ -62,7 +61,7 @@ class Source:
     def _all(self) -> Iterator[Entry]:
         for name in self.given:
             if name == "-":
-                yield from of_lines(sys.stdin, Path())
+                yield from self._lines(sys.stdin, Path())
             elif name.startswith("hf://"):
                 yield from of_dataset(name)
             elif not is_local(name):
@@ -72,29 +71,31 @@ class Source:
 
     def _local(self, name: str) -> Iterator[Entry]:
         path = Path(name)
-        if path.is_dir():
-            yield from walk(absolute(name), self.left_out, self._refuse)
-        elif name.lower().endswith(ARCHIVES) and path.is_file():
-            yield from of_tar(absolute(name), self.left_out)
-        elif path.suffix.lower() == ".parquet" and path.is_file():
-            yield from of_parquet(absolute(name))
-        elif path.suffix.lower() == ".txt" and path.is_file():
-            yield from of_lines(read_lines(path), path.parent)
+        if path.suffix.lower() == ".txt" and path.is_file():
+            yield from self._lines(read_lines(path), path.parent)
         elif not os.path.lexists(path) and any(sign in name for sign in "*?["):
             for found in matching(name, self._refuse, self.left_out):
-                if os.path.isdir(found):
-                    yield from walk(absolute(found), self.left_out, self._refuse)
-                else:
-                    yield file_entry(found)
-        else:  # also a file that does not exist, which is reported with the other bad images
+                yield from self._place(found)
+        else:
+            yield from self._place(name)
+
+    def _lines(self, lines: Iterable[str], folder: Path) -> Iterator[Entry]:
+        """What a list names, a path in each line; relative to its own folder."""
+        for line in lines:
+            if name := line.strip():
+                yield from self._place(str(folder / name))
+
+    def _place(self, name: str) -> Iterator[Entry]:
+        """The images of a folder, a tar file or a Parquet file; else the one file, also one that does not exist, which
+        is reported with the other bad images."""
+        if os.path.isdir(name):
+            yield from walk(absolute(name), self.left_out, self._refuse)
+        elif is_tar_name(name) and os.path.isfile(name):
+            yield from of_tar(absolute(name), self.left_out)
+        elif name.lower().endswith(".parquet") and os.path.isfile(name):
+            yield from of_parquet(absolute(name))
+        else:
             yield file_entry(name)
-
-
-def of_lines(lines: Iterable[str], folder: Path) -> Iterator[Entry]:
-    """The files that a list names, a path in each line; relative to its own folder."""
-    for line in lines:
-        if name := line.strip():
-            yield file_entry(str(folder / name))
 
 
 def absolute(name: str) -> str:

@@ -118,7 +118,7 @@ def _read(path: Path) -> bytes:
         message = f"{path}: no such file; check the name and the folder it is looked for in"
         raise ValueError(message) from error
     except IsADirectoryError as error:
-        raise ValueError(f"{path}: is a folder, not a picture") from error
+        raise ValueError(f"{path}: is a folder, not a picture; name a file in it") from error
 
 
 class FileSink:
@@ -210,6 +210,8 @@ class SummaryFile:
 
     def __init__(self, path: str | os.PathLike, fingerprint: str) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "--summaries names a folder (a cache is named by --cache)", str(path))
         if not self.path.is_file():
             raise FileNotFoundError(errno.ENOENT, "There is no such file of summaries", str(path))
         with self._open() as file:

@@ -14,7 +14,7 @@ from torch import nn
 from ..extras import require
 from ..files.text import read_json
 from ..hosts import host_class
-from ..hosts.opening import base_of, is_checkpoint, local_folder, open_checkpoint
+from ..hosts.opening import base_of, is_checkpoint, local_folder, naming, open_checkpoint
 from ..smol import base_folder, is_smol
 from .read import read_checkpoint
 
@@ -217,13 +217,22 @@ def base_source(name: str) -> str:
 
 
 def original_class_name(base: str | os.PathLike) -> str | None:
-    """The model class of a base in the original LLaVA's layout, None for another; found without importing `llava`."""
+    """The model class of a base in the original LLaVA's layout, None for another; found without importing `llava`.
+
+    Raises:
+        OSError, ValueError: there is no such base, or what is there is no model; the message names it.
+    """
     from transformers import PretrainedConfig
 
     if Path(base).is_file():
         raise ValueError(f"{base} is a file, not the folder of a model.")
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        raise ValueError(
+            f"{base} is not the folder of a model: it has no config.json. Name the folder or hub name of a LLaVA."
+        )
     try:
-        config = PretrainedConfig.get_config_dict(base)[0]
+        with naming(base):
+            config = PretrainedConfig.get_config_dict(base)[0]
         # early ones call themselves "llava", which is transformers' own today, but name their class
         named = [name for name in config.get("architectures") or [] if name in ORIGINAL.values()]
         return ORIGINAL.get(str(config.get("model_type"))) or (named[0] if named else None)

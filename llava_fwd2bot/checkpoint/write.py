@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..config import CONFIG_NAME
 from ..files.outputs import refuse_overlap, refuse_whole_model
-from ..files.writing import as_other_files, write_json
+from ..files.writing import as_other_files, write_json, write_text
 from ..version import __version__
 from .adapter_names import placed
 from .card import front_matter
@@ -123,7 +123,7 @@ def _write(model: nn.Module, staging: Path, directory: Path, state_dict: dict[st
     if host["model_type"].startswith("fwd2bot_"):  # the original LLaVA's are for its own code alone
         for name, content in embedding_files().items():
             write_json(staging / name, content)
-    (staging / "README.md").write_text(_card(model, base), encoding="utf-8")
+    write_text(staging / "README.md", _card(model, base))
     hashes = {str(p.relative_to(staging)): file_hash(p) for p in sorted(staging.rglob("*.safetensors"))}
     write_json(
         staging / CONFIG_NAME,
@@ -160,7 +160,7 @@ def write_card(model: nn.Module, directory: str | os.PathLike, training: dict[st
     card = _card(model, _base_entry(model, Path(directory).absolute()))
     shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in training.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
-    path.write_text(f"{card}\n## Training\n\n| | |\n|---|---|\n{rows}\n", encoding="utf-8")
+    write_text(path, f"{card}\n## Training\n\n| | |\n|---|---|\n{rows}\n")
 
 
 def _card(model: nn.Module, base: dict[str, Any]) -> str:

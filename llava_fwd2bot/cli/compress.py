@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     about = "Store the summaries of many images, in a file or in a cache."
     compress = Parser(prog="fwd2bot compress", description=about, parents=[model_options(required=False)])
-    help = "folders, files, patterns ('*.jpg'), a .txt with one path per line, - for stdin; with --cache also .tar, "
-    help += ".parquet, hf://NAME, s3://…"
+    help = "folders, files, patterns ('*.jpg'), a .txt with one path per line, - for stdin; with --cache also .tar "
+    help += "(.gz, .bz2, .xz, .zst), .parquet, hf://NAME, s3://…"
     compress.add_argument("--images", nargs="+", required=True, metavar="PATH", help=help)
     target = compress.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FILE", help="the .safetensors file to write")

@@ -79,7 +79,11 @@ def _run(argv: list[str]) -> int | None:
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    parser.parse_args(argv)
+    late = next((word for word in argv if word in COMMANDS), None)
+    if late is not None and argv[0].startswith("--") and argv[0] not in ("--help", "--version"):
+        parser.error(f"the command must come first, and its options after it: fwd2bot {late} …")
+    # of a misspelt command the options are none of this parser's, and would be corrected to its own
+    parser.parse_args(argv if argv[0].startswith("-") else argv[:1])
     parser.error("the command must come first")  # reached only with arguments before it
 
 

@@ -104,9 +104,7 @@ def read_image(
             raise ImageError(f"{given}: URLs are not fetched; download the picture and give the file") from error
         raise ImageError(f"{path}: no such file; check the name and the folder it is looked for in") from error
     except IsADirectoryError as error:
-        raise ImageError(
-            f"{path}: is a folder, not a picture; check the name and the folder it is looked for in"
-        ) from error
+        raise ImageError(f"{path}: is a folder, not a picture; name a file in it") from error
     except PermissionError as error:
         raise ImageError(f"{path}: permission denied; make the file readable") from error
     except ImageError:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .text import is_utf8, spelled
+
 PathLike = str | os.PathLike
 # what a whole model leaves in its folder, in the layouts of transformers and of the original LLaVA
 _WHOLE_MODEL = (
@@ -40,8 +42,10 @@ def refuse_overlap(
     Names that are not on this disk, such as those of a hub, and None are passed over.
 
     Raises:
-        ValueError: the output overlaps an input; the message names both.
+        ValueError: the output overlaps an input; the message names both. Or its name is not UTF-8.
     """
+    if not is_utf8(str(output)):  # tokenizers and LanceDB do not write there, which would be told at the end
+        raise ValueError(f"{option} {spelled(str(output))}: its name is not UTF-8; choose another name")
     target = Path(output).resolve()
     for kind, named in (("model", models), ("file", files), ("images", images)):
         for name, given in (named or {}).items():

@@ -1,4 +1,4 @@
-"""Tar files: their members in order, and a member's bytes by their place in the file."""
+"""Tar files: their names, their members in order, and a member's bytes by their place in the file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from typing import Any, BinaryIO
 
 from .regular import open_regular
 
+# The endings of tar files' names, by which they are found; what compresses one is told by its first bytes.
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
-_MODULES = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma", "zstd": "compression.zstd"}  # each may be missing in a Python
+# Each may be missing in a Python; zstd came with 3.14, and backports.zstd is the same module for older ones.
+_MODULES = {"gzip": ["gzip"], "bzip2": ["bz2"], "xz": ["lzma"], "zstd": ["compression.zstd", "backports.zstd"]}
 _AT_ONCE = 2**20  # bytes
 _LARGEST = 2**62  # bytes; a place beyond 2**63 cannot be looked for
 _VOLUME_LABEL = b"V"  # GNU tar's name of a whole tar file, which is no member
@@ -39,6 +42,11 @@ class Member:
     start: int
     read: Callable[[], bytes]
     problem: str | None = None
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a file of this name is a tar file by its ending."""
+    return name.lower().endswith(ENDINGS)
 
 
 def compression(path: str | Path) -> str | None:
@@ -148,10 +156,14 @@ def _check_rest(path: str | Path, file: Any, packed: str | None) -> None:
 
 
 def _module(path: str | Path, packed: str) -> Any:
-    try:
-        return import_module(_MODULES[packed])
-    except ImportError as error:
-        raise ValueError(f"{path}: compressed by {packed}, which this Python does not read; unpack it") from error
+    missing: ImportError | None = None
+    for name in _MODULES[packed]:
+        try:
+            return import_module(name)
+        except ImportError as error:
+            missing = error
+    remedy = "pip install backports.zstd, or unpack it" if packed == "zstd" else "unpack it"
+    raise ValueError(f"{path}: compressed by {packed}, which this Python does not read; {remedy}") from missing
 
 
 @contextmanager

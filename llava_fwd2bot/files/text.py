@@ -26,6 +26,7 @@ _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's, so it comes firs
 # What some program takes for the end of a line: Python's str.splitlines, Java's tokenizers, the terminal. And NUL, and
 # halves of surrogate pairs, which no encoder writes.
 LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029\0\ud800-\udfff]")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # a byte 0x80 to 0xff, as Python has it in the names of files
 _RAW_IN_JSON = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
@@ -70,9 +71,10 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def spelled(name: str) -> str:
-    """The name of a file with the bytes that are not UTF-8 spelled out, as in "caf\\xe9.jpg"."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def spelled(text: str) -> str:
+    """A text with the bytes of file names that are not UTF-8 spelled out, as in "caf\\xe9.jpg"."""
+    text = _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -128,10 +130,19 @@ def one_line(text: str) -> str:
     return LINE_ENDS.sub(" ", text)
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, other letters as they are; escaped are what other programs take for a line end, and surrogates.
+
+    A file name that is not UTF-8 holds surrogates: no file of UTF-8 takes them, and their escapes are read back as they
+    were.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON with its newline; what other programs take for a line end is written as an escape."""
-    text = json.dumps(value, ensure_ascii=False)
-    return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    """`json_text` of `value` as one line with its newline."""
+    return json_text(value) + "\n"
 
 
 def _not_text(path: str | os.PathLike, content: bytes, encoding: str, error: UnicodeDecodeError) -> ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -11,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .text import json_text, spelled
+
 
 def write_json(path: str | os.PathLike, values: dict[str, Any] | list[Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(values, indent=2) + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    """Writes `text` as UTF-8; the bytes of a file name that are none are spelled out."""
+    write_bytes(path, spelled(text).encode("utf-8"))
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
@@ -34,13 +36,23 @@ def as_other_files(path: str | os.PathLike) -> None:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes to a temporary path, then renames: a full disk leaves what was there before."""
+    """Writes to a temporary path, then renames: a full disk leaves what was there before.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, and not the temporary one.
+    """
     temporary = temporary_path(path)
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(error: OSError, path: str | os.PathLike) -> OSError:
+    return OSError(error.errno, f"It cannot be written ({error.strerror}): choose another place", os.fspath(path))
 
 
 @contextmanager
@@ -57,8 +69,11 @@ def write_folder(path: str | os.PathLike) -> Iterator[Path]:
     # process numbers are not unique on shared disks
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     before = staging.with_suffix(".old")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging.mkdir()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    except OSError as error:
+        raise _unwritable(error, path) from error
     try:
         yield staging
     except BaseException:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,8 @@ def open_checkpoint(
         _check_merge(merge, settings["fwd2bot"].adapters, trainable, quantization)
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", "") is None:
         quantization.llm_int8_skip_modules = list(host.quantization_skip)
-    model = host.load_base(source, **loading)
+    with naming(source):
+        model = host.load_base(source, **loading)
     if base is None and is_smol(settings["base"]["name_or_path"]):
         model.name_or_path = settings["base"]["name_or_path"]  # saved again it must not name a cache's folder
     install(model, host, settings["fwd2bot"], settings["image_prompt_ids"], settings["text_prompt_ids"])
@@ -81,9 +84,26 @@ def local_folder(path: str | os.PathLike, options: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(str(path), **{name: options[name] for name in _HUB if name in options}))
     except Exception as error:  # of many kinds: no such repository, no right to it, no network
-        raise FileNotFoundError(
-            2, f"There is no such folder here, and the hub did not give it either ({error})", str(path)
-        ) from error
+        raise _missing(path, str(error)) from error
+
+
+@contextmanager
+def naming(model: str | os.PathLike) -> Iterator[None]:
+    """FileNotFoundError that names `model`, a folder or hub name, where transformers finds it nowhere.
+
+    Its own error speaks of the network, also of a mistyped folder, and may not say which model it is about.
+    """
+    try:
+        yield
+    except OSError as error:
+        if Path(model).exists():
+            raise
+        raise _missing(model, (str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def _missing(model: str | os.PathLike, reason: str) -> FileNotFoundError:
+    said = f"There is no such folder here, and the hub did not give it either ({reason})"
+    return FileNotFoundError(2, said, str(model))
 
 
 def base_of(

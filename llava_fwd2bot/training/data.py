@@ -1,9 +1,9 @@
 """LLaVA's conversation JSON and caption pairs -> the standard batch of transformers' LLaVA classes.
 
 A record is `{"id", "image": name or list (optional), "conversations": [{"from": "human" | "gpt", "value"}, ...],
-"caption": text or list (optional)}`; records.py has the other names that images are read from. In the batch each
-picture stands as its n placeholder ids, as the host's processor writes them. The whole conversation is tokenised once
-and labels are set by character offsets, so that LLaVA's "tokenization mismatch" cannot happen.
+"caption" or "captions": text or list (optional)}`; records.py has the other names that images are read from. In the
+batch each picture stands as its n placeholder ids, as the host's processor writes them. The whole conversation is
+tokenised once and labels are set by character offsets, so that LLaVA's "tokenization mismatch" cannot happen.
 
 Shapes: B rows, T tokens, L caption tokens, N pictures of a record, M pictures of a batch.
 """
@@ -29,7 +29,7 @@ from ..processing.images import DEFAULT_MAX_PIXELS, ImageError, ImageReader
 from .bad_images import BadImages
 from .collator import first_names
 from .packed import PackedRows
-from .records import Row, images_of, name_of, row_of, strings
+from .records import Row, captions_of_images, name_of, row_of
 from .shards import Shards, shard_paths
 from .tokenized import QuotingTokenizer, repeat_images, with_labels
 
@@ -131,14 +131,7 @@ class LlavaDataset(Dataset):
         return rows
 
     def _add_captions(self, rows: list[Row], path: str | Path) -> None:
-        captions: dict[str, list[str]] = {}
-        for i, entry in enumerate(self._records(path)):
-            name = f"{path}: {name_of('caption entry', i, entry)}"
-            images = images_of(entry, name)
-            texts = strings(entry.get("caption", entry.get("captions")), name, "caption")
-            if len(images) != 1 or not texts:
-                raise ValueError(f"{name}: needs one 'image' and a 'caption' (or 'captions') that is not empty")
-            captions.setdefault(images[0], []).extend(texts)
+        captions = captions_of_images(self._records(path), path)
         alone = dict(captions)
         for row in rows:
             if len(row.images) == 1 and row.images[0] in captions:

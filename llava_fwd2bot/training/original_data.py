@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from ..files.check import refuse_unusable, unusable
 from ..files.records import read_records
 from ..processing.images import ImageError
-from .records import images_of, strings
+from .records import captions_of, captions_of_images, images_of, strings
 
 
 class WithCaptions(Dataset):
-    """LLaVA's data set, and captions for its rows: `caption` of the record, or out of `--fwd2bot_caption_data`.
+    """LLaVA's data set, and captions for its rows, of the record or out of `--fwd2bot_caption_data`.
 
     Captioned images that no record shows become rows of their own, without an answer to learn.
     """
@@ -43,20 +43,18 @@ class WithCaptions(Dataset):
         self.on_bad_image = on_bad_image
         self._missing = _check_files(records, image_folder, on_bad_image)
         self.answered = len(records)
-        known: dict[str, list[str]] = {}
-        if caption_data is not None:
-            for entry in read_records(caption_data):
-                captions = entry.get("caption", entry.get("captions"))
-                known.setdefault(entry["image"], []).extend([captions] if isinstance(captions, str) else captions)
+        known = {} if caption_data is None else captions_of_images(read_records(caption_data), caption_data)
         shown = {_first_image(record) for record in records}
         for image, captions in known.items():
             if image not in shown:
                 turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": captions[0]}]
                 records.append({"image": image, "conversations": turns, "caption": captions})
-        self.captions = []
-        for record in records:
-            captions = record.get("caption") or known.get(_first_image(record), [])
-            self.captions.append([captions] if isinstance(captions, str) else list(captions))
+        self.captions: list[list[str]] = []
+        for i, record in enumerate(records):
+            captions, image = captions_of(record, f"record {i}"), _first_image(record)
+            if captions and not image:
+                raise ValueError(f"record {i}: a 'caption' but no 'image' that it describes")
+            self.captions.append(captions or known.get(image, []))
         self.epoch = 0
         self._bad = torch.zeros(len(records), dtype=torch.uint8).share_memory_()  # which workers find, too
 

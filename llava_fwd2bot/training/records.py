@@ -5,8 +5,10 @@ Images are read from LLaVA's `image` and from what other tools call it; what can
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -20,8 +22,8 @@ _KNOWN = {*IMAGE_KEYS, *_OTHER_MEDIA, "id", "conversations", "messages", "captio
 _TURNS = ("conversation", "dialog")
 LAYOUTS = (
     "'conversations' (LLaVA: [{'from': 'human', 'value': text}, {'from': 'gpt', 'value': text}]), 'messages' (OpenAI, "
-    "TRL: [{'role': 'user', 'content': text or parts}, {'role': 'assistant', …}]), or 'caption', with the images under "
-    f"{', '.join(map(repr, IMAGE_KEYS))}"
+    "TRL: [{'role': 'user', 'content': text or parts}, {'role': 'assistant', …}]), or 'caption' (or 'captions'), "
+    f"with the images under {', '.join(map(repr, IMAGE_KEYS))}"
 )
 _VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gifv")
 
@@ -68,6 +70,31 @@ def images_of(record: dict[str, Any], name: str) -> list[str]:
     return []
 
 
+def captions_of(record: dict[str, Any], name: str) -> list[str]:
+    """The record's captions: its `caption`, a text or a list; where there is none, its `captions`.
+
+    Raises:
+        ValueError: they are something else; the message begins with `name`.
+    """
+    return strings(record.get("caption"), name, "caption") or strings(record.get("captions"), name, "captions")
+
+
+def captions_of_images(entries: Iterable[dict[str, Any]], path: str | Path) -> dict[str, list[str]]:
+    """Image → captions, of the entries of the caption file `path`; an image may have several entries.
+
+    Raises:
+        ValueError: an entry has not one image, or no caption; the message names the file and the entry.
+    """
+    found: dict[str, list[str]] = {}
+    for i, entry in enumerate(entries):
+        name = f"{path}: {name_of('caption entry', i, entry)}"
+        images, texts = images_of(entry, name), captions_of(entry, name)
+        if len(images) != 1 or not texts:
+            raise ValueError(f"{name}: needs one 'image' and a 'caption' (or 'captions') that is not empty")
+        found.setdefault(images[0], []).extend(texts)
+    return found
+
+
 def turns_of(record: dict[str, Any], name: str) -> list[Any]:
     """The record's `conversations`, empty where it has none.
 
@@ -87,7 +114,7 @@ def row_of(record: dict[str, Any], name: str) -> tuple[Row, bool]:
     Raises:
         ValueError: the record is wrong; the message begins with `name`.
     """
-    images, captions = images_of(record, name), strings(record.get("caption"), name, "caption")
+    images, captions = images_of(record, name), captions_of(record, name)
     if record.get("messages") and not record.get("conversations"):
         turns, images = turns_of_messages(record["messages"], images, name)
         record = {**record, "conversations": turns}

@@ -64,7 +64,7 @@ def _hash(path: Path) -> str:
     if not path.is_dir():
         return file_hash(path)
     parts = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def layout_of(args: Any, rows: int) -> dict[str, int]:

@@ -25,13 +25,11 @@ import numpy as np
 
 from ..files.folders import format_counts, matching, reason_of, tree
 from ..files.images import ImageError, extensions
-from ..files.tar import compression, members, read_part
+from ..files.tar import compression, is_tar_name, members, read_part
 from ..files.text import decode_text, is_utf8, parse_json, spelled
 from .messages import image_parts, take_file
-from .records import IMAGE_KEYS, images_of, media_endings
+from .records import IMAGE_KEYS, captions_of, images_of, media_endings
 
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_ENDINGS = (".tar", *_PACKED)
 _LEARNT = ("conversations", "messages", "caption", "captions")
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -52,7 +50,7 @@ def shard_paths(path: str | Path) -> list[Path]:
     if path.is_dir():
         found = [] if {"state.json", "dataset_dict.json"} & set(os.listdir(path)) else _tar_files(path)
     else:
-        found = list(_named(path)) if path.name.lower().endswith(_ENDINGS) else []
+        found = list(_named(path)) if is_tar_name(path.name) else []
     for shard in found:
         if not is_utf8(str(shard)):  # images are named by it, and those names are written as text
             raise ValueError(f"{spelled(str(shard))}: its name is not UTF-8; rename it")
@@ -223,7 +221,7 @@ def _records(shard: Path, key: str, parts: dict[str, _Part], texts: dict[str, by
         caption = decode_text(texts[".txt"], where).strip()
         if not caption and not all(any(map(record.get, _LEARNT)) for record in records):
             raise ValueError(f"{where}: the text is empty, and there is nothing else to learn from the sample")
-        records = [{**r, "caption": r.get("caption") or r.get("captions") or caption} for r in records]
+        records = [{**r, "caption": captions_of(r, f"{shard}/{key}.json") or caption} for r in records]
     name = None if image is None else f"{shard}/{image.name}"
     return [{**_with_image(record, name, f"{shard}/{key}.json"), "id": f"{shard.name}/{key}"} for record in records]
 
@@ -252,7 +250,7 @@ def _tar_files(folder: Path) -> list[Path]:
     for place, names in tree(folder, _raise, Counter()):
         hidden = any(part.startswith(".") for part in place.relative_to(folder).parts)
         for name in () if hidden else names:
-            kind = "tar" if name.lower().endswith(_ENDINGS) else name.rpartition(".")[2]
+            kind = "tar" if is_tar_name(name) else name.rpartition(".")[2]
             if kind in found and not name.startswith("."):
                 found[kind].append(place / name)
     if all(found.values()):

@@ -315,3 +315,41 @@ def test_counting_imports_no_torch(filled):
     done = subprocess.run([sys.executable, "-c", code, "cache", "stats", str(filled)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rows" in done.stdout
+
+
+def test_messages_name_what_the_user_named(run, checkpoint, filled, photos, tmp_path):
+    """A hidden temporary file stood in errors, a filter's error was the engine's own statement, and a folder or file of
+    another kind was said to be missing, or to be made into a cache."""
+    folder, text = tmp_path / "folder", tmp_path / "text"
+    folder.mkdir()
+    text.write_text("x")
+    search, device = ("search", "--cache", filled, "--id", "a.png"), ("--device", "cpu")
+    compress = ("compress", "--model", checkpoint, *device)
+    for argv, told in (
+        ((*search, "--html", folder), f"It cannot be written (Is a directory): choose another place: {folder}"),
+        (
+            (*search, "--filter", "width >"),
+            "'width >' does not work: sql parser error: Expected: an expression, found: )",
+        ),
+        (("search", "--cache", folder, "--id", "x"), f"{folder} is not a cache: name one that `fwd2bot compress"),
+        ((*compress, "--images", photos, "--cache", text), f"and this is a file: choose another: {text}"),
+        (
+            (*compress, "--images", tmp_path / "x", "--cache", tmp_path / "y"),
+            f"{tmp_path}/x: No such file or directory; check",
+        ),
+        (
+            ("ask", "--model", checkpoint, "--summaries", filled, "--id", "a.png", "x?", *device),
+            "is named by --cache): ",
+        ),
+        (
+            ("ask", "--model", checkpoint, "--image", photos, "x?", *device),
+            f"{photos}: is a folder, not a picture; name a",
+        ),
+        (
+            ("export", checkpoint, "--to", "peft", "--output", "/proc/none"),
+            "It cannot be written (No such file or direct",
+        ),
+    ):
+        code, _, err = run(*argv)
+        assert code == 1 and told in err and ".tmp" not in err and "sha256 IN" not in err, (argv, err)
+    assert list(folder.iterdir()) == [] and text.read_text() == "x"

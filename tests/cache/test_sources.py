@@ -178,6 +178,22 @@ def test_an_export_to_faiss_names_its_extra(compress, run, photos, tmp_path, mon
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize(
+    ("ending", "packed"),
+    [(".tar", ""), (".tgz", "gz"), (".tar.bz2", "bz2"), (".tbz", "bz2"), (".tar.xz", "xz"), (".TXZ", "xz")],
+)
+def test_tar_files_are_known_by_all_their_endings(photos, tmp_path, ending, packed):
+    """.tar.bz2 and .tar.xz were taken for images, and so was every tar file that a pattern or a list named."""
+    path = tmp_path / f"x{ending}"
+    with tarfile.open(path, f"w:{packed}") as archive:
+        archive.add(photos / "a.png", "a.png")
+    (tmp_path / "list.txt").write_text(f"{path.name}\n")
+    for given in (path, tmp_path / "x.*", tmp_path / "list.txt"):
+        (entry,) = Source([str(given)])
+        assert (entry.source, entry.problem) == (f"{path}/a.png", None)
+        assert entry.read() == (photos / "a.png").read_bytes()
+
+
 def test_links_and_names_in_a_tar_are_skipped_with_their_reasons(run, checkpoint, photos, tmp_path):
     """A link vanished without a word, and a name that is not UTF-8 ended the run: its table keeps text."""
     path = tmp_path / "x.tar.gz"

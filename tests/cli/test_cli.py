@@ -130,6 +130,20 @@ def test_a_mistyped_folder_that_looks_like_a_hub_name(run, monkeypatch):
     assert err.count("runs/chekpoint") == 1  # it was told twice, and so was what is missing
 
 
+def test_a_base_that_is_nowhere_is_named(run, checkpoint, llava_data, photos, tmp_path):
+    """transformers said that it could not connect to the hub, and not which model it was about."""
+    data = ("--data_path", llava_data["data"], "--output_dir", tmp_path / "m", "--fwd2bot", 4)
+    ask = ("ask", "--model", checkpoint, "--base", "nowhere", "--image", photos / "a.png", "x?")
+    convert = ("convert", checkpoint, "--base", "nowhere", "--output", tmp_path / "c")
+    for argv in (("train", "--model_name_or_path", "nowhere", *data), ask, convert):
+        code, _, err = run(*argv)
+        assert code == 1 and "There is no such folder here, and the hub did not give it either" in err, err
+        assert err.endswith(": nowhere\n") and len(err.splitlines()) == 1
+    assert not (tmp_path / "c").exists()
+    code, _, err = run("train", "--model_name_or_path", photos, *data)  # spoke of processing classes
+    assert code == 1 and f"{photos} is not the folder of a model: it has no config.json." in err
+
+
 def test_a_device_that_is_not_there(run, checkpoint, photos):
     """torch's own words for this are an AssertionError."""
     for device in ("cuda:99", "toaster", "meta", "xpu", "mps"):

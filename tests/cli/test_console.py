@@ -96,6 +96,8 @@ def test_libraries_are_quiet(run, checkpoint, photos):
         (["eval", "retrieval", "--modle", "m"], "--modle: did you mean --model?"),
         (["convert", "c", "--bas=b"], "--bas: did you mean --base?"),
         (["llava", "trian"], "did you mean train?"),
+        (["serch", "--cache", "c", "dog"], "did you mean search?\n"),  # and not: --cache: did you mean --help?
+        (["--json", "search", "dog"], "the command must come first, and its options after it: fwd2bot search …\n"),
     ],
 )
 def test_the_nearest_name(run, argv, hint):

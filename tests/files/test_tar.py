@@ -9,6 +9,8 @@ import lzma
 import sys
 import tarfile
 from collections import Counter
+from functools import partial
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -17,6 +19,11 @@ from llava_fwd2bot.cache.other_sources import of_tar
 from llava_fwd2bot.files.tar import Member, members
 
 PACK = {"tar": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+try:
+    zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    PACK["zst"] = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})  # as the tool zstd does
+except ImportError:
+    pass  # backports.zstd is not installed; what is told then has a test of its own
 DAMAGE = r"x.tar: no tar file, or it is cut off or damaged \(.*copy or download it again"
 
 
@@ -99,14 +106,14 @@ def test_a_tar_file_that_was_cut_is_an_error(tmp_path, packed):
             list(members(tmp_path / "x.tar"))
 
 
-@pytest.mark.parametrize("packed", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("packed", [packed for packed in PACK if packed != "tar"])
 def test_a_compressed_stream_that_was_cut_or_changed_is_an_error(read, packed):
     """Cut anywhere, a wrong checksum at its end included, which is read only after the last member."""
     whole = PACK[packed](tar(*map("{}.jpg".format, range(50))))
     for at in range(20, len(whole), 7):
         with pytest.raises(ValueError, match=DAMAGE):
             read(whole[:at])
-    ends = {"gz": -8, "bz2": -5, "xz": -30}  # in the checksum
+    ends = {"gz": -8, "bz2": -5, "xz": -30, "zst": -2}  # in the checksum
     at = len(whole) + ends[packed]
     with pytest.raises(ValueError, match=DAMAGE):
         read(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
@@ -162,9 +169,14 @@ def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch):
 
 def test_a_compression_that_python_does_not_read_is_named(tmp_path, monkeypatch):
     """zstd came with Python 3.14, and others may be left out of a build."""
-    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    for name in ("compression.zstd", "backports.zstd", "lzma"):
+        monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "x.tar").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
-    with pytest.raises(ValueError, match="x.tar: compressed by zstd, which this Python does not read; unpack it"):
+    remedy = "pip install backports.zstd, or unpack it"
+    with pytest.raises(ValueError, match=f"x.tar: compressed by zstd, which this Python does not read; {remedy}$"):
+        list(members(tmp_path / "x.tar"))
+    (tmp_path / "x.tar").write_bytes(b"\xfd7zXZ\0" + bytes(600))
+    with pytest.raises(ValueError, match="x.tar: compressed by xz, which this Python does not read; unpack it$"):
         list(members(tmp_path / "x.tar"))
 
 

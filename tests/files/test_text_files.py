@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from llava_fwd2bot.files.records import read_records
-from llava_fwd2bot.files.text import json_line, one_line, read_any_json, read_lines, read_table, read_text
+from llava_fwd2bot.files.text import json_line, one_line, read_any_json, read_lines, read_table, read_text, spelled
+from llava_fwd2bot.files.writing import write_json, write_text
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 RECORDS = [{"id": 1, "text": "für Élise\u2028 日本"}, {"id": 2, "text": "b"}]
@@ -90,3 +92,13 @@ def test_halves_of_characters_can_be_written():
     written = json_line({"text": "\ud83d"})
     assert json.loads(written.encode("utf-8")) == {"text": "\ud83d"}
     one_line("\ud83d").encode("utf-8")
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    """Python has their bytes as surrogates, which no UTF-8 file takes: JSON gives them back, a text spells them out."""
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")
+    write_json(tmp_path / "x.json", {"name": name, name: ["ü\u2028", "\ud83d"]})
+    assert read_any_json(tmp_path / "x.json") == {"name": name, name: ["ü\u2028", "\ud83d"]}
+    assert "ü" in read_text(tmp_path / "x.json")
+    write_text(tmp_path / "x.md", f"Data: {name}, \ud83d")
+    assert read_text(tmp_path / "x.md") == "Data: caf\\xe9 é.jpg, \\ud83d" and spelled(name) == "caf\\xe9 é.jpg"

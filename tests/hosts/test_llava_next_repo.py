@@ -1,11 +1,13 @@
 """LLaVA-NeXT's own repository: its train() with the one flag, its loader, its patch.
 
-It runs where the `llava` that is installed is LLaVA-NeXT's, e.g. with a checkout of it first on PYTHONPATH, on the
-transformers that it pins; elsewhere it is skipped. LLAVA_NEXT_CHECKOUT names the checkout for the test of the patch.
+It runs where the `llava` that is installed is LLaVA-NeXT's, e.g. with a checkout of it first on PYTHONPATH, on
+transformers 4.38 to 4.40; elsewhere it is skipped. What calls its train() also needs what that imports: deepspeed,
+datasets, and the `trl` of the checkout. LLAVA_NEXT_CHECKOUT names the checkout for the test of the patch.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -42,6 +44,15 @@ def toys(tmp_path_factory):
     return {"tower": tower, "base": base, **conversations(folder / "data")}
 
 
+@pytest.fixture
+def their_train():
+    """Skips where their own train() cannot be imported: nothing of ours is imported by it."""
+    try:
+        importlib.import_module("llava.train.train")
+    except ImportError as error:
+        pytest.skip(f"LLaVA-NeXT's train() cannot be imported here: {error}")
+
+
 def command(toys: dict[str, Path], output: Path, *more: str) -> list[str]:
     """scripts/train/finetune_ov.sh, as far as a CPU goes, with LoRA."""
     return [
@@ -63,7 +74,7 @@ def history(output: Path) -> list[dict]:
     return [e for e in json.loads((output / "trainer_state.json").read_text())["log_history"] if "loss" in e]
 
 
-def test_the_one_flag_on_their_train(toys, tmp_path):
+def test_the_one_flag_on_their_train(their_train, toys, tmp_path):
     """Crops, text alone, captions: the loss falls; what is saved opens by their loader's names and answers."""
     original_train.train(command(toys, tmp_path / "m", "--fwd2bot", "4", "--num_train_epochs", "12"))
     log = history(tmp_path / "m")
@@ -98,7 +109,7 @@ def test_a_video_is_compressed_as_one(toys):
     assert model.compress(**given).shape == (2, 4, 64)
 
 
-def test_another_record_in_its_place_gets_no_caption(toys, tmp_path, monkeypatch):
+def test_another_record_in_its_place_gets_no_caption(toys):
     """Its data set answers an unreadable image with the next record, silently: the caption would be of the other."""
     from transformers import AutoTokenizer
 
@@ -112,11 +123,12 @@ def test_another_record_in_its_place_gets_no_caption(toys, tmp_path, monkeypatch
             shown = i + 1 if i == 0 else i
             return {"input_ids": torch.tensor([1]), "labels": torch.tensor([1]), "id": self.list_data_dict[shown]["id"]}
 
-    data = original_train.WithCaptions(Data(), None, AutoTokenizer.from_pretrained(toys["base"]))
+    tokenizer = AutoTokenizer.from_pretrained(toys["base"])
+    data = original_train.WithCaptions(Data(), None, tokenizer, image_folder=str(toys["images"]))
     assert "caption_ids" not in data[0] and "caption_ids" in data[1]
 
 
-def test_several_images_in_a_record(toys, tmp_path):
+def test_several_images_in_a_record(their_train, toys, tmp_path):
     """Interleaved data: `image` is a list; its caption is of the first."""
     records = json.loads(toys["data"].read_text())[:4]
     for record in records[:2]:
@@ -132,16 +144,22 @@ def test_a_plain_model_goes_to_their_loader_as_it_came(toys, monkeypatch):
     """Their arguments differ from LLaVA's by place; one too many would end in their pdb.set_trace()."""
     from llava.model import builder
 
-    seen = {}
-    monkeypatch.setattr(builder, "load_pretrained_model", lambda *args, **kwargs: seen.update(args=args, kwargs=kwargs))
-    load_pretrained_model(toys["base"], None, "llava_qwen", device_map="cpu", overwrite_config={"a": 1})
+    seen, loaded = {}, (None, torch.nn.Identity(), None, 2048)
+
+    def load(*args, **kwargs):
+        seen.update(args=args, kwargs=kwargs)
+        return loaded
+
+    monkeypatch.setattr(builder, "load_pretrained_model", load)
+    given = {"device_map": "cpu", "overwrite_config": {"a": 1}}
+    assert load_pretrained_model(toys["base"], None, "llava_qwen", **given) is loaded
     assert seen == {
         "args": (toys["base"], None, "llava_qwen"),
         "kwargs": {"device_map": "cpu", "overwrite_config": {"a": 1}},
     }
 
 
-def test_full_fine_tuning_leaves_the_tower(toys, tmp_path):
+def test_full_fine_tuning_leaves_the_tower(their_train, toys, tmp_path):
     """The tower hangs in the language model, and its forward keeps gradients here."""
     argv = command(toys, tmp_path / "m", "--fwd2bot", "4", "--num_train_epochs", "1", "--lora_enable", "False")
     original_train.train(argv)
@@ -164,13 +182,13 @@ def test_full_fine_tuning_leaves_the_tower(toys, tmp_path):
         (("--mm_tunable_parts", "mm_mlp_adapter"), "first stage"),
     ],
 )
-def test_what_does_not_go_with_the_flag(toys, tmp_path, more, message):
+def test_what_does_not_go_with_the_flag(their_train, toys, tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         original_train.train(command(toys, tmp_path / "m", "--fwd2bot", "4", *more))
 
 
 @pytest.mark.skipif(not os.environ.get("LLAVA_NEXT_CHECKOUT"), reason="LLAVA_NEXT_CHECKOUT names no checkout")
-def test_the_patch(toys, tmp_path):
+def test_the_patch(their_train, toys, tmp_path):
     """`git apply`, then their train() with --fwd2bot, then their load_pretrained_model()."""
     checkout = tmp_path / "LLaVA-NeXT"
     for part in ("llava", "trl"):
@@ -178,7 +196,8 @@ def test_the_patch(toys, tmp_path):
     subprocess.run(["git", "init", "-q", str(checkout)], check=True)
     done = subprocess.run(["bash", str(PATCHES / "apply.sh"), str(checkout)], capture_output=True, text=True)
     assert done.stdout.startswith("llava-next-df17966.patch fits"), done.stderr
-    environment = {**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{PATCHES.parent}", "HF_HUB_OFFLINE": "1"}
+    places = [str(checkout), str(PATCHES.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "HF_HUB_OFFLINE": "1"}
 
     def run(code: str, *argv: str) -> str:
         command = [sys.executable, "-c", code, *argv]

@@ -5,6 +5,7 @@ Set LLAVA_CHECKOUT to a checkout of haotian-liu/LLaVA at the patch's commit; it 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,10 @@ import pytest
 
 PATCHES = Path(__file__).parents[2] / "patches"
 CHECKOUT = os.environ.get("LLAVA_CHECKOUT")
+HASHES = {  # of the files after and before, and of the lines that are added
+    "llava-c121f04.patch": {"fd487df": ("e3d5082", "83572c3c"), "0a1b68d": ("477c668", "136d63a8")},
+    "llava-next-df17966.patch": {"2dae15b": ("704b960", "4dc89a3e"), "c530ae2": ("4c524be", "85a25dc8")},
+}
 
 
 @pytest.mark.parametrize("patch", sorted(PATCHES.glob("*.patch")), ids=lambda p: p.name)
@@ -27,6 +32,38 @@ def test_patches_carry_our_lines_alone(patch):
         assert line.startswith(("diff --git", "index ", "--- a/", "+++ b/", "+")) or re.fullmatch(
             r"@@ -\d+,0 \+\d+(,\d+)? @@", line
         ), line
+
+
+def parts_of(patch: Path) -> dict[str, tuple[str, str]]:
+    """Hash after the patch → (hash before, digest of the hunks), of each file that the patch names."""
+    found = {}
+    for part in patch.read_text().split("diff --git ")[1:]:
+        before, after = re.search(r"^index (\w+)\.\.(\w+)", part, re.M).groups()
+        found[after] = before, hashlib.sha256(part[part.index("@@") :].encode()).hexdigest()[:8]
+    return found
+
+
+def test_the_hashes_are_of_these_lines():
+    """Lines that changed without the hash of the file after them: apply.sh ended without a word, the checkout patched.
+
+    The hashes were taken from patched checkouts by `git hash-object`. After a change of lines take them again.
+    """
+    assert {patch.name: parts_of(patch) for patch in PATCHES.glob("*.patch")} == HASHES
+
+
+def test_a_patch_whose_hashes_are_wrong_is_told(tmp_path):
+    """It ended with code 1 and no message."""
+    folder, checkout = tmp_path / "patches", tmp_path / "checkout"
+    folder.mkdir()
+    checkout.mkdir()
+    shutil.copy(PATCHES / "apply.sh", folder)
+    (checkout / "x.py").write_text("import os\n")
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    before = subprocess.check_output(["git", "hash-object", str(checkout / "x.py")], text=True)[:7]
+    text = f"For x at y.\n\ndiff --git a/x.py b/x.py\nindex {before}..1234567 100644\n--- a/x.py\n+++ b/x.py\n"
+    (folder / "x.patch").write_text(f"{text}@@ -1,0 +2 @@\n+import sys\n")
+    done = subprocess.run(["bash", str(folder / "apply.sh"), str(checkout)], capture_output=True, text=True)
+    assert done.returncode == 1 and "x.patch was given to git" in done.stderr and "git checkout" in done.stderr
 
 
 def test_a_checkout_that_no_patch_fits_is_told_what_does(tmp_path):

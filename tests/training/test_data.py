@@ -117,6 +117,22 @@ def test_captions_join_records_and_make_rows(make):
     assert bool((extra["labels"] == IGNORE_INDEX).all()) and extra["record"] == 'caption of "b.png"'
 
 
+def test_captions_of_a_record_are_its_captions(make):
+    """A list under `captions` was ignored in a record, and read in a caption file."""
+    turns = {"image": "a.png", "conversations": TWO_ROUNDS}
+    records = [
+        {**turns, "captions": ["one", "two"]},
+        {**turns, "captions": "one"},
+        {"image": "a.png", "captions": ["x"]},
+    ]
+    records += [{**turns, "caption": "own", "captions": ["one"]}, {**turns, "caption": " ", "captions": ["one"]}]
+    captions = [{"image": "a.png", "caption": "", "captions": ["of the file"]}]
+    rows = make([*records, turns], captions).rows
+    assert [row.captions for row in rows] == [["one", "two"], ["one"], ["x"], ["own"], ["one"], ["of the file"]]
+    with pytest.raises(ValueError, match=r"record 0: 'captions' should be a text or a list of texts, not \[1\]"):
+        make([{**turns, "captions": [1]}])
+
+
 def test_captions_alone_and_caption_only_records(make):
     bytes_processor = PROCESSORS["v1-bytes"]
     alone = make(captions=[{"image": "a.png", "caption": "a cat"}], processor=bytes_processor)[0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from data_fixtures import LLAVA, PROCESSORS, TWO_ROUNDS, learnt, num_images_ids, talk
+
+from llava_fwd2bot.training.original_data import WithCaptions
 
 
 # Other tools' data were trained on without their images, and nothing was said.
@@ -64,3 +68,27 @@ def test_plain_needs_an_image_not_a_quotation(make):
 def test_a_caption_that_quotes_the_placeholder(make):
     ids = make([{"image": "a.png", "caption": "the word <image>"}])[0]["caption_ids"]
     assert LLAVA.image_token_id not in ids.tolist() and LLAVA.tokenizer.decode(ids).strip() == "the word <image>"
+
+
+def test_the_original_train_reads_captions_in_the_same_way(folder):
+    """Its own code ignored a list under `captions`, and an entry without an image ended in a KeyError."""
+
+    class Data:  # LLaVA's own data set, as far as it is asked
+        def __init__(self, *records):
+            self.list_data_dict = [{"conversations": TWO_ROUNDS, **record} for record in records]
+
+    def captions(*records, file=None):
+        if file is not None:
+            (folder / "captions.json").write_text(json.dumps(file), encoding="utf-8")
+            file = str(folder / "captions.json")
+        return WithCaptions(Data(*records), file, LLAVA.tokenizer, image_folder=str(folder)).captions
+
+    shown = {"image": "a.png"}
+    own = [{**shown, "captions": ["one", "two"]}, {**shown, "caption": "own", "captions": ["one"]}, shown]
+    assert captions(*own) == [["one", "two"], ["own"], []]
+    file = [{"image": "a.png", "captions": ["x"]}, {"images": ["b.png"], "caption": "y"}]
+    assert captions(*own, {"image": None}, file=file) == [["one", "two"], ["own"], ["x"], [], ["y"]]
+    with pytest.raises(ValueError, match=r"captions.json: caption entry 0: needs one 'image' and a 'caption'"):
+        captions(shown, file=[{"caption": "y"}])
+    with pytest.raises(ValueError, match="record 1: a 'caption' but no 'image' that it describes"):
+        captions(shown, {"captions": ["y"]})

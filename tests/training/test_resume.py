@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -161,3 +162,30 @@ def test_what_a_run_is_known_by(tmp_path):
     assert found["data_path"]["name"] == "a.json" and len(found["data_path"]["sha256"]) == 64 and len(found) == 1
     settings = settings_of(TrainingArguments(tmp_path, report_to="none"), seed=7)
     assert settings["seed"] == 7 and json.loads(json.dumps(settings)) == settings
+
+
+def test_names_that_are_not_utf8(base_dir, llava_data, tmp_path):
+    """Such a run ended when its record was written. The name is read back as it was."""
+    named = {**llava_data, "data": tmp_path / os.fsdecode(b"caf\xe9.json")}
+    shutil.copy(llava_data["data"], named["data"])
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"--output_dir .*out\\xe9: its name is not UTF-8; choose another name"):
+        train(command(base_dir, named, tmp_path / os.fsdecode(b"out\xe9")))  # no tokenizer can be saved there
+    train(command(base_dir, named, output, *SAVES, "--max_steps", "1"))
+    run = json.loads((output / "training_run.json").read_text("utf-8"))
+    assert run["finished"] and run["data"]["data_path"]["name"] == named["data"].name
+    assert "| Data | caf\\xe9.json |" in (output / "README.md").read_text("utf-8")
+    assert len(history(output)) == 1
+    before = (output / "trainer_state.json").stat().st_mtime_ns
+    train(command(base_dir, named, output, *SAVES, "--max_steps", "1"))  # finished: nothing to do
+    assert (output / "trainer_state.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_a_name_that_is_not_utf8_has_a_hash(tmp_path):
+    """Tables may lie in a folder, whose hash is also of the names in it."""
+    for name in (b"a\xe9.parquet", b"a\xe8.parquet"):
+        folder = tmp_path / name.hex()
+        folder.mkdir()
+        (folder / os.fsdecode(name)).write_text("x")
+    found = [data_of(data_path=folder)["data_path"]["sha256"] for folder in tmp_path.iterdir()]
+    assert len(set(found)) == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import tarfile
@@ -132,9 +134,15 @@ def test_captions_beside_records(pack):
     content |= {"1.png": "b.png", "1.json": {**record, "caption": "own"}, "1.txt": "other"}
     content |= {"2.png": "b.png", "2.json": {**record, "captions": ["one", "two"]}, "2.txt": "other"}  # lost both
     content |= {"3.png": "b.png", "3.json": record, "3.txt": " \n"}  # it has something else to learn
+    content |= {"4.png": "b.png", "4.json": {**record, "captions": ["one", "two"]}}  # were ignored without a .txt
+    content |= {"5.png": "b.png", "5.json": {"caption": " ", "captions": ["one"]}}
     with pytest.warns(UserWarning, match="left out of the shards: 1 .cls"):
         dataset = LlavaDataset(pack("x.tar", content), llava())
-    assert [row.captions for row in dataset.rows] == [["a cat"], ["own"], ["one", "two"], []]
+    assert [row.captions for row in dataset.rows] == [
+        ["a cat"],
+        ["own"],
+        *[["one", "two"], [], ["one", "two"], ["one"]],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -204,11 +212,17 @@ def test_shards_of_captions(pack, folder, make):
 
 def test_compressed_shards_are_refused(folder, shards):
     """By their bytes, whatever their name says."""
-    packed = gzip.compress((shards / "000.tar").read_bytes())
-    for name in ("z.tar.gz", "z.tgz", "z.tar"):
-        (folder / name).write_bytes(packed)
-        with pytest.raises(ValueError, match=f"{name}: compressed by gzip, .*Unpack it to a .tar"):
-            LlavaDataset(folder / name, llava())
+    plain = (shards / "000.tar").read_bytes()
+    for kind, packed, names in (
+        ("gzip", gzip.compress(plain), ("z.tar.gz", "z.tgz", "z.tar")),
+        ("bzip2", bz2.compress(plain), ("z.tar.bz2", "z.tbz")),
+        ("xz", lzma.compress(plain), ("z.txz",)),
+        ("zstd", b"\x28\xb5\x2f\xfd", ("z.tzst",)),  # its first bytes are enough
+    ):
+        for name in names:
+            (folder / name).write_bytes(packed)
+            with pytest.raises(ValueError, match=f"{name}: compressed by {kind}, .*Unpack it to a .tar"):
+                LlavaDataset(folder / name, llava())
 
 
 def test_a_shard_that_is_only_called_compressed_is_read(folder, shards):
