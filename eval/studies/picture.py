@@ -16,11 +16,13 @@ from .study import Study
 Line = dict[str, Any]
 
 
-def picture(study: Study, lines: list[Line]) -> bytes:
-    """A PNG with a panel for each figure."""
+def picture(study: Study, lines: list[Line]) -> bytes | None:
+    """A PNG with a panel for each figure; None while nothing of it was measured."""
     about = study.picture
     names = about.get("rows") or [name for name in study.rows if name != study.base]
     shown = [f for f in about["figures"] if any(line["figure"] == f and line["row"] in names for line in lines)]
+    if not shown:
+        return None
     draw = _bars if about.get("bars") else _lines
     return png(draw(study, lines, names, shown))
 

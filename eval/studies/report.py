@@ -229,6 +229,7 @@ def report(study: Study, results: Path, module: Any = None) -> str:
     text = page(study, found, extra)
     write_json(with_ending(output, ".json"), found)
     write_text(with_ending(output, ".md"), text)
-    if study.picture:
-        write_bytes(with_ending(output, ".png"), picture(study, found["figures"]))
+    drawn = picture(study, found["figures"]) if study.picture else None
+    if drawn is not None:
+        write_bytes(with_ending(output, ".png"), drawn)
     return text
