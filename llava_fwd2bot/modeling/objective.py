@@ -166,7 +166,7 @@ class Fwd2BotLossMixin(Fwd2BotRanksMixin):
         if plan is None:
             tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
             planner = BatchPlanner(self._image_token_id(), (k,), self.fwd2bot_config.contrastive_weight > 0)
-            return planner(tensors, count, lengths).to(batch.device)
+            return planner(tensors, count, lengths).to(batch.device, non_blocking=True)
         if plan.distinct_images != count:
             raise ValueError(f"The batch was planned for {plan.distinct_images} image(s), and {count} came with it.")
         own = plan.image_lengths

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "eval" / "results"
+LONG = ("cells, long", "pool-distill, long")  # of smol196
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,31 @@ def test_what_is_said_of_quantised_models():
     assert found["caption", "float32 → float32"]["items"] == 60
     (row,) = (row for row in shapes() if row["lora_r"] == 64 and not row["tower"])
     assert f"takes {row['ratio']:.2f} of the" in (ROOT / "docs" / "results" / "index.md").read_text()
+
+
+def test_the_figures_of_196_tokens():
+    """README's comparison with pooling is that of the claims, and the tables' shares are those of the figures."""
+    found = json.loads((RESULTS / "smol196.json").read_text())
+    shares = {(f["row"], f["k"]): f"{100 * f['value']:.1f}" for f in found["figures"] if f["figure"] == "share"}
+    readme = (ROOT / "README.md").read_text().replace("\n", " ")
+    for k in (1, 16):
+        (row,) = (c for c in found["claims"] if (c["ours"], c["against"], c["k"], c["at"]) == (*LONG, k, k))
+        value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (row["value"], *row["interval"]))
+        assert f"({value} [{low.lstrip('+')}, {high.lstrip('+')}])" in readme
+        for name in LONG:
+            assert shares[name, k] in readme
+    assert f"recipe {shares['fwd2bot, long', 16]};" in readme
+    page = (ROOT / "docs" / "results" / "index.md").read_text().replace("*", "")
+    train = (ROOT / "docs" / "train.md").read_text()
+    for name in (
+        *LONG,
+        "residual, long",
+        "fwd2bot, long",
+        "kv-distill, long",
+        "cells",
+        "pool-distill",
+        "query-distill",
+    ):
+        assert f"| {' | '.join(shares[name, k] for k in (1, 2, 4, 8, 16))} |" in page, name
+    for name in (LONG[0], "residual, long", "fwd2bot, long"):
+        assert f"| {shares[name, 16]} % |" in train, name
