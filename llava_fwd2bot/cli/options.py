@@ -83,11 +83,15 @@ def model_folders(args: argparse.Namespace) -> dict[str, str | None]:
 def checked(name: str, *ks: int | None) -> tuple[Path, int]:
     """The checkpoint's folder and its k, after checking that it is a checkpoint and that each --k fits."""
     from ..checkpoint.read import read_checkpoint
+    from ..compressors import check_prefix
 
     path = folder_of(name)
-    most = read_checkpoint(path)["fwd2bot"].num_summary_tokens
+    config = read_checkpoint(path)["fwd2bot"]
+    most = config.num_summary_tokens
     if not all(k is None or 1 <= k <= most for k in ks):
         raise ValueError(f"--k must be from 1 to this model's k = {most}, got {', '.join(map(str, ks))}.")
+    for k in ks:
+        check_prefix(config, k)
     return path, most
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from ..config import Fwd2BotConfig
 from .base import Compressor
@@ -44,9 +45,24 @@ def compressor_of(name: str) -> Compressor:
     return compressors()[name]
 
 
-def has_prefixes(config: Fwd2BotConfig) -> bool:
+def has_prefixes(config: Any) -> bool:
     """Whether the first j tokens of a summary are the summary of j tokens, by the compressor and the residual."""
     return all(compressor_of(name).prefix for name in (config.compressor, config.residual) if name != "none")
+
+
+def check_prefix(config: Any, k: int | None) -> None:
+    """Whether the first k tokens of a summary are a summary; None stands for all.
+
+    Raises:
+        ValueError: they are not; the message names what makes the summary.
+    """
+    most = config.num_summary_tokens
+    if k is not None and k < most and not has_prefixes(config):
+        how = f"compressor={config.compressor!r}" if config.residual == "none" else f"residual={config.residual!r}"
+        raise ValueError(
+            f"With {how} the first {k} of {most} tokens are not the summary for k = {k}: leave k out, or train a model "
+            f"with k = {k}."
+        )
 
 
 def check_compressor(compressor: Compressor, config: Fwd2BotConfig) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..cache.summary_file import fingerprint_of
 from ..checkpoint.load import load_for_inference, load_fwd2bot
+from ..compressors import check_prefix
 from ..config import check_k
 from ..hosts.opening import local_folder
 from ..processing.conversation import PLACEHOLDER, ConversationFormatter
@@ -85,6 +86,7 @@ class _Fwd2Bot(lmms):
         loaded = load_for_inference(folder, base, place, dtype, load_in_4bit, load_in_8bit, load)
         self.model, self.processor = loaded
         check_k(self.model.fwd2bot_config, k)
+        check_prefix(self.model.fwd2bot_config, k)
         self.k, self.from_base, self.batch_size = k, from_base, int(batch_size)
         width = "4bit" if load_in_4bit else "8bit" if load_in_8bit else ""
         work = None if cache is None else Path(cache)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint.load import load_for_inference
+from ..compressors import check_prefix
 from ..config import check_k
 from ..extras import require
 from ..processing.generate import summaries_of
@@ -45,6 +46,7 @@ class Fwd2BotEncoder(AbsEncoder):
         self.model, self.processor = load_for_inference(checkpoint, **loading)
         config = self.model.fwd2bot_config
         check_k(config, k)
+        check_prefix(config, k)
         self.k = config.num_summary_tokens if k is None else k
         name = f"llava_fwd2bot/{os.path.basename(os.path.normpath(checkpoint))}-k{self.k}"
         self.mteb_model_meta = ModelMeta.create_empty(

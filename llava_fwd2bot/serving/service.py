@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..cache.search import LONGEST
+from ..compressors import check_prefix
 from ..files.images import ImageError
 from ..processing.conversation import ConversationFormatter
 from .caches import Caches
@@ -97,6 +98,10 @@ class Service:
     def check_k(self, k: int | None) -> None:
         if k is not None and k > self.k:
             raise invalid(f"This model has {self.k} summary tokens, but k = {k}.", "k", "k_too_large")
+        try:
+            check_prefix(self.config, k)
+        except ValueError as error:
+            raise invalid(str(error), "k", "k_without_prefix") from error
 
     def check_count(self, images: int) -> None:
         if images > self.limits.images:

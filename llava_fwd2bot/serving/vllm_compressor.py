@@ -21,7 +21,7 @@ from torch import Tensor
 from ..bottleneck import embed
 from ..cache.decode import Preparer
 from ..checkpoint.export_template import PROMPT_FLAG
-from ..compressors import has_prefixes
+from ..compressors import check_prefix
 from ..config import check_k
 from ..files.pixels import LLAVA, Reading
 from ..hosts import host_class
@@ -70,12 +70,7 @@ class VLLMCompressor(EngineModel):
         super().__init__(Engine(url, api_key, timeout), files, name)
         self.k, self.batch_size = k or files.config.num_summary_tokens, batch_size
         check_k(files.config, self.k)
-        most = files.config.num_summary_tokens
-        if self.k < most and not has_prefixes(files.config):
-            raise ValueError(
-                f"The engine makes all {most} tokens of {files.name}, and with residual={files.config.residual!r} the "
-                f"first {self.k} are not the summary for k = {self.k}: leave k out (--k), or compress without --engine."
-            )
+        check_prefix(files.config, self.k)  # the engine makes all tokens
         self.host = host_class(HOST)
         self.prepare = Preparer(files.processor, self.host, max_pixels, reading, fast)
         own = files.processor.image_processor

@@ -11,6 +11,7 @@ from conftest import DENSE, SIZE, settings, toy_base
 
 from llava_fwd2bot import add_fwd2bot, load_fwd2bot
 from llava_fwd2bot.cli.main import main
+from llava_fwd2bot.cli.options import checked
 from llava_fwd2bot.compressors import Compressor, compressor_of, compressors, has_prefixes
 from llava_fwd2bot.compressors.linear import Linear
 from llava_fwd2bot.config import RESIDUALS
@@ -69,6 +70,18 @@ def test_a_residual_is_the_compressor_of_its_name(name, processor):
     assert torch.equal(model.compress(images), expected) and torch.equal(
         model.compress(images, num_tokens=2), made(name, processor, num_summary_tokens=2).compress(images)
     )
+
+
+@pytest.mark.parametrize("settings_of", [{"residual": "pool"}, {"compressor": "pool", "contrastive_weight": 0.0}])
+def test_a_summary_without_prefixes_serves_its_own_k_alone(settings_of, processor, tmp_path):
+    """Fewer of its tokens are no summary: evaluators and answers would read another thing than was trained."""
+    name = next(iter(settings_of))
+    model = add_fwd2bot(toy_base(processor), settings(num_summary_tokens=K, **settings_of), processor)
+    model.save_pretrained(tmp_path / "m", processor=processor)
+    folder = str(tmp_path / "m")
+    assert checked(folder, None, K)[1] == K
+    with pytest.raises(ValueError, match=f"{name}='pool' the first 2 of {K} tokens are not"):
+        checked(folder, 2)
 
 
 @pytest.mark.parametrize("name", NAMES)

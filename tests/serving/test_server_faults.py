@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,8 +17,11 @@ from PIL import Image
 from server_toys import *  # noqa: F403
 from server_toys import CHAT, GOOD, QUESTION, app_of, asking, chat, file_bytes, listening, part, pixels, refused, uri
 
+from llava_fwd2bot import Fwd2BotConfig
 from llava_fwd2bot.processing.batched import Answer
+from llava_fwd2bot.serving.errors import APIError
 from llava_fwd2bot.serving.limits import Limits
+from llava_fwd2bot.serving.service import Service
 
 openai = pytest.importorskip("openai")
 
@@ -311,3 +315,12 @@ def test_parts_must_be_known(server):
     """An audio part that is dropped would be an answer about something else."""
     content = [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, part(IMAGE)]
     refused(server.http.post(CHAT, json=chat(messages=[{"role": "user", "content": content}])), 400)
+
+
+def test_fewer_tokens_of_a_summary_without_prefixes_are_refused():
+    """The first tokens of a grid are a corner of the image; answers from them would look like any other."""
+    service = SimpleNamespace(k=4, config=Fwd2BotConfig(num_summary_tokens=4, residual="pool"))
+    Service.check_k(service, 4)
+    with pytest.raises(APIError, match="leave k out") as error:
+        Service.check_k(service, 2)
+    assert (error.value.status, error.value.code) == (400, "k_without_prefix")
