@@ -162,10 +162,8 @@ def run(work: Path, data: Path | None, count: int, steps: int) -> dict[str, Any]
     asked = [(i, q) for i, photo in enumerate(photos) for q, _ in photo.questions]
     truth = [a for photo in photos for _, a in photo.questions]
     described = [(i, make.DESCRIBE) for i in range(len(photos))]
-    from_dense, dense_words = (
-        answer_by_base(opened, photos, asked, SHORT),
-        answer_by_base(opened, photos, described, LONG),
-    )
+    from_dense = answer_by_base(opened, photos, asked, SHORT)
+    dense_words = answer_by_base(opened, photos, described, LONG)
     accuracy, speed, answers = {}, {}, {}
     for k in NESTED:
         answers[k], speed[str(k)] = answer_all(opened, summary, asked, k, SHORT)

@@ -42,7 +42,7 @@ class Compressor(nn.Module):
         if recipe.kind in LANGUAGE:
             config = Fwd2BotConfig(
                 num_summary_tokens=MOST + (recipe.vector == "token"),
-                residual="average" if recipe.residual != "none" and recipe.comes_out else "none",
+                residual=recipe.residual if recipe.comes_out else "none",
             )
             self.own["tokens"] = SummaryTokens(config, language.words, prompts.image, prompts.text)
             if recipe.residual == "pool":

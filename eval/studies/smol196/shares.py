@@ -50,13 +50,11 @@ class Shares(Scores):
     def means(self, row: str, k: int) -> np.ndarray:
         """Means of each task over seeds, [1 + B, tasks]"""
         if (row, k) not in self._known:
-            self._known[row, k] = self._means([self.items(task, row, k).mean(0) for task in self.tasks])
+            items = [self.items(task, row, k).mean(0) for task in self.tasks]
+            count = self._drawn.shape[1]
+            sums = np.stack([np.bincount(a, weights=x, minlength=count) for a, x in zip(self._at, items, strict=True)])
+            self._known[row, k] = self._drawn @ sums.T / np.maximum(self._asked, 1e-9)
         return self._known[row, k]
-
-    def _means(self, items: list[np.ndarray]) -> np.ndarray:
-        count = self._drawn.shape[1]
-        sums = np.stack([np.bincount(a, weights=x, minlength=count) for a, x in zip(self._at, items, strict=True)])
-        return self._drawn @ sums.T / np.maximum(self._asked, 1e-9)
 
     def floor_and_bound(self) -> tuple[np.ndarray, np.ndarray]:
         """[1 + B, tasks] each"""
@@ -85,9 +83,8 @@ class Shares(Scores):
 
     def of_seeds(self, row: str, k: int) -> np.ndarray:
         """The share of each seed, [S]"""
-        items = [self.items(task, row, k) for task in self.tasks]
-        means = [self._means([own[seed] for own in items])[:1] for seed in range(len(items[0]))]
-        return np.concatenate([self._share(mean) for mean in means])
+        means = np.stack([self.items(task, row, k).mean(1) for task in self.tasks], 1)  # [S, tasks]
+        return np.concatenate([self._share(own[None]) for own in means])
 
     def spread(self, row: str, k: int) -> np.ndarray:
         """What the mean over seeds differs by when seeds are drawn anew, [B]; corrected for their small number."""
